@@ -1,0 +1,90 @@
+/* What a backend fills, and what core gives it. */
+#ifndef MOI_CORE_BACKEND_H
+#define MOI_CORE_BACKEND_H
+
+#include <moiety.h>
+
+#include "core/status.h"
+
+typedef struct moi_backend_ops moi_backend_ops;
+
+struct moi_context {
+  const moi_backend_ops *ops;
+  moi_context_desc desc; /* defaults resolved by the backend; allocator always set */
+  void *state;           /* the backend's */
+};
+
+/* Weights of one matrix for a run: views checked, strides resolved. */
+typedef struct moi_operand {
+  moi_weights w;
+  uint32_t n, k;
+} moi_operand;
+
+/* The args of a run after core has checked them against the plan. */
+typedef struct moi_ffn_run {
+  moi_experts_args args;
+  moi_weights gate, up, down;
+} moi_ffn_run;
+
+typedef struct moi_run {
+  uint32_t n_tokens; /* the host's bound; n_tokens_device is the backend's to read */
+  moi_route_args route;
+  moi_ffn_run experts, shared;
+  moi_buffer shared_gate;
+  moi_gemm_args gemm;
+  moi_weights gemm_weights;
+  moi_buffer workspace;
+  moi_queue queue;
+} moi_run;
+
+/* A plan: normalised descs (every default resolved, `kernel` valid only while the plan is made). */
+struct moi_plan {
+  moi_context *context;
+  moi_op op;
+  uint32_t has_route, has_experts, has_shared;
+  moi_route_desc route;
+  moi_experts_desc experts, shared;
+  moi_gemm_desc gemm;
+  moi_shared_gate shared_gate;
+  moi_format shared_gate_type;
+  float output_scale;
+  uint32_t plan_flags;
+  const char *kernel;
+  size_t workspace, workspace_align; /* filled by the backend */
+  char kernels[128];                 /* moi_plan_kernel's, filled through moi_plan_use */
+  char *text;                        /* moi_plan_describe's, filled through moi_plan_say */
+  size_t text_size, text_used;
+  void *state; /* the backend's */
+};
+
+struct moi_backend_ops {
+  const char *name;
+  moi_status (*device_count)(uint32_t *count);
+  moi_status (*device_get)(uint32_t index, moi_device_info *info);
+  moi_status (*kernel_get)(uint32_t index, moi_kernel_info *info);
+  moi_format (*pack_preferred)(moi_format format);
+  moi_status (*open)(moi_context *context);
+  void (*close)(moi_context *context);
+  /* Chooses kernels, fills workspace and text. On failure leaves state NULL and owns nothing. */
+  moi_status (*plan)(const char *function, moi_plan *plan);
+  void (*unplan)(moi_plan *plan);
+  moi_status (*run)(const char *function, const moi_plan *plan, const moi_run *run);
+};
+
+/* NULL and the reason in moi_last_error if the backend is not in this build. */
+const moi_backend_ops *moi_backend_find(const char *function, moi_backend backend);
+
+void *moi_allocate(const moi_context *context, size_t size);
+void moi_release(const moi_context *context, void *ptr, size_t size);
+void moi_log_line(const moi_context *context, moi_log_level level, const char *format, ...) MOI_PRINTF(3);
+
+/* Appends to the plan's description; what does not fit or cannot be allocated is MOI_OUT_OF_MEMORY. */
+moi_status moi_plan_say(moi_plan *plan, const char *format, ...) MOI_PRINTF(2);
+
+/* Adds a row's name to moi_plan_kernel's text, once. */
+void moi_plan_use(moi_plan *plan, const char *name);
+
+/* Address of a view's first byte. */
+static inline void *moi_view(moi_buffer b) { return b.ptr ? (uint8_t *)b.ptr + b.offset : NULL; }
+
+#endif

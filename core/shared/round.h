@@ -1,0 +1,90 @@
+/* Rounding of fp32 values to the dense types, and dense loads and stores, on the host. Round to nearest even; NaN stays
+ * NaN; overflow gives infinity. */
+#ifndef MOI_SHARED_ROUND_H
+#define MOI_SHARED_ROUND_H
+
+#include <moiety.h>
+
+#include "decode.h"
+
+static inline uint32_t moi_f32_bits(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  return u;
+}
+
+static inline uint16_t moi_to_bf16(float f) {
+  uint32_t u = moi_f32_bits(f);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40);
+  return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+static inline uint16_t moi_to_f16(float f) {
+  uint32_t u = moi_f32_bits(f), sign = (u >> 16) & 0x8000u;
+  u &= 0x7fffffffu;
+  if (u > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
+  if (u >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds to 65536 or more */
+  if (u < 0x38800000u) {                                   /* below 2^-14: the fp32 adder does the rounding */
+    float magnitude = moi_bits_f32(u) + 0.5f;
+    return (uint16_t)(sign | (moi_f32_bits(magnitude) - 0x3f000000u));
+  }
+  u += 0xfffu + ((u >> 13) & 1u);
+  return (uint16_t)(sign | ((u - 0x38000000u) >> 13));
+}
+
+static inline float moi_round_to(moi_format type, float f) {
+  if (type == MOI_FORMAT_BF16) return moi_bf16_value(moi_to_bf16(f));
+  if (type == MOI_FORMAT_F16) return moi_f16_value(moi_to_f16(f));
+  return f;
+}
+
+/* Element i of dense memory. */
+static inline float moi_dense_load(moi_format type, const void *p, size_t i) {
+  if (type == MOI_FORMAT_F32) return ((const float *)p)[i];
+  uint32_t h = ((const uint16_t *)p)[i];
+  return type == MOI_FORMAT_BF16 ? moi_bf16_value(h) : moi_f16_value(h);
+}
+static inline void moi_dense_store(moi_format type, void *p, size_t i, float f) {
+  if (type == MOI_FORMAT_F32) ((float *)p)[i] = f;
+  else ((uint16_t *)p)[i] = type == MOI_FORMAT_BF16 ? moi_to_bf16(f) : moi_to_f16(f);
+}
+
+/* E4M3FN, round to nearest even, saturating at 448 (the caller has clamped); NaN stays NaN. */
+static inline uint8_t moi_to_e4m3(float f) {
+  uint32_t u = moi_f32_bits(f), sign = (u >> 24) & 0x80u;
+  u &= 0x7fffffffu;
+  if (u > 0x7f800000u) return (uint8_t)(sign | 0x7fu);
+  if (u >= 0x43e00000u) return (uint8_t)(sign | 0x7eu);
+  if (u < 0x3c800000u) { /* below 2^-6: multiples of 2^-9, rounded by the fp32 adder (2^14 has that ulp) */
+    float magnitude = moi_bits_f32(u) + 16384.0f;
+    return (uint8_t)(sign | (moi_f32_bits(magnitude) - 0x46800000u));
+  }
+  u += 0x7ffffu + ((u >> 20) & 1u);
+  uint32_t code = (u - 0x3c000000u) >> 20;
+  return (uint8_t)(sign | (code > 0x7eu ? 0x7eu : code));
+}
+
+/* In place: the values that a model's online E4M3 quantisation in groups of 128 leaves (moi_act_quant). */
+static inline void moi_act_quant_row(moi_act_quant quant, float *x, uint32_t k) {
+  if (quant == MOI_ACT_QUANT_NONE) return;
+  for (uint32_t at = 0; at < k; at += 128) {
+    uint32_t n = k - at < 128 ? k - at : 128;
+    float a = 1e-4f;
+    for (uint32_t i = 0; i < n; i++) {
+      float v = x[at + i] < 0 ? -x[at + i] : x[at + i];
+      if (v > a) a = v;
+    }
+    float s = a / 448.0f;
+    if (quant == MOI_ACT_QUANT_FP8_128_POW2) { /* 2^ceil(log2 s), on the bits */
+      uint32_t u = moi_f32_bits(s);
+      s = moi_bits_f32(((u >> 23) + ((u & 0x7fffffu) != 0)) << 23);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+      float v = x[at + i] / s;
+      v = v > 448.0f ? 448.0f : v < -448.0f ? -448.0f : v;
+      x[at + i] = moi_e4m3_value(moi_to_e4m3(v)) * s;
+    }
+  }
+}
+
+#endif
