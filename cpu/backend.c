@@ -1,0 +1,344 @@
+/* The CPU backend's face to core: devices, kernel list, plans, runs. */
+#include <stdio.h>
+#include <string.h>
+
+#include "core/format.h"
+#include "cpu/cpu.h"
+
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
+/* ---- devices */
+
+static moi_status device_count(uint32_t *count) {
+  *count = 1;
+  return MOI_OK;
+}
+
+static void cpu_name(char *name, size_t size) {
+  snprintf(name, size, "CPU");
+#if defined(__linux__)
+  FILE *file = fopen("/proc/cpuinfo", "r");
+  if (!file) return;
+  char line[256];
+  while (fgets(line, sizeof line, file)) {
+    char *colon = strchr(line, ':');
+    if (strncmp(line, "model name", 10) || !colon) continue;
+    line[strcspn(line, "\n")] = 0;
+    snprintf(name, size, "%s", colon + 2);
+    break;
+  }
+  fclose(file);
+#endif
+}
+
+static moi_status device_get(uint32_t index, moi_device_info *info) {
+  if (index) return moi_fail(MOI_NO_DEVICE, "moi_device_get", "index: %u, the CPU is device 0", index);
+  uint32_t isa = moi_isa_detect();
+  info->backend = MOI_BACKEND_CPU;
+  cpu_name(info->name, sizeof info->name);
+  snprintf(info->driver, sizeof info->driver, "%s", isa ? moi_isa_name(isa) : "scalar");
+  size_t at = 0;
+  for (uint32_t bit = 1; bit && bit <= isa; bit <<= 1)
+    if (isa & bit)
+      at += (size_t)snprintf(info->features + at, sizeof info->features - at, "%s%s", at ? " " : "", moi_isa_name(bit));
+#if !defined(_WIN32)
+  long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  if (pages > 0 && page > 0) info->memory = (uint64_t)pages * (uint64_t)page;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (cache > 0) info->cache = (uint64_t)cache;
+#endif
+#endif
+  info->n_workers = moi_cpu_cores();
+  return MOI_OK;
+}
+
+static moi_status kernel_get(uint32_t index, moi_kernel_info *info) {
+  if (index >= moi_cpu_kernel_count)
+    return moi_fail(MOI_INVALID_ARGUMENT, "moi_kernel_get", "index: %u, there are %u kernels", index,
+                    moi_cpu_kernel_count);
+  const moi_cpu_kernel *row = &moi_cpu_kernels[index];
+  info->name = row->name;
+  info->op = row->op;
+  info->format = row->format;
+  info->needs = moi_isa_name(row->needs);
+  info->plan_flags = row->flags & (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT);
+  if (!(row->flags & MOI_ROW_FALLBACK)) info->plan_flags |= MOI_NO_FALLBACK;
+  info->runs_here = (row->needs & ~moi_isa_detect()) == 0;
+  return MOI_OK;
+}
+
+static moi_format pack_preferred(moi_format format) {
+  switch (format) {
+    case MOI_FORMAT_BF16_KN: return MOI_FORMAT_BF16;
+    case MOI_FORMAT_GPTQ_G32:
+    case MOI_FORMAT_AWQ_G32: return MOI_FORMAT_INT4Z_G32;
+    case MOI_FORMAT_GPTQ_G128:
+    case MOI_FORMAT_AWQ_G128: return MOI_FORMAT_INT4Z_G128;
+    default: return format;
+  }
+}
+
+static moi_status open_cpu(moi_context *context) {
+  const char *fn = "moi_context_create";
+  if (context->desc.next) return moi_fail(MOI_UNSUPPORTED, fn, "desc->next: the CPU backend takes no chained struct");
+  if (context->desc.device)
+    return moi_fail(MOI_NO_DEVICE, fn, "desc->device: %u, the CPU is device 0", context->desc.device);
+  if (moi_isa_bad_cap())
+    moi_log_line(context, MOI_LOG_WARNING, "MOI_DEBUG: '%s' is not understood and ignored", moi_isa_bad_cap());
+  moi_cpu *cpu = moi_allocate(context, sizeof *cpu);
+  if (!cpu) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *cpu);
+  cpu->isa = moi_isa_detect();
+  cpu->pool = NULL;
+  moi_status status = moi_pool_open(fn, context, &cpu->pool);
+  if (status) {
+    moi_release(context, cpu, sizeof *cpu);
+    return status;
+  }
+  context->state = cpu;
+  return MOI_OK;
+}
+
+static void close_cpu(moi_context *context) {
+  moi_cpu *cpu = context->state;
+  moi_pool_close(context, cpu->pool);
+  moi_release(context, cpu, sizeof *cpu);
+}
+
+/* ---- choice */
+
+/* NULL if the row can serve, else why not. */
+static const char *refusal(const moi_cpu_kernel *row, const moi_plan *plan, int exact_bf16) {
+  const moi_cpu *cpu = plan->context->state;
+  if (row->needs & ~cpu->isa) return moi_isa_name(row->needs);
+  if (row->form == MOI_FORM_BF16 && !exact_bf16) return "activations that are bf16";
+  if ((plan->plan_flags & MOI_NO_FALLBACK) && row->flags & MOI_ROW_FALLBACK) return "no MOI_NO_FALLBACK";
+  if ((plan->plan_flags & MOI_DETERMINISTIC) && !(row->flags & MOI_DETERMINISTIC)) return "no MOI_DETERMINISTIC";
+  if ((plan->plan_flags & MOI_BATCH_INVARIANT) && !(row->flags & MOI_BATCH_INVARIANT)) return "no MOI_BATCH_INVARIANT";
+  return NULL;
+}
+
+static int serves(const moi_cpu_kernel *row, moi_op op, moi_format format) {
+  return row->op == op && !(row->flags & MOI_ROW_REFERENCE) &&
+         (row->format == format || row->format == MOI_FORMAT_NONE);
+}
+
+moi_status moi_cpu_choose(const char *fn, moi_plan *plan, const char *what, moi_format format, int exact_bf16,
+                          const char *forced, int *found, moi_pick *pick) {
+  pick->few = pick->many = NULL;
+  for (uint32_t i = 0; forced && i < moi_cpu_kernel_count; i++) {
+    const moi_cpu_kernel *row = &moi_cpu_kernels[i];
+    if (!serves(row, MOI_OP_GEMM, format) || strcmp(row->name, forced)) continue;
+    const char *why = refusal(row, plan, exact_bf16);
+    if (why) return moi_fail(MOI_UNSUPPORTED, fn, "kernel: %s for %s needs %s", forced, what, why);
+    pick->few = pick->many = row;
+    *found = 1;
+    return moi_plan_say(plan, "%s (%s): %s, as asked for\n", what, moi_format_name(format), row->name);
+  }
+  char refused[384] = "";
+  size_t at = 0;
+  for (uint32_t i = 0; i < moi_cpu_kernel_count && !pick->many; i++) {
+    const moi_cpu_kernel *row = &moi_cpu_kernels[i];
+    if (!serves(row, MOI_OP_GEMM, format)) continue;
+    const char *why = refusal(row, plan, exact_bf16);
+    if (why) {
+      if (at < sizeof refused)
+        at += (size_t)snprintf(refused + at, sizeof refused - at, "  refused %s: needs %s\n", row->name, why);
+    } else if (!row->m_max) {
+      pick->many = row;
+    } else if (!pick->few && !(plan->plan_flags & MOI_BATCH_INVARIANT)) {
+      pick->few = row; /* a batch-invariant plan must not change rows with the number of tokens */
+    }
+  }
+  if (!pick->many)
+    return moi_fail(MOI_UNSUPPORTED, fn, "format: no CPU kernel for %s (%s) meets plan_flags\n%s", what,
+                    moi_format_name(format), refused);
+  if (!pick->few) pick->few = pick->many;
+  moi_status status =
+      pick->few == pick->many
+          ? moi_plan_say(plan, "%s (%s): %s\n", what, moi_format_name(format), pick->many->name)
+          : moi_plan_say(plan, "%s (%s): %s for up to %u rows of an expert, %s for more\n", what,
+                         moi_format_name(format), pick->few->name, pick->few->m_max, pick->many->name);
+  if (!status && refused[0]) status = moi_plan_say(plan, "%s", refused);
+  if (!status && pick->many->flags & MOI_ROW_FALLBACK)
+    moi_log_line(plan->context, MOI_LOG_WARNING, "%s: %s (%s) falls back to the kernel '%s'", fn, what,
+                 moi_format_name(format), pick->many->name);
+  return status;
+}
+
+static moi_status choose_route(const char *fn, moi_plan *plan, const char *forced, int *found, moi_cpu_plan *state) {
+  const moi_route_desc *d = &plan->route;
+  state->route.select = NULL;
+  for (uint32_t i = 0; i < moi_cpu_kernel_count; i++) {
+    const moi_cpu_kernel *row = &moi_cpu_kernels[i];
+    if (!serves(row, MOI_OP_ROUTE, MOI_FORMAT_NONE)) continue;
+    int asked = forced && !strcmp(forced, row->name);
+    const char *why = refusal(row, plan, 0);
+    if (asked && why) return moi_fail(MOI_UNSUPPORTED, fn, "kernel: %s needs %s", row->name, why);
+    if (asked || (!why && !state->route.select)) state->route.select = row;
+    if (asked) {
+      *found = 1;
+      break;
+    }
+  }
+  if (!state->route.select) return moi_fail(MOI_UNSUPPORTED, fn, "plan_flags: no routing kernel meets them");
+  moi_status status = moi_plan_say(plan, "selection: %s\n", state->route.select->name);
+  if (!status && d->hidden)
+    status = moi_cpu_choose(fn, plan, "router", d->router_type, d->input_type == MOI_FORMAT_BF16 &&
+                            !(d->flags & MOI_ROUTE_INPUT_NORM), forced, found, &state->route.router);
+  return status;
+}
+
+static moi_status choose_ffn(const char *fn, moi_plan *plan, const moi_experts_desc *d, const char *name,
+                             const char *forced, int *found, moi_ffn_state *state) {
+  char what[48];
+  int plain = d->act_quant == MOI_ACT_QUANT_NONE;
+  snprintf(what, sizeof what, "%s gate and up", name);
+  moi_status status = moi_cpu_choose(fn, plan, what, d->format, plain && d->input_type == MOI_FORMAT_BF16, forced,
+                                     found, &state->gate);
+  if (status) return status;
+  snprintf(what, sizeof what, "%s down", name);
+  return moi_cpu_choose(fn, plan, what, d->down_format, plain && d->mid_type == MOI_FORMAT_BF16, forced, found,
+                        &state->down);
+}
+
+/* The names in moi_plan_kernel: the GEMM's, the routed experts', or for a route plan the selection's. */
+static void name_kernels(moi_plan *plan, const moi_cpu_plan *state) {
+  const moi_pick *picks[] = {&state->gemm.gate, &state->ffn[0].gate, &state->ffn[0].down};
+  for (size_t i = 0; i < sizeof picks / sizeof picks[0]; i++) {
+    if (!picks[i]->many) continue;
+    moi_plan_use(plan, picks[i]->few->name);
+    moi_plan_use(plan, picks[i]->many->name);
+  }
+  if (plan->op == MOI_OP_ROUTE && state->route.select) moi_plan_use(plan, state->route.select->name);
+}
+
+static moi_status choose(const char *fn, moi_plan *plan, moi_cpu_plan *state) {
+  const char *forced = plan->kernel;
+  int found = 0;
+  moi_status status = MOI_OK;
+  state->reference = forced && !strcmp(forced, "ref");
+  if (state->reference) {
+    moi_plan_use(plan, "ref");
+    if (plan->plan_flags & MOI_NO_FALLBACK)
+      return moi_fail(MOI_UNSUPPORTED, fn, "plan_flags: MOI_NO_FALLBACK refuses the kernel 'ref' that was asked for");
+    return moi_plan_say(plan, "kernel ref: plain C, double accumulation, one thread\n");
+  }
+  if (plan->op == MOI_OP_GEMM)
+    return moi_cpu_choose(fn, plan, "gemm", plan->gemm.format,
+                          plan->gemm.input_type == MOI_FORMAT_BF16 && !plan->gemm.act_quant, forced, &found,
+                          &state->gemm.gate);
+  if (plan->has_experts)
+    status = choose_ffn(fn, plan, &plan->experts, "experts", forced ? forced : plan->experts.kernel, &found,
+                        &state->ffn[0]);
+  if (!status && plan->has_shared)
+    status = choose_ffn(fn, plan, &plan->shared, "shared", forced ? forced : plan->shared.kernel, &found,
+                        &state->ffn[1]);
+  if (!status && plan->has_route)
+    status = choose_route(fn, plan, forced ? forced : plan->route.kernel, &found, state);
+  return status;
+}
+
+/* A forced name must exist and fit somewhere, or the caller would measure another kernel than the one named. */
+static moi_status check_forced(const char *fn, const moi_plan *plan, const moi_cpu_plan *state) {
+  if (!plan->kernel || state->reference) return MOI_OK;
+  const moi_pick *picks[] = {&state->gemm.gate,      &state->ffn[0].gate, &state->ffn[0].down,
+                             &state->ffn[1].gate,    &state->ffn[1].down, &state->route.router};
+  for (size_t i = 0; i < sizeof picks / sizeof picks[0]; i++)
+    if (picks[i]->many && !strcmp(picks[i]->many->name, plan->kernel)) return MOI_OK;
+  if (state->route.select && !strcmp(state->route.select->name, plan->kernel)) return MOI_OK;
+  return moi_fail(MOI_UNSUPPORTED, fn, "kernel: '%s' is no CPU kernel for these formats", plan->kernel);
+}
+
+/* ---- plans and runs */
+
+static void count(const moi_plan *plan, moi_carve *carve) {
+  const moi_cpu_plan *state = plan->state;
+  size_t slots = plan->has_experts ? (size_t)plan->experts.max_tokens * plan->experts.top_k
+                                   : (size_t)plan->route.max_tokens * plan->route.top_k;
+  if (plan->op == MOI_OP_GEMM) {
+    (state->reference ? moi_ref_gemm_count : moi_cpu_gemm_count)(plan, carve);
+    return;
+  }
+  if (plan->has_route) {
+    moi_take(carve, slots, 4); /* ids and weights where the engine wants none */
+    moi_take(carve, slots, 4);
+    moi_carve route = *carve;
+    (state->reference ? moi_ref_route_count : moi_cpu_route_count)(plan, &route);
+    moi_carve ffn = *carve; /* the two phases use the same memory one after the other */
+    if (plan->has_experts) (state->reference ? moi_ref_ffn_count : moi_cpu_ffn_count)(plan, &ffn);
+    carve->used = moi_max_size(route.used, ffn.used);
+    carve->overflow |= route.overflow | ffn.overflow;
+    return;
+  }
+  (state->reference ? moi_ref_ffn_count : moi_cpu_ffn_count)(plan, carve);
+}
+
+static moi_status plan_cpu(const char *fn, moi_plan *plan) {
+  moi_cpu_plan *state = moi_allocate(plan->context, sizeof *state);
+  if (!state) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *state);
+  memset(state, 0, sizeof *state);
+  moi_status status = choose(fn, plan, state);
+  if (!status) status = check_forced(fn, plan, state);
+  if (!status && !state->reference) name_kernels(plan, state);
+  if (!status) {
+    plan->state = state;
+    moi_carve carve = {NULL, 0, 0};
+    count(plan, &carve);
+    if (carve.overflow) status = moi_fail(MOI_INVALID_ARGUMENT, fn, "max_tokens: the workspace exceeds this machine's "
+                                                                    "address space");
+    plan->workspace = carve.used;
+    plan->workspace_align = MOI_WORKSPACE_ALIGN;
+  }
+  if (!status)
+    status = moi_plan_say(plan, "workspace %zu bytes, %u workers\n", plan->workspace, plan->context->desc.n_workers);
+  if (status) {
+    moi_release(plan->context, state, sizeof *state);
+    plan->state = NULL;
+  }
+  return status;
+}
+
+static void unplan_cpu(moi_plan *plan) { moi_release(plan->context, plan->state, sizeof(moi_cpu_plan)); }
+
+static moi_status run_cpu(const char *fn, const moi_plan *plan, const moi_run *run) {
+  const moi_cpu_plan *state = plan->state;
+  if (run->queue.native) return moi_fail(MOI_INVALID_ARGUMENT, fn, "queue.native: must be null on the CPU");
+  moi_carve carve = {moi_view(run->workspace), 0, 0};
+  if (plan->op == MOI_OP_GEMM)
+    return (state->reference ? moi_ref_gemm : moi_cpu_gemm)(fn, plan, run, &carve);
+  const int32_t *ids = moi_view(run->experts.args.ids);
+  const float *weights = moi_view(run->experts.args.weights);
+  uint32_t n_tokens = moi_tokens_of(run->n_tokens, plan->has_experts ? run->experts.args.n_tokens_device
+                                                                      : run->route.n_tokens_device);
+  if (plan->has_route) {
+    size_t slots = plan->has_experts ? (size_t)plan->experts.max_tokens * plan->experts.top_k
+                                     : (size_t)plan->route.max_tokens * plan->route.top_k;
+    int32_t *own_ids = moi_take(&carve, slots, 4);
+    float *own_weights = moi_take(&carve, slots, 4);
+    if (run->route.ids.ptr) own_ids = moi_view(run->route.ids);
+    if (run->route.weights.ptr) own_weights = moi_view(run->route.weights);
+    moi_carve route = carve;
+    if (state->reference) moi_ref_route(plan, run, &route, own_ids, own_weights, n_tokens);
+    else moi_cpu_route(plan, run, &route, own_ids, own_weights, n_tokens);
+    if (!plan->has_experts) return MOI_OK;
+    ids = own_ids;
+    weights = own_weights;
+  }
+  return (state->reference ? moi_ref_ffn : moi_cpu_ffn)(fn, plan, run, &carve, ids, weights, n_tokens);
+}
+
+const moi_backend_ops moi_cpu_ops = {
+    .name = "cpu",
+    .device_count = device_count,
+    .device_get = device_get,
+    .kernel_get = kernel_get,
+    .pack_preferred = pack_preferred,
+    .open = open_cpu,
+    .close = close_cpu,
+    .plan = plan_cpu,
+    .unplan = unplan_cpu,
+    .run = run_cpu,
+};

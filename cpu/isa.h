@@ -1,0 +1,24 @@
+/* What this CPU can do, as bits that kernel rows ask for. */
+#ifndef MOI_CPU_ISA_H
+#define MOI_CPU_ISA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+  MOI_ISA_SCALAR = 0,
+  MOI_ISA_AVX2 = 1 << 0,       /* AVX2, FMA, F16C */
+  MOI_ISA_AVX512 = 1 << 1,     /* AVX-512 F, BW, DQ, VL (and AVX2) */
+  MOI_ISA_AVX512VNNI = 1 << 2, /* and VNNI */
+  MOI_ISA_AVX512BF16 = 1 << 3  /* and BF16 */
+};
+
+/* The ISA bits of this CPU and operating system, capped by MOI_DEBUG=cpu=... */
+uint32_t moi_isa_detect(void);
+/* "avx2", "avx512", ...: the lowest level that has all of `bits`; "" for none. */
+const char *moi_isa_name(uint32_t bits);
+
+/* What MOI_DEBUG says that is not understood, NULL if there is nothing. */
+const char *moi_isa_bad_cap(void);
+
+#endif

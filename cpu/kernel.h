@@ -1,0 +1,86 @@
+/* The contract between the CPU drivers (route.c, experts.c) and the GEMM kernels of kernels.def. */
+#ifndef MOI_CPU_KERNEL_H
+#define MOI_CPU_KERNEL_H
+
+#include <moiety.h>
+
+#include "cpu/isa.h"
+
+/* One expert's W[n,k], streams as the format says. */
+typedef struct moi_matrix {
+  moi_format format;
+  const uint8_t *data, *scales, *zeros;
+  float global; /* multiplies the dot product: NVFP4's global scale, else 1 */
+  uint32_t n, k;
+} moi_matrix;
+
+/* A FORM is how a kernel wants a row of activations x[k] prepared. k is padded with zeros to kp = k rounded up to 64.
+ *
+ * F32      float x[kp]
+ * BF16     uint16 x[kp], round to nearest even: chosen only where x holds bf16 values exactly
+ * I16      x ~ d * q: int16 q[kp], |q| <= 32639; then float d[kp/32], one for each 32; then float s[kp/16], s = d * (sum
+ *          of the 16 q's). 16 bits keep the integer kernels as good as fp32 ones
+ * I8X2     the same numbers as two signed digits, q = 256*hi + lo, -128 <= lo <= 127, |hi| <= 127: for each 64 elements
+ *          64 bytes hi, then 64 bytes lo; then d, then s as above
+ * *_EO     the same with the order of each 64 elements changed to match formats whose low nibbles are the even k:
+ *          [even of first 32 | even of second 32 | odd of first 32 | odd of second 32] for I8X2_EO, and
+ *          [even 16 | odd 16] of each 32 for I16_EO. d and s are as in the natural order
+ *
+ * d = max|x| / 32639 of the 32 elements (0 if all are 0), q = x / d rounded to nearest, ties to even. NaN and infinity in
+ * x give d = NaN, so that they reach the result. */
+typedef enum moi_form {
+  MOI_FORM_F32,
+  MOI_FORM_BF16,
+  MOI_FORM_I16,
+  MOI_FORM_I16_EO,
+  MOI_FORM_I8X2,
+  MOI_FORM_I8X2_EO,
+  MOI_FORM_COUNT
+} moi_form;
+
+/* Bytes of a prepared row, a multiple of 64. */
+size_t moi_form_bytes(moi_form form, uint32_t k);
+/* Offsets of d and s in an I16* or I8X2* row. */
+#define MOI_FORM_KP(k) (((size_t)(k) + 63) & ~(size_t)63)
+#define MOI_FORM_D(k) (MOI_FORM_KP(k) * 2)
+#define MOI_FORM_S(k) (MOI_FORM_KP(k) * 2 + MOI_FORM_KP(k) / 32 * 4)
+
+/* Prepares one row; dst is 64-byte aligned. The best of the `isa` that is given; every ISA gives the same bits. */
+typedef void (*moi_prepare_fn)(const float *x, uint32_t k, void *dst);
+moi_prepare_fn moi_form_prepare(moi_form form, uint32_t isa);
+
+/* c[r*ldc + (n - n0)] = global * sum_k x[rows[r]][k] * W[n][k]   for r < m, n0 <= n < n1.
+ * The caller guarantees: n0 is a multiple of 16 (n1 may be anything <= w->n); x rows are 64-byte aligned; scratch is
+ * 64-byte aligned and holds scratch_rows * kp floats; any m >= 1. A kernel reads nothing outside the matrix's
+ * streams and the prepared rows, writes nothing outside c, and allocates nothing. */
+typedef struct moi_gemm_tile {
+  const moi_matrix *w;
+  uint32_t n0, n1, m;
+  const uint8_t *x; /* prepared row i at x + i * x_stride */
+  size_t x_stride;
+  const uint32_t *rows; /* [m] */
+  float *c;
+  size_t ldc;
+  void *scratch;
+} moi_gemm_tile;
+typedef void (*moi_gemm_fn)(const moi_gemm_tile *tile);
+
+typedef struct moi_cpu_kernel {
+  const char *name;
+  moi_op op;
+  moi_format format; /* of W; MOI_FORMAT_NONE: every format */
+  uint32_t needs;    /* ISA bits */
+  moi_form form;
+  uint32_t m_max;        /* meant for up to m_max rows of one expert (right for any m); 0: no bound */
+  uint32_t scratch_rows; /* see moi_gemm_tile */
+  uint32_t flags;        /* MOI_DETERMINISTIC, MOI_BATCH_INVARIANT, and MOI_ROW_* */
+  void (*fn)(void);      /* moi_gemm_fn, moi_select_fn, or NULL for the reference */
+} moi_cpu_kernel;
+
+#define MOI_ROW_FALLBACK 0x100u   /* the generic kernel and the reference: chosen with a warning */
+#define MOI_ROW_REFERENCE 0x200u  /* cpu/ref runs the whole op */
+
+extern const moi_cpu_kernel moi_cpu_kernels[];
+extern const uint32_t moi_cpu_kernel_count;
+
+#endif

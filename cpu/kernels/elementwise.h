@@ -1,0 +1,105 @@
+/* The elementwise kernels, written once as plain loops that compilers vectorise; each ISA's file includes this text with
+ * its own flags. Contraction is off everywhere, so all ISAs give the same bits. MOI_ELEMENTWISE names the set. */
+#include <math.h>
+
+#include "core/shared/round.h"
+#include "cpu/cpu.h"
+
+/* e^x to 2 ulp for x in [-87, 88], clamped outside; NaN stays NaN. No float-to-int conversion: the integer is read off
+ * the sum with 1.5 * 2^23. */
+static inline float fast_exp(float x) {
+  x = x > 88.0f ? 88.0f : x;
+  x = x < -87.0f ? -87.0f : x;
+  float shifted = x * 1.44269504f + 12582912.0f;
+  float n = shifted - 12582912.0f;
+  float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.0f / 5040.0f;
+  p = p * r + 1.0f / 720.0f;
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return p * moi_bits_f32((moi_f32_bits(shifted) << 23) + 0x3f800000u);
+}
+
+static inline float fast_sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+
+static inline float fast_tanh(float x) {
+  float x2 = x * x;
+  float small = x * (1.0f + x2 * (-1.0f / 3.0f + x2 * (2.0f / 15.0f + x2 * (-17.0f / 315.0f + x2 * (62.0f / 2835.0f)))));
+  float big = 1.0f - 2.0f / (fast_exp(2.0f * x) + 1.0f);
+  return x2 < 0.0625f ? small : big;
+}
+
+static inline float clamp(float x, float limit) {
+  x = x > limit ? limit : x;
+  return x < -limit ? -limit : x;
+}
+
+static void activate(moi_activation activation, float alpha, float limit, const float *restrict g,
+                     const float *restrict u, float weight, float *restrict out, uint32_t n) {
+  switch (activation) {
+    case MOI_ACT_SWIGLU:
+      if (limit > 0)
+        for (uint32_t i = 0; i < n; i++) {
+          float a = g[i] > limit ? limit : g[i];
+          out[i] = a * fast_sigmoid(a) * clamp(u[i], limit) * weight;
+        }
+      else
+        for (uint32_t i = 0; i < n; i++) out[i] = g[i] * fast_sigmoid(g[i]) * u[i] * weight;
+      break;
+    case MOI_ACT_SWIGLU_OAI:
+      for (uint32_t i = 0; i < n; i++) {
+        float a = g[i] > limit ? limit : g[i];
+        out[i] = a * fast_sigmoid(alpha * a) * (clamp(u[i], limit) + 1.0f) * weight;
+      }
+      break;
+    case MOI_ACT_GEGLU_TANH:
+      for (uint32_t i = 0; i < n; i++) {
+        float a = g[i], t = fast_tanh(0.797884561f * (a + 0.044715f * a * a * a));
+        out[i] = 0.5f * a * (1.0f + t) * u[i] * weight;
+      }
+      break;
+    case MOI_ACT_GEGLU_ERF:
+      for (uint32_t i = 0; i < n; i++) out[i] = 0.5f * g[i] * (1.0f + erff(g[i] * 0.707106781f)) * u[i] * weight;
+      break;
+    case MOI_ACT_SITU:
+      for (uint32_t i = 0; i < n; i++)
+        out[i] = alpha * fast_tanh(g[i] / alpha) * fast_sigmoid(g[i]) * (limit * fast_tanh(u[i] / limit)) * weight;
+      break;
+    case MOI_ACT_RELU2:
+      for (uint32_t i = 0; i < n; i++) {
+        float a = u[i] < 0.0f ? 0.0f : u[i];
+        out[i] = a * a * weight;
+      }
+      break;
+    default: break;
+  }
+}
+
+static void load(moi_format type, const void *x, float *restrict out, uint32_t n) {
+  const uint16_t *restrict h = x;
+  if (type == MOI_FORMAT_F32) {
+    memcpy(out, x, (size_t)n * sizeof *out);
+  } else if (type == MOI_FORMAT_BF16) {
+    for (uint32_t i = 0; i < n; i++) out[i] = moi_bits_f32((uint32_t)h[i] << 16);
+  } else {
+    for (uint32_t i = 0; i < n; i++) { /* 2^112 lifts the exponent and normalises subnormals */
+      uint32_t u = h[i], magnitude = (u & 0x7fffu) << 13;
+      uint32_t bits = moi_f32_bits(moi_bits_f32(magnitude) * moi_bits_f32(0x77800000u));
+      bits |= (u & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
+      out[i] = moi_bits_f32(bits | (u & 0x8000u) << 16);
+    }
+  }
+}
+
+static void combine(float *restrict acc, const float *restrict c, const float *restrict bias, float w, uint32_t n) {
+  if (bias)
+    for (uint32_t i = 0; i < n; i++) acc[i] += w * (c[i] + bias[i]);
+  else
+    for (uint32_t i = 0; i < n; i++) acc[i] += w * c[i];
+}
+
+const moi_elementwise MOI_ELEMENTWISE = {activate, load, combine};

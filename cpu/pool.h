@@ -1,0 +1,21 @@
+/* The threads of a CPU context: the engine's parallel_for, or pthreadpool. */
+#ifndef MOI_CPU_POOL_H
+#define MOI_CPU_POOL_H
+
+#include "core/backend.h"
+
+typedef struct moi_pool moi_pool;
+
+/* Sets context->desc.n_workers and, without the engine's parallel_for, starts the default pool. */
+moi_status moi_pool_open(const char *function, moi_context *context, moi_pool **out);
+void moi_pool_close(moi_context *context, moi_pool *pool);
+
+/* Cores this process may use. */
+uint32_t moi_cpu_cores(void);
+
+/* Runs task(arg, lane, i) for every i < n_tasks on up to n_workers lanes, which take the next i from a counter: `lane`
+ * (< n_workers) names scratch that no other task uses at the same time. Returns when all are done. */
+typedef void (*moi_task_fn)(void *arg, uint32_t lane, uint32_t i);
+void moi_pool_run(const moi_context *context, uint32_t n_tasks, moi_task_fn task, void *arg);
+
+#endif
