@@ -241,15 +241,29 @@ static moi_status choose(const char *fn, moi_plan *plan, moi_cpu_plan *state) {
   return status;
 }
 
-/* A forced name must exist and fit somewhere, or the caller would measure another kernel than the one named. */
+/* A forced name must exist and fit somewhere in its desc, or the caller would measure another kernel than the one named. */
 static moi_status check_forced(const char *fn, const moi_plan *plan, const moi_cpu_plan *state) {
-  if (!plan->kernel || state->reference) return MOI_OK;
-  const moi_pick *picks[] = {&state->gemm.gate,      &state->ffn[0].gate, &state->ffn[0].down,
-                             &state->ffn[1].gate,    &state->ffn[1].down, &state->route.router};
-  for (size_t i = 0; i < sizeof picks / sizeof picks[0]; i++)
-    if (picks[i]->many && !strcmp(picks[i]->many->name, plan->kernel)) return MOI_OK;
-  if (state->route.select && !strcmp(state->route.select->name, plan->kernel)) return MOI_OK;
-  return moi_fail(MOI_UNSUPPORTED, fn, "kernel: '%s' is no CPU kernel for these formats", plan->kernel);
+  if (state->reference) return MOI_OK;
+  const moi_pick *picks[] = {&state->gemm.gate,   &state->ffn[0].gate, &state->ffn[0].down,
+                             &state->ffn[1].gate, &state->ffn[1].down, &state->route.router};
+  const struct {
+    const char *name;
+    size_t first, end; /* of the picks that the name may serve */
+    int selects;
+  } asked[] = {{plan->kernel, 0, 6, 1},
+               {plan->kernel ? NULL : plan->experts.kernel, 1, 3, 0},
+               {plan->kernel ? NULL : plan->shared.kernel, 3, 5, 0},
+               {plan->kernel ? NULL : plan->route.kernel, 5, 6, 1}};
+  for (size_t a = 0; a < sizeof asked / sizeof asked[0]; a++) {
+    const char *name = asked[a].name;
+    if (!name) continue;
+    const moi_cpu_kernel *select = asked[a].selects ? state->route.select : NULL;
+    int served = select && !strcmp(select->name, name);
+    for (size_t i = asked[a].first; i < asked[a].end; i++)
+      served |= picks[i]->many && !strcmp(picks[i]->many->name, name);
+    if (!served) return moi_fail(MOI_UNSUPPORTED, fn, "kernel: '%s' is no CPU kernel for these formats", name);
+  }
+  return MOI_OK;
 }
 
 /* ---- plans and runs */
