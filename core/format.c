@@ -39,7 +39,7 @@ uint32_t moi_dense_bytes(moi_format format) {
 }
 
 uint32_t moi_format_align(const moi_format_row *row) {
-  return row->block_bytes == 4 ? 4 : row->block_bytes == 2 || row->scale_bytes == 2 ? 2 : row->scale_bytes == 4 ? 4 : 1;
+  return row->block_bytes == 4 ? 4 : row->block_bytes == 2 ? 2 : 1;
 }
 
 static uint64_t round_up_div(uint64_t a, uint64_t b) { return (a + b - 1) / b; }

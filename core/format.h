@@ -17,7 +17,7 @@ typedef struct moi_format_row {
 const moi_format_row *moi_format_find(moi_format format);
 /* Bytes of an element of F32, F16 or BF16, 0 for any other. */
 uint32_t moi_dense_bytes(moi_format format);
-/* Alignment in bytes that the data and scales streams of a format must have. */
+/* Alignment in bytes that the data stream of a format must have; that of scales is their size. */
 uint32_t moi_format_align(const moi_format_row *row);
 
 #endif

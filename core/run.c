@@ -13,10 +13,11 @@
     if (try_status) return try_status;                                                                                 \
   } while (0)
 
-/* A view must be there, aligned and big enough; needing 0 bytes asks nothing of it. */
+/* A view must be there, aligned and big enough; needing 0 bytes asks nothing of it. No backend of this version reads
+ * memory by handle: a view that has nothing else would be a null pointer to it. */
 static moi_status need(const char *fn, const char *what, moi_buffer b, uint64_t bytes, uint32_t align) {
   if (!bytes) return MOI_OK;
-  if (!b.ptr && !b.handle) REFUSE("%s: is absent", what);
+  if (!b.ptr) REFUSE(b.handle ? "%s: has a handle, but this backend reads ptr" : "%s: is absent", what);
   if (b.size < bytes)
     REFUSE("%s.size: %llu bytes, %llu are needed", what, (unsigned long long)b.size, (unsigned long long)bytes);
   if (((uintptr_t)b.ptr + b.offset) % align) REFUSE("%s: is not aligned to %u bytes", what, align);
@@ -225,6 +226,8 @@ moi_status moi_gemm_run(const moi_plan *plan, const moi_gemm_args *args, moi_buf
   TRY(need(fn, "args->output", a->output, out, out_bytes));
   TRY(need(fn, "args->offsets", a->offsets, ((uint64_t)d->n_experts + 1) * 4, 4));
   if (overlap(a->input, in, a->output, out)) REFUSE("args->output: overlaps args->input");
+  if (overlap(a->offsets, ((uint64_t)d->n_experts + 1) * 4, a->output, out))
+    REFUSE("args->output: overlaps args->offsets");
   if (a->n_rows)
     TRY(check_weights(fn, "args->weights", &run.gemm_weights, a->weights, d->format, d->n, d->k, d->n_experts,
                       d->bias_type, (d->flags & MOI_EXPERTS_TABLES) != 0));
@@ -260,6 +263,11 @@ moi_status moi_moe_run(const moi_plan *plan, const moi_moe_args *args, moi_buffe
       s->input_stride = run.experts.args.input_stride;
     }
     TRY(check_ffn(fn, &plan->shared, &run.shared, 0, 0));
+    const moi_experts_args *x = &run.experts.args;
+    uint64_t in = rows_bytes(s->n_tokens, s->input_stride, plan->shared.hidden, moi_dense_bytes(plan->shared.input_type));
+    uint64_t out = rows_bytes(x->n_tokens, x->output_stride, plan->experts.hidden,
+                              moi_dense_bytes(plan->experts.output_type));
+    if (overlap(s->input, in, x->output, out)) REFUSE("args->experts->output: overlaps args->shared->input");
     if (plan->shared_gate == MOI_SHARED_SIGMOID) {
       uint32_t bytes = moi_dense_bytes(plan->shared_gate_type);
       TRY(need(fn, "args->shared_gate", a.shared_gate, (uint64_t)plan->shared.hidden * bytes, bytes));
