@@ -176,7 +176,7 @@ static moi_found find_packed(moi_layer_reader *r, const char *base, const moi_te
   else if (group == 16 && moi_is_type(scales, "F8_E4M3")) {
     part->format = MOI_FORMAT_NVFP4;
     const moi_tensor *global = beside(r, base, ".weight_scale_2"), *inverse = beside(r, base, ".weight_global_scale");
-    moi_buffer number;
+    moi_buffer number = {NULL, 0, 0, 0};
     if (!global && !inverse) return bad(r, data, "is nvfp4 without a global scale");
     if (!moi_layer_numbers(r, global ? global : inverse, 1, MOI_FORMAT_F32, &number)) return MOI_BAD;
     float scale = *(const float *)number.ptr;

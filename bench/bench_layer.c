@@ -1,0 +1,481 @@
+#include "bench/bench_layer.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench/checkpoint/layer.h"
+#include "bench/rig/case.h"
+
+enum { MAX_SETS = 16, MAX_VARIANTS = 64, MAX_CHECKED = 4 };
+#define COLD_BYTES ((uint64_t)2 << 30)
+
+/* One copy of the layer's weights. */
+typedef struct weight_set {
+  moi_ffn_weights weights, shared;
+  moi_route_args route; /* router and all that belongs to it */
+  moi_buffer shared_gate;
+} weight_set;
+
+struct moi_bench_layer {
+  char name[96], format[48], text[256];
+  moi_case proto; /* the descs, as a moe */
+  uint32_t n_sets;
+  weight_set sets[MAX_SETS];
+  moi_arena arena;
+  int filled, users;
+  moi_checkpoint *checkpoint; /* NULL: random weights */
+  moi_layer file;
+  /* results of the reference for the first tokens of variant 0, by op */
+  moi_arena reference_arena;
+  moi_outputs reference[8];
+  uint32_t n_checked[8];
+};
+
+struct moi_bench_row {
+  moi_bench_layer *layer;
+  moi_context *context, *reference;
+  moi_op op;
+  uint32_t tokens, n_variants;
+  moi_plan *plan;
+  char kernel[128], needs[32];
+  moi_arena arena;
+  moi_case variants[MAX_VARIANTS];
+  double bytes[MAX_VARIANTS], flops[MAX_VARIANTS];
+  moi_outputs outputs;
+  moi_buffer workspace;
+};
+
+static void *allocate(size_t size) {
+  void *p = calloc(1, size);
+  if (p) return p;
+  fprintf(stderr, "moiety: out of memory: %zu bytes\n", size);
+  exit(3);
+}
+
+/* ---- layers */
+
+static double gigabytes(uint64_t bytes) { return (double)bytes / 1e9; }
+
+static void describe(moi_bench_layer *l) {
+  const moi_experts_desc *d = &l->proto.experts;
+  moi_format down = moi_or(d->down_format, d->format);
+  if (down == d->format) snprintf(l->format, sizeof l->format, "%s", moi_format_name(d->format));
+  else snprintf(l->format, sizeof l->format, "%s+%s", moi_format_name(d->format), moi_format_name(down));
+}
+
+moi_bench_layer *moi_bench_layer_of_preset(const moi_preset *preset, moi_format format, uint64_t memory, char *error,
+                                           size_t error_size) {
+  moi_bench_layer *l = allocate(sizeof *l);
+  moi_case_of_preset(preset, MOI_OP_MOE, format, 1, 1, &l->proto);
+  moi_experts_desc *d = &l->proto.experts;
+  snprintf(l->name, sizeof l->name, "%s", preset->name);
+  describe(l);
+  uint64_t all = moi_ffn_weights_bytes(d), each = all / d->n_experts;
+  uint64_t shared = l->proto.has_shared ? moi_ffn_weights_bytes(&l->proto.shared) : 0;
+  if (!each || (l->proto.has_shared && !shared)) {
+    snprintf(error, error_size, "%s in %s: %s", preset->name, l->format, moi_last_error());
+    free(l);
+    return NULL;
+  }
+  uint32_t groups = l->proto.route.n_group > 1 ? l->proto.route.n_group : 1, before = d->n_experts;
+  uint32_t top_groups = groups > 1 ? l->proto.route.topk_group : 1;
+  while (each * d->n_experts + shared > memory) {
+    if (d->n_experts <= groups || (d->n_experts - groups) / groups * top_groups < d->top_k) {
+      snprintf(error, error_size, "%s in %s: top_k experts alone take %.2f GB, %.2f GB may be used", preset->name,
+               l->format, gigabytes(each * d->top_k + shared), gigabytes(memory));
+      free(l);
+      return NULL;
+    }
+    d->n_experts -= groups;
+  }
+  l->proto.route.n_experts = d->n_experts;
+  uint64_t set = each * d->n_experts + shared;
+  l->n_sets = (uint32_t)((COLD_BYTES + set - 1) / set);
+  if (l->n_sets > memory / set) l->n_sets = (uint32_t)(memory / set);
+  if (l->n_sets > MAX_SETS) l->n_sets = MAX_SETS;
+  snprintf(l->text, sizeof l->text, "%s in %s: %u x %.2f GB of random weights, %u of %u experts%s", l->name, l->format,
+           l->n_sets, gigabytes(set), d->n_experts, before,
+           d->n_experts < before ? " (memory is short: routing goes among these)" : "");
+  return l;
+}
+
+moi_bench_layer *moi_bench_layer_of_file(const char *path, uint32_t index, char *error, size_t error_size) {
+  moi_bench_layer *l = allocate(sizeof *l);
+  moi_load_error reason = {""};
+  l->checkpoint = moi_checkpoint_open(path, &reason);
+  if (!l->checkpoint || !moi_layer_open(l->checkpoint, index, &l->file, &reason)) {
+    snprintf(error, error_size, "%s: %s", path, reason.text);
+    moi_checkpoint_close(l->checkpoint);
+    free(l);
+    return NULL;
+  }
+  const moi_layer *f = &l->file;
+  moi_case *p = &l->proto;
+  p->op = MOI_OP_MOE;
+  p->n_tokens = 1;
+  p->seed = 1;
+  p->route = f->route;
+  p->experts = f->experts;
+  p->shared = f->shared;
+  p->has_route = 1;
+  p->has_shared = f->has_shared;
+  p->moe = (moi_moe_desc)MOI_MOE_DESC_INIT;
+  p->moe.shared_gate = f->shared_kind;
+  p->moe.shared_gate_type = f->shared_gate_type;
+  p->moe.output_scale = f->output_scale;
+  l->n_sets = 1;
+  snprintf(l->name, sizeof l->name, "%s-layer%u", f->architecture, f->index);
+  describe(l);
+  snprintf(l->text, sizeof l->text, "%s, layer %u: %s, %u experts in %s, %.2f GB%s%s", path, index, f->architecture,
+           f->experts.n_experts, l->format, gigabytes(moi_ffn_weights_bytes(&f->experts)), f->note[0] ? "; " : "",
+           f->note);
+  return l;
+}
+
+/* The optional operands of a route that no file brings: ids of tokens. */
+static void add_route_extras(moi_bench_layer *l, weight_set *s) {
+  moi_route_desc d = l->proto.route;
+  moi_route_args made;
+  d.max_tokens = 1;
+  if (l->checkpoint) d.hidden = 0; /* the router is the file's */
+  d.flags &= l->checkpoint ? ~(uint32_t)MOI_ROUTE_INPUT_NORM : ~0u;
+  moi_make_route(&l->arena, &d, 1, MOI_LOGITS_RANDOM, 0, (uint64_t)(s - l->sets) + 77, &made);
+  if (!l->checkpoint) {
+    s->route = made;
+    return;
+  }
+  const moi_layer *f = &l->file;
+  s->route = (moi_route_args)MOI_ROUTE_ARGS_INIT;
+  s->route.router = f->router;
+  s->route.router_bias = f->router_bias;
+  s->route.select_bias = f->select_bias;
+  s->route.expert_scale = f->expert_scale;
+  s->route.norm_weight = f->norm_weight;
+  s->route.hash_table = f->hash_table;
+}
+
+static void fill(moi_bench_layer *l) {
+  if (l->filled) return;
+  l->filled = 1;
+  l->arena.flags = MOI_ARENA_HUGE;
+  fprintf(stderr, "moiety bench: %s\n", l->text);
+  for (uint32_t i = 0; i < l->n_sets; i++) {
+    weight_set *s = &l->sets[i];
+    memset(s, 0, sizeof *s);
+    add_route_extras(l, s);
+    if (l->checkpoint) {
+      s->weights = (moi_ffn_weights){l->file.gate, l->file.up, l->file.down};
+      s->shared = (moi_ffn_weights){l->file.shared_gate, l->file.shared_up, l->file.shared_down};
+      s->shared_gate = l->file.shared_gate_vector;
+      continue;
+    }
+    moi_make_ffn_weights(&l->arena, &l->proto.experts, 1000 + i, &s->weights);
+    if (l->proto.has_shared) moi_make_ffn_weights(&l->arena, &l->proto.shared, 2000 + i, &s->shared);
+    if (l->proto.moe.shared_gate == MOI_SHARED_SIGMOID) {
+      moi_format type = moi_or(l->proto.moe.shared_gate_type, MOI_FORMAT_F32);
+      uint32_t element = moi_element_bytes(type);
+      s->shared_gate = moi_arena_view(&l->arena, l->proto.experts.hidden * (size_t)element, element, "shared gate");
+      moi_experts_desc one = l->proto.experts; /* a row of activations serves as the vector */
+      one.n_experts = one.top_k = 1;
+      one.input_type = type;
+      one.hidden = l->proto.experts.hidden;
+      moi_buffer row = moi_make_output(&l->arena, type, 1, one.hidden, one.hidden, 3000 + i);
+      memcpy(s->shared_gate.ptr, row.ptr, s->shared_gate.size);
+    }
+  }
+}
+
+void moi_bench_layer_drop(moi_bench_layer *l) {
+  moi_arena_free(&l->arena);
+  moi_arena_free(&l->reference_arena);
+  memset(l->n_checked, 0, sizeof l->n_checked);
+  l->filled = 0;
+}
+
+void moi_bench_layer_free(moi_bench_layer *l) {
+  if (!l) return;
+  moi_bench_layer_drop(l);
+  if (l->checkpoint) {
+    moi_layer_close(&l->file);
+    moi_checkpoint_close(l->checkpoint);
+  }
+  free(l);
+}
+
+const char *moi_bench_layer_text(const moi_bench_layer *l) { return l->text; }
+const char *moi_bench_layer_name(const moi_bench_layer *l) { return l->name; }
+const char *moi_bench_layer_format(const moi_bench_layer *l) { return l->format; }
+uint64_t moi_bench_layer_expert_bytes(const moi_bench_layer *l) {
+  return moi_ffn_weights_bytes(&l->proto.experts) / l->proto.experts.n_experts;
+}
+
+/* ---- rows */
+
+/* The first "what: NAME[ for up to ..., OTHER for more]" line of the plan. */
+static void read_kernels(moi_bench_row *row, moi_backend backend) {
+  char text[1024], first[64] = "plan", second[64] = "";
+  moi_plan_describe(row->plan, text, sizeof text);
+  const char *colon = strstr(text, ": ");
+  if (colon) {
+    const char *name = colon + 2;
+    snprintf(first, sizeof first, "%.*s", (int)strcspn(name, " ,;\n"), name);
+    const char *end = strchr(name, '\n'), *many = strstr(name, " for more");
+    if (many && (!end || many < end)) {
+      const char *start = many;
+      while (start > name && start[-1] != ' ') start--;
+      snprintf(second, sizeof second, "%.*s", (int)(many - start), start);
+    }
+  }
+  if (!strncmp(text, "kernel ref", 10)) snprintf(first, sizeof first, "ref");
+  snprintf(row->kernel, sizeof row->kernel, "%s%s%s", first, second[0] ? "+" : "", second);
+  moi_kernel_info info = MOI_KERNEL_INFO_INIT;
+  for (uint32_t i = 0; !moi_kernel_get(backend, i, &info); i++)
+    if (!strcmp(info.name, first)) snprintf(row->needs, sizeof row->needs, "%s", info.needs);
+}
+
+static void set_tokens(moi_case *c, moi_op op, uint32_t tokens) {
+  c->op = op;
+  c->n_tokens = tokens;
+  c->has_route = op != MOI_OP_EXPERTS;
+  if (op != MOI_OP_MOE) c->has_shared = 0;
+  c->operands.route.n_tokens = c->operands.experts.n_tokens = tokens;
+}
+
+moi_status moi_bench_row_open(moi_bench_layer *layer, moi_op op, uint32_t tokens, moi_context *context,
+                              moi_context *reference, const char *kernel, moi_bench_row **out) {
+  moi_bench_row *row = allocate(sizeof *row);
+  moi_case c = layer->proto;
+  set_tokens(&c, op, tokens);
+  row->layer = layer;
+  row->context = context;
+  row->reference = reference;
+  row->op = op;
+  row->tokens = tokens;
+  moi_status status = moi_case_plan(&c, context, kernel, 0, &row->plan);
+  if (status) {
+    free(row);
+    *out = NULL;
+    return status;
+  }
+  read_kernels(row, MOI_BACKEND_CPU);
+  *out = row;
+  return MOI_OK;
+}
+
+void moi_bench_row_free(moi_bench_row *row) {
+  if (!row) return;
+  moi_bench_row_release(row);
+  moi_plan_destroy(row->plan);
+  free(row);
+}
+
+const char *moi_bench_row_kernel(const moi_bench_row *row) { return row->kernel; }
+const char *moi_bench_row_needs(const moi_bench_row *row) { return row->needs; }
+
+static double matrix_bytes(const moi_bench_row *row) { return (double)moi_bench_layer_expert_bytes(row->layer); }
+
+static double ffn_flops(const moi_experts_desc *d) {
+  return 2.0 * d->hidden * d->intermediate * (d->gate_layout == MOI_GATE_NONE ? 2 : 3);
+}
+
+/* Bytes and operations of a variant, from the ids that it routes to. */
+static void account(moi_bench_row *row, uint32_t v, const int32_t *ids) {
+  const moi_case *c = &row->variants[v];
+  const moi_route_desc *r = &c->route;
+  double t = row->tokens, bytes = 0, flops = 0;
+  uint32_t n = c->experts.n_experts, k = c->experts.top_k;
+  if (row->op != MOI_OP_ROUTE) {
+    uint8_t *used = allocate(n);
+    for (size_t s = 0; s < (size_t)row->tokens * k; s++) {
+      if (ids[s] < 0 || (uint32_t)ids[s] >= n) continue;
+      if (!used[ids[s]]) bytes += matrix_bytes(row);
+      used[ids[s]] = 1;
+      flops += ffn_flops(&c->experts);
+    }
+    free(used);
+    bytes += t * c->experts.hidden * (moi_element_bytes(c->experts.input_type) +
+                                      moi_element_bytes(moi_or(c->experts.output_type, c->experts.input_type)));
+  }
+  if (row->op != MOI_OP_EXPERTS) {
+    double classes = r->n_experts + r->n_identity;
+    bytes += (double)r->hidden * classes * moi_element_bytes(r->router_type);
+    bytes += row->op == MOI_OP_ROUTE ? t * (r->hidden * moi_element_bytes(r->input_type) + 8.0 * r->top_k) : 0;
+    flops += 2.0 * t * r->hidden * classes;
+  }
+  if (c->has_shared) {
+    bytes += (double)moi_ffn_weights_bytes(&c->shared);
+    flops += t * ffn_flops(&c->shared);
+  }
+  row->bytes[v] = bytes;
+  row->flops[v] = flops;
+}
+
+static void make_variant(moi_bench_row *row, uint32_t v) {
+  moi_bench_layer *l = row->layer;
+  weight_set *s = &l->sets[v % l->n_sets];
+  moi_case *c = &row->variants[v];
+  *c = l->proto;
+  moi_moe_operands *o = &c->operands;
+  moi_make_experts(&row->arena, &c->experts, row->tokens, MOI_TRAFFIC_RANDOM, 0, 10 + v, &s->weights, &o->experts);
+  o->route = s->route;
+  if (c->route.hidden == c->experts.hidden &&
+      moi_or(c->route.input_type, MOI_FORMAT_F32) == moi_or(c->experts.input_type, MOI_FORMAT_F32)) {
+    o->route.hidden = o->experts.input;
+  } else {
+    moi_experts_desc wide = c->experts; /* another vector, as wide as the router */
+    wide.hidden = c->route.hidden ? c->route.hidden : c->route.n_experts + c->route.n_identity;
+    wide.input_type = c->route.input_type;
+    moi_experts_args other;
+    moi_make_experts(&row->arena, &wide, row->tokens, MOI_TRAFFIC_RANDOM, 0, 500 + v, &s->weights, &other);
+    if (c->route.hidden) o->route.hidden = other.input;
+    else o->route.logits = other.input;
+  }
+  if (c->route.flags & MOI_ROUTE_HASH) {
+    o->route.token_ids = moi_arena_view(&row->arena, (size_t)row->tokens * 4, 4, "token ids");
+    for (uint32_t t = 0; t < row->tokens; t++)
+      ((int32_t *)o->route.token_ids.ptr)[t] = (int32_t)((t * 7919u + v * 104729u) % c->route.vocab);
+  }
+  o->shared = (moi_experts_args)MOI_EXPERTS_ARGS_INIT;
+  o->shared.gate = c->shared.gate_layout == MOI_GATE_SPLIT ? &s->shared.gate : NULL;
+  o->shared.up = &s->shared.up;
+  o->shared.down = &s->shared.down;
+  o->args = (moi_moe_args)MOI_MOE_ARGS_INIT;
+  set_tokens(c, row->op, row->tokens);
+  if (c->has_route) o->args.route = &o->route;
+  o->args.experts = &o->experts;
+  if (c->has_shared) o->args.shared = &o->shared;
+  o->args.shared_gate = s->shared_gate;
+}
+
+/* The reference on the first tokens of variant 0, once for each op of a layer. */
+static int make_reference(moi_bench_row *row, char *error, size_t error_size) {
+  moi_bench_layer *l = row->layer;
+  uint32_t want = MAX_CHECKED;
+  double active = ffn_flops(&l->proto.experts) / 2 * l->proto.experts.top_k;
+  while (want > 1 && row->op != MOI_OP_ROUTE && active * want > 2e8) want--; /* the reference is slow */
+  if (want > row->tokens) want = row->tokens;
+  if (l->n_checked[row->op] >= want) return 0;
+  moi_case c = row->variants[0];
+  set_tokens(&c, row->op, want);
+  if (c.operands.args.route) c.operands.args.route = &c.operands.route;
+  moi_outputs out = moi_case_outputs(&c, &l->reference_arena);
+  out.route.n_tokens = want;
+  moi_plan *plan = NULL;
+  moi_status status = moi_case_plan(&c, row->reference, "ref", 0, &plan);
+  if (!status) {
+    moi_arena arena = {0};
+    size_t align, size = moi_plan_workspace(plan, &align);
+    status = moi_case_run(&c, plan, &out, moi_arena_view(&arena, size, align ? align : 1, "workspace"));
+    moi_arena_free(&arena);
+  }
+  moi_plan_destroy(plan);
+  if (status) {
+    snprintf(error, error_size, "the reference refuses: %s", moi_last_error());
+    return 1;
+  }
+  l->reference[row->op] = out;
+  l->n_checked[row->op] = want;
+  return 0;
+}
+
+static int verify(moi_bench_row *row, char *error, size_t error_size) {
+  moi_bench_layer *l = row->layer;
+  uint32_t n = l->n_checked[row->op] < row->tokens ? l->n_checked[row->op] : row->tokens;
+  moi_arena arena = {0};
+  moi_outputs out = moi_case_outputs(&row->variants[0], &arena);
+  if (moi_case_run(&row->variants[0], row->plan, &out, row->workspace)) {
+    snprintf(error, error_size, "%s", moi_last_error());
+    moi_arena_free(&arena);
+    return 1;
+  }
+  moi_case c = row->variants[0];
+  set_tokens(&c, row->op, n);
+  c.moe.route = c.has_route ? &c.route : NULL;
+  c.moe.experts = &c.experts;
+  c.moe.shared = c.has_shared ? &c.shared : NULL;
+  /* these cover more tokens than were checked */
+  memset(&out.route.counts, 0, sizeof out.route.counts);
+  memset(&out.route.offsets, 0, sizeof out.route.offsets);
+  memset(&out.route.permutation, 0, sizeof out.route.permutation);
+  moi_verdict v = moi_case_compare(&c, row->kernel, &out, &l->reference[row->op]);
+  moi_arena_free(&arena);
+  if (!v.ok) snprintf(error, error_size, "wrong result: %s", v.text);
+  return !v.ok;
+}
+
+/* The ids that a moe variant will compute: they say which weights it reads. */
+static int route_variants(moi_bench_row *row, char *error, size_t error_size) {
+  int32_t *ids = allocate((size_t)row->tokens * row->layer->proto.experts.top_k * sizeof *ids);
+  moi_status status = MOI_OK;
+  moi_plan *plan = NULL;
+  moi_arena arena = {0};
+  moi_buffer workspace = {0};
+  for (uint32_t v = 0; v < row->n_variants && !status; v++) {
+    moi_case c = row->variants[v];
+    if (row->op == MOI_OP_EXPERTS) {
+      account(row, v, c.operands.experts.ids.ptr);
+      continue;
+    }
+    if (row->op == MOI_OP_ROUTE) {
+      account(row, v, NULL);
+      continue;
+    }
+    set_tokens(&c, MOI_OP_ROUTE, row->tokens);
+    if (!plan) {
+      status = moi_case_plan(&c, row->context, NULL, 0, &plan);
+      size_t align, size = moi_plan_workspace(plan, &align);
+      workspace = moi_arena_view(&arena, size, align ? align : 1, "workspace");
+    }
+    moi_outputs out = {.route = c.operands.route};
+    size_t slots = (size_t)row->tokens * c.route.top_k * 4;
+    out.route.ids = moi_ptr(ids, slots);
+    out.route.weights = moi_arena_view(&arena, slots, 4, "weights");
+    out.route.counts = out.route.offsets = out.route.permutation = out.route.logits_out = (moi_buffer){0};
+    if (!status) status = moi_case_run(&c, plan, &out, workspace);
+    if (!status) account(row, v, ids);
+  }
+  if (status) snprintf(error, error_size, "routing: %s", moi_last_error());
+  moi_plan_destroy(plan);
+  moi_arena_free(&arena);
+  free(ids);
+  return status != MOI_OK;
+}
+
+int moi_bench_row_prepare(moi_bench_row *row, char *error, size_t error_size) {
+  moi_bench_layer *l = row->layer;
+  fill(l);
+  row->n_variants = row->tokens <= 4 ? MAX_VARIANTS : row->tokens <= 16 ? 32 : row->tokens <= 64 ? 8 : 2;
+  if (row->n_variants < l->n_sets) row->n_variants = l->n_sets;
+  for (uint32_t v = 0; v < row->n_variants; v++) make_variant(row, v);
+  size_t align, size = moi_plan_workspace(row->plan, &align);
+  row->workspace = moi_arena_view(&row->arena, size, align > 4096 ? 4096 : align ? align : 1, "workspace");
+  row->outputs = moi_case_outputs(&row->variants[0], &row->arena);
+  /* what engines ask for */
+  memset(&row->outputs.route.logits_out, 0, sizeof row->outputs.route.logits_out);
+  if (make_reference(row, error, error_size) || verify(row, error, error_size)) return 1;
+  return route_variants(row, error, error_size);
+}
+
+moi_status moi_bench_row_run(moi_bench_row *row, uint64_t iteration) {
+  const moi_case *c = &row->variants[iteration % row->n_variants];
+  moi_outputs out = row->outputs;
+  out.route = c->operands.route;
+  if (row->op == MOI_OP_ROUTE) {
+    out.route.ids = row->outputs.route.ids;
+    out.route.weights = row->outputs.route.weights;
+    out.route.counts = row->outputs.route.counts;
+    out.route.offsets = row->outputs.route.offsets;
+    out.route.permutation = row->outputs.route.permutation;
+  } else {
+    out.route.ids = out.route.weights = out.route.counts = out.route.offsets = (moi_buffer){0};
+    out.route.permutation = (moi_buffer){0};
+  }
+  out.route.logits_out = (moi_buffer){0};
+  return moi_case_run(c, row->plan, &out, row->workspace);
+}
+
+double moi_bench_row_bytes(const moi_bench_row *row, uint64_t iteration) { return row->bytes[iteration % row->n_variants]; }
+double moi_bench_row_flops(const moi_bench_row *row, uint64_t iteration) { return row->flops[iteration % row->n_variants]; }
+
+void moi_bench_row_release(moi_bench_row *row) { moi_arena_free(&row->arena); }

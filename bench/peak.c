@@ -1,0 +1,222 @@
+#include "bench/peak.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "bench/rig/arena.h"
+#include "bench/rig/random.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define HAS_X86 1
+#else
+#define HAS_X86 0
+#endif
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- loops: reads return a value that the caller keeps, so that nothing is optimised away */
+
+/* bytes is a multiple of 1024: four streams, a quarter each */
+static uint64_t read_plain(const uint8_t *p, size_t bytes) {
+  const uint64_t *a = (const uint64_t *)p;
+  size_t quarter = bytes / 32;
+  uint64_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+  for (size_t i = 0; i < quarter; i++) {
+    s0 ^= a[i];
+    s1 ^= a[quarter + i];
+    s2 ^= a[2 * quarter + i];
+    s3 ^= a[3 * quarter + i];
+  }
+  return s0 ^ s1 ^ s2 ^ s3;
+}
+
+/* rounds of 16 x 8 independent multiply-adds; returns the operations done */
+static double fma_plain(uint64_t rounds, float *sink) {
+  float a[128];
+  for (int i = 0; i < 128; i++) a[i] = (float)i;
+  for (uint64_t r = 0; r < rounds; r++)
+    for (int i = 0; i < 128; i++) a[i] = a[i] * 0.999f + 0.001f;
+  for (int i = 0; i < 128; i++) *sink += a[i];
+  return (double)rounds * 256;
+}
+
+#if HAS_X86
+#define READ_LOOP(name, isa, vector, load, combine, zero, width)                                                       \
+  __attribute__((target(isa))) static uint64_t name(const uint8_t *p, size_t bytes) {                                  \
+    size_t quarter = bytes / 4;                                                                                        \
+    vector s0 = zero(), s1 = zero(), s2 = zero(), s3 = zero();                                                         \
+    for (size_t i = 0; i < quarter; i += width) {                                                                      \
+      s0 = combine(s0, load((const void *)(p + i)));                                                                   \
+      s1 = combine(s1, load((const void *)(p + quarter + i)));                                                         \
+      s2 = combine(s2, load((const void *)(p + 2 * quarter + i)));                                                     \
+      s3 = combine(s3, load((const void *)(p + 3 * quarter + i)));                                                     \
+    }                                                                                                                  \
+    uint64_t out[width / 8];                                                                                           \
+    s0 = combine(combine(s0, s1), combine(s2, s3));                                                                    \
+    memcpy(out, &s0, sizeof out);                                                                                      \
+    return out[0] ^ out[1];                                                                                            \
+  }
+READ_LOOP(read_avx2, "avx2", __m256i, _mm256_loadu_si256, _mm256_xor_si256, _mm256_setzero_si256, 32)
+READ_LOOP(read_avx512, "avx512f", __m512i, _mm512_loadu_si512, _mm512_xor_si512, _mm512_setzero_si512, 64)
+
+/* 12 accumulators hide the latency of two units of up to six cycles; the barrier keeps them in registers and apart */
+#define FMA_LOOP(name, isa, vector, start, step, per_step)                                                             \
+  __attribute__((target(isa))) static double name(uint64_t rounds, float *sink) {                                      \
+    vector a[12], x = start, y = start;                                                                                \
+    for (int i = 0; i < 12; i++) a[i] = start;                                                                         \
+    __asm__ volatile("" : "+v"(x), "+v"(y));                                                                           \
+    for (uint64_t r = 0; r < rounds; r++) {                                                                            \
+      a[0] = step(a[0], x, y), a[1] = step(a[1], x, y), a[2] = step(a[2], x, y), a[3] = step(a[3], x, y);              \
+      a[4] = step(a[4], x, y), a[5] = step(a[5], x, y), a[6] = step(a[6], x, y), a[7] = step(a[7], x, y);              \
+      a[8] = step(a[8], x, y), a[9] = step(a[9], x, y), a[10] = step(a[10], x, y), a[11] = step(a[11], x, y);          \
+      __asm__ volatile("" : "+v"(x), "+v"(y));                                                                         \
+    }                                                                                                                  \
+    for (int i = 0; i < 12; i++) {                                                                                     \
+      float out;                                                                                                       \
+      memcpy(&out, &a[i], sizeof out);                                                                                 \
+      *sink += out;                                                                                                    \
+    }                                                                                                                  \
+    return (double)rounds * 12 * per_step;                                                                             \
+  }
+#define F32_256(a, x, y) _mm256_fmadd_ps(x, y, a)
+#define F32_512(a, x, y) _mm512_fmadd_ps(x, y, a)
+#define INT8_512(a, x, y) _mm512_dpbusd_epi32(a, x, y)
+#define BF16_512(a, x, y) _mm512_dpbf16_ps(a, (__m512bh)(x), (__m512bh)(y))
+FMA_LOOP(fma_avx2, "avx2,fma", __m256, _mm256_set1_ps(1e-9f), F32_256, 16)
+FMA_LOOP(fma_avx512, "avx512f", __m512, _mm512_set1_ps(1e-9f), F32_512, 32)
+FMA_LOOP(fma_vnni, "avx512f,avx512vnni", __m512i, _mm512_set1_epi8(1), INT8_512, 128)
+FMA_LOOP(fma_bf16, "avx512f,avx512bf16", __m512, _mm512_set1_ps(1e-9f), BF16_512, 64)
+#endif
+
+/* ---- threads */
+
+typedef uint64_t (*read_fn)(const uint8_t *p, size_t bytes);
+typedef double (*fma_fn)(uint64_t rounds, float *sink);
+
+typedef struct job {
+  read_fn read;
+  fma_fn fma;
+  const uint8_t *buffer;
+  size_t begin, end, block; /* block > 0: random blocks of the whole buffer, end - begin bytes in all */
+  size_t size;
+  uint64_t seed, rounds;
+  double work;
+  volatile uint64_t sink;
+  volatile float sink_f;
+} job;
+
+static void *work(void *arg) {
+  job *j = arg;
+  if (j->fma) {
+    float sink = 0;
+    j->work = j->fma(j->rounds, &sink);
+    j->sink_f = sink;
+  } else if (!j->block) {
+    j->sink = j->read(j->buffer + j->begin, j->end - j->begin);
+    j->work = (double)(j->end - j->begin);
+  } else {
+    uint64_t sum = 0, n = (j->end - j->begin) / j->block, places = j->size / j->block;
+    for (uint64_t i = 0; i < n; i++)
+      sum ^= j->read(j->buffer + moi_random_below(j->seed, i, (uint32_t)places) * j->block, j->block);
+    j->sink = sum;
+    j->work = (double)(n * j->block);
+  }
+  return NULL;
+}
+
+/* Runs the jobs on a thread each; work done a second, all threads together. */
+static double race(job *jobs, uint32_t n) {
+  pthread_t threads[1024];
+  uint32_t started = 0;
+  double start = now(), done = 0;
+  for (; started + 1 < n && started < 1023; started++)
+    if (pthread_create(&threads[started], NULL, work, &jobs[started + 1])) break;
+  work(&jobs[0]);
+  for (uint32_t i = started + 1; i < n; i++) work(&jobs[i]);
+  for (uint32_t i = 0; i < started; i++) pthread_join(threads[i], NULL);
+  double seconds = now() - start;
+  for (uint32_t i = 0; i < n; i++) done += jobs[i].work;
+  return seconds > 0 ? done / seconds : 0;
+}
+
+static double best_of_fma(fma_fn fma, job *jobs, uint32_t n) {
+  double best = 0;
+  for (int pass = 0; pass < 4; pass++) {
+    for (uint32_t i = 0; i < n; i++) {
+      memset(&jobs[i], 0, sizeof jobs[i]);
+      jobs[i].fma = fma;
+      jobs[i].rounds = fma == fma_plain ? 400000 : 12000000;
+    }
+    double rate = race(jobs, n);
+    if (rate > best) best = rate;
+  }
+  return best;
+}
+
+static double best_of_read(read_fn read, const uint8_t *buffer, size_t size, size_t block, job *jobs, uint32_t n) {
+  double best = 0;
+  for (int pass = 0; pass < 4; pass++) {
+    size_t share = size / n / 1024 * 1024;
+    for (uint32_t i = 0; i < n; i++) {
+      memset(&jobs[i], 0, sizeof jobs[i]);
+      jobs[i].read = read;
+      jobs[i].buffer = buffer;
+      jobs[i].begin = i * share;
+      jobs[i].end = (i + 1) * share;
+      jobs[i].size = size;
+      jobs[i].block = block;
+      jobs[i].seed = (uint64_t)pass * 1024 + i;
+    }
+    double rate = race(jobs, n);
+    if (rate > best) best = rate;
+  }
+  return best;
+}
+
+void moi_peak_measure(uint32_t threads, uint64_t memory, uint64_t block, moi_peak *out) {
+  read_fn read = read_plain;
+  fma_fn fma = fma_plain;
+  memset(out, 0, sizeof *out);
+  out->isa = "plain C";
+#if HAS_X86
+  if (__builtin_cpu_supports("avx512f")) {
+    read = read_avx512;
+    fma = fma_avx512;
+    out->isa = "avx512";
+  } else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    read = read_avx2;
+    fma = fma_avx2;
+    out->isa = "avx2";
+  }
+#endif
+  job *jobs = calloc(threads, sizeof *jobs);
+  if (!jobs) exit(3);
+  out->f32_flops = best_of_fma(fma, jobs, threads);
+#if HAS_X86
+  if (__builtin_cpu_supports("avx512vnni")) out->int8_ops = best_of_fma(fma_vnni, jobs, threads);
+  if (__builtin_cpu_supports("avx512bf16")) out->bf16_flops = best_of_fma(fma_bf16, jobs, threads);
+#endif
+  size_t size = (size_t)3 << 29; /* 1.5 GiB: beyond every cache */
+  if (size > memory) size = (size_t)memory & ~(size_t)0xfffff;
+  moi_arena arena = {.flags = MOI_ARENA_HUGE};
+  uint8_t *buffer = moi_arena_take(&arena, size, 4096, "the bandwidth buffer");
+  for (size_t i = 0; i < size; i += 8) {
+    uint64_t word = i * 0x9e3779b97f4a7c15u;
+    memcpy(buffer + i, &word, 8);
+  }
+  block = block / 1024 * 1024;
+  if (block < 65536) block = 65536;
+  if (block > size / 8) block = size / 8 / 1024 * 1024;
+  out->read_bytes = best_of_read(read, buffer, size, 0, jobs, threads);
+  out->block_bytes = best_of_read(read, buffer, size, (size_t)block, jobs, threads);
+  moi_arena_free(&arena);
+  free(jobs);
+}

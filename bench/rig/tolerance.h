@@ -1,0 +1,68 @@
+/* When is a result right? The one place that says so.
+ *
+ * Reference and kernel read the same quantised weights and the same inputs, so the only honest differences are those of
+ * arithmetic. Their size, relative to the root mean square of an output row (x and W are random, nothing cancels):
+ *
+ *   dot product of k    fp32 accumulation   4 sqrt(k) 2^-24          (4: order of summation, zero points)
+ *                       int16 activations   2^-15                    (a step of the largest of 32; its rms is half of it)
+ *   activation          doubles what it gets (a product of two), and adds 2^-20 (exp, tanh)
+ *   rounding to a type  of step u (bf16 2^-8, f16 2^-11, E4M3 2^-4): both sides round, and where an error e carries a
+ *   with error e        value over the middle of a step the results lie a step apart: sqrt(e u) on the average, and
+ *                       12 u / sqrt(k) where the largest of the k values behind an output (six times their rms) did so
+ *
+ * With e the sum of the averages up to, but without, the rounding to the output type, and s that of the single steps,
+ *   each element    |y - r| <= ulp(r) + (12 e + 3.5 s) max(rms of the row, |r|)   ulp: of the output type, 2^-22 r for f32
+ *   the whole       sum max(0, |y - r| - ulp(r))^2 <= (16 e^2 + 2 s^2 / rows) sum r^2
+ *   16-bit outputs  at most a part 8 e / u of the elements, those of two rows that a single step may move, and 8 more
+ *                   differ at all: a kernel that truncates fails here
+ * Rows of fewer than 16 elements use the rms of all rows where it is larger. A reference that is NaN or infinite asks for
+ * NaN or infinity. */
+#ifndef MOI_BENCH_RIG_TOLERANCE_H
+#define MOI_BENCH_RIG_TOLERANCE_H
+
+#include <moiety.h>
+
+typedef enum moi_accumulator {
+  MOI_ACCUMULATE_F32, /* activations as they are, fp32 sums */
+  MOI_ACCUMULATE_I16  /* activations quantised to 16 bits for each 32 */
+} moi_accumulator;
+
+/* What the kernels of a format are allowed: fp32 for the dense formats and the generic kernel, int16 for the others. */
+moi_accumulator moi_accumulator_of(const char *kernel, moi_format format);
+
+/* e and s of the comment above. */
+typedef struct moi_error {
+  double e, s;
+} moi_error;
+
+moi_error moi_gemm_error(moi_accumulator accumulator, uint32_t k);
+moi_error moi_experts_error(moi_accumulator accumulator, const moi_experts_desc *desc);
+moi_error moi_moe_error(moi_accumulator accumulator, const moi_moe_desc *desc);
+/* Of a logit, relative to the rms of a token's logits. */
+double moi_logit_error(moi_accumulator accumulator, const moi_route_desc *desc);
+
+typedef struct moi_matrix_view {
+  moi_format type; /* F32, F16, BF16 */
+  const void *data;
+  uint32_t rows, cols, stride;
+} moi_matrix_view;
+
+typedef struct moi_verdict {
+  int ok;
+  double nmse;       /* sum (y-r)^2 / sum r^2, for the reader */
+  uint32_t excused;  /* near ties of a routing */
+  char text[320];    /* what is wrong */
+} moi_verdict;
+
+/* Compares a result with the reference. mistrust: a reference that is mostly zeros proves nothing and fails. */
+moi_verdict moi_compare(const moi_matrix_view *result, const moi_matrix_view *reference, moi_error error,
+                        int mistrust);
+
+/* Compares two routings of the same operands: ids are equal but where the reference's selection values lie nearer to
+ * each other than the logits of the two sides differ (counted in `excused`); weights of the same expert are equal up to
+ * that; counts, offsets and permutation (where all three are present) are exactly those of the ids beside them. ids,
+ * weights and logits_out must be present on both sides. */
+moi_verdict moi_compare_route(const moi_route_desc *desc, const moi_route_args *result, const moi_route_args *reference,
+                              double e);
+
+#endif

@@ -1,0 +1,119 @@
+/* moiety tables: Markdown for README.md and docs/performance.md, from the kernel lists and from committed results. */
+#include <stdio.h>
+#include <string.h>
+
+#include "bench/commands.h"
+#include "bench/options.h"
+#include "bench/results.h"
+
+static int is_generic(const moi_kernel_info *info) { return !(info->plan_flags & MOI_NO_FALLBACK); }
+
+/* The instruction sets or features of the tuned kernels of a format, "generic", or "-". */
+static void support_of(moi_backend backend, moi_op op, moi_format format, char *out, size_t size) {
+  moi_kernel_info info = MOI_KERNEL_INFO_INIT;
+  size_t at = 0;
+  int generic = 0;
+  out[0] = 0;
+  for (uint32_t i = 0; !moi_kernel_get(backend, i, &info); i++) {
+    if (info.op != op || (info.format != format && info.format != MOI_FORMAT_NONE)) continue;
+    if (is_generic(&info)) {
+      generic = 1;
+      continue;
+    }
+    const char *needs = info.needs[0] ? info.needs : "plain C";
+    char word[64];
+    snprintf(word, sizeof word, "%s", needs);
+    if (strstr(out, word)) { /* "avx512" stands in "avx512vnni" too: compare whole words */
+      int found = 0;
+      for (const char *p = strstr(out, word); p; p = strstr(p + 1, word)) {
+        char before = p == out ? ' ' : p[-1], after = p[strlen(word)];
+        found |= (before == ' ' || before == '(') && (after == ',' || after == 0);
+      }
+      if (found) continue;
+    }
+    at += (size_t)snprintf(out + at, at < size ? size - at : 0, "%s%s", at ? ", " : "", word);
+  }
+  if (!at) snprintf(out, size, "%s", generic ? "generic" : "-");
+}
+
+static int support(void) {
+  char text[256];
+  uint32_t present[MOI_BACKEND_COUNT];
+  printf("| op | weight format |");
+  for (int b = 0; b < MOI_BACKEND_COUNT; b++) {
+    moi_kernel_info info = MOI_KERNEL_INFO_INIT;
+    present[b] = !moi_kernel_get((moi_backend)b, 0, &info);
+    printf(" %s |", moi_backend_name((moi_backend)b));
+  }
+  printf("\n|---|---|---|---|---|\n| route | (any router) |");
+  for (int b = 0; b < MOI_BACKEND_COUNT; b++) {
+    support_of((moi_backend)b, MOI_OP_ROUTE, MOI_FORMAT_NONE, text, sizeof text);
+    printf(" %s |", present[b] ? text : "none");
+  }
+  printf("\n");
+  for (uint32_t f = 0; moi_format_at(f); f++) {
+    printf("| experts, gemm, moe | `%s` |", moi_format_name(moi_format_at(f)));
+    for (int b = 0; b < MOI_BACKEND_COUNT; b++) {
+      support_of((moi_backend)b, MOI_OP_GEMM, moi_format_at(f), text, sizeof text);
+      printf(" %s |", present[b] ? text : "none");
+    }
+    printf("\n");
+  }
+  printf("| attention | |");
+  for (int b = 0; b < MOI_BACKEND_COUNT; b++) printf(" none |");
+  printf("\n\nA name is the instruction set or feature that a tuned kernel needs; where a machine lacks it the next one or "
+         "the generic\nkernel serves. generic: right and portable, not fast. none: a plan answers `MOI_UNSUPPORTED`.\n");
+  return 0;
+}
+
+/* field i of "op/backend/kernel/format/preset/tokens:N" */
+static void field(const char *name, int i, char *out, size_t size) {
+  for (; i && name; i--) name = strchr(name, '/') ? strchr(name, '/') + 1 : NULL;
+  snprintf(out, size, "%.*s", name ? (int)strcspn(name, "/") : 0, name ? name : "");
+}
+
+static int speed(int n_files, char **files) {
+  for (int i = 0; i < n_files; i++) {
+    moi_results r;
+    const cJSON *row;
+    if (moi_results_read(files[i], &r)) return 1;
+    if (i) printf("\n");
+    printf("**%s**, %s, %s threads; memory reads %s GB/s; moiety %s %s; `%s`\n\n", moi_result_context(&r, "device"),
+           moi_result_context(&r, "isa"), moi_result_context(&r, "threads"), moi_result_context(&r, "peak_read_gbs"),
+           moi_result_context(&r, "moiety_version"), moi_result_context(&r, "git_commit"),
+           moi_result_context(&r, "command"));
+    printf("| preset | op | format | kernel | tokens | time | GB/s | of peak | GFLOP/s | of peak |\n");
+    printf("|---|---|---|---|--:|--:|--:|--:|--:|--:|\n");
+    cJSON_ArrayForEach(row, r.rows) {
+      char f[6][64];
+      double s = moi_result_seconds(row);
+      if (s <= 0) continue;
+      for (int k = 0; k < 6; k++) field(moi_result_name(row), k, f[k], sizeof f[k]);
+      char time[32];
+      if (s >= 1e-2) snprintf(time, sizeof time, "%.1f ms", s * 1e3);
+      else if (s >= 1e-3) snprintf(time, sizeof time, "%.2f ms", s * 1e3);
+      else snprintf(time, sizeof time, "%.1f us", s * 1e6);
+      printf("| %s | %s | %s | %s %s | %s | %s | %.1f | %.0f %% | %.0f | %.0f %% |\n", f[4], f[0], f[3], f[1], f[2],
+             strchr(f[5], ':') ? strchr(f[5], ':') + 1 : "", time, moi_result_number(row, "bytes_per_second") / 1e9,
+             100 * moi_result_number(row, "bandwidth_fraction"), moi_result_number(row, "flops_per_second") / 1e9,
+             100 * moi_result_number(row, "compute_fraction"));
+    }
+    moi_results_free(&r);
+  }
+  return 0;
+}
+
+int moi_command_tables(int argc, char **argv) {
+  static const moi_command command = {"tables", "the support and speed tables in Markdown", NULL, "[FILE.json ...]"};
+  int do_support = 0, do_speed = 0, n_positional;
+  moi_option options[] = {
+      {"--support", MOI_OPTION_FLAG, &do_support, NULL, "op x weight format x backend, from the kernel lists", 0},
+      {"--speed", MOI_OPTION_FLAG, &do_speed, NULL, "the rows of JSON results of moiety bench", 0},
+  };
+  int status = moi_options_parse(&command, options, 2, argc, argv, &n_positional);
+  if (status >= 0) return status;
+  if (do_support == do_speed) return moi_usage_error("tables", "give one of --support and --speed");
+  if (do_support && n_positional) return moi_usage_error("tables", "--support takes no files");
+  if (do_speed && !n_positional) return moi_usage_error("tables", "--speed takes the JSON files of moiety bench");
+  return do_support ? support() : speed(n_positional, argv);
+}
