@@ -101,6 +101,7 @@ MOI_API const char *moi_last_error(void);
  * FP8_B128         E4M3FN, fp32 scale (weight_scale_inv) for each 128x128 tile: DeepSeek V3, Kimi K2, Qwen FP8, MiniMax
  * MXFP4            E2M1, low nibble = even k; E8M0 scale byte for 32 k: gpt-oss (safetensors), Kimi K3, DeepSeek V4
  * NVFP4            E2M1, low nibble = even k; E4M3 scale for 16 k; one fp32 `global_scale` for each expert (ModelOpt)
+ * FP4_G16          E2M1, low nibble = even k; E8M0 scale byte for 16 k: DeepSeek V4.1
  * INT4_G*          offset-binary nibble q+8, low nibble = even k; bf16 scale for G k; w = (nibble-8)*scale:
  *                  compressed-tensors pack-quantized (Kimi K2-Thinking, K2.5)
  * INT4Z_G*         nibble, low nibble = even k; f16 scale and 8-bit zero point for G k; w = (nibble-zero)*scale:
@@ -118,6 +119,7 @@ MOI_API const char *moi_last_error(void);
   X(FP8_B128, 16, "fp8_b128", N, 1, 1, 1, 128, 128, 4, 0)                                                              \
   X(MXFP4, 32, "mxfp4", N, 1, 32, 16, 1, 32, 1, 0)                                                                     \
   X(NVFP4, 33, "nvfp4", N, 1, 16, 8, 1, 16, 1, 0)                                                                      \
+  X(FP4_G16, 34, "fp4_g16", N, 1, 16, 8, 1, 16, 1, 0)                                                                  \
   X(INT4_G32, 48, "int4_g32", N, 1, 32, 16, 1, 32, 2, 0)                                                               \
   X(INT4_G128, 49, "int4_g128", N, 1, 128, 64, 1, 128, 2, 0)                                                           \
   X(INT4Z_G32, 50, "int4z_g32", N, 1, 32, 16, 1, 32, 2, 8)                                                             \

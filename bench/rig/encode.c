@@ -101,6 +101,16 @@ ENCODER(MXFP4) {
   return 1;
 }
 
+ENCODER(FP4_G16) {
+  for (size_t b = 0; b < (size_t)n * k / 16; b++) {
+    uint32_t scale = e8m0_for(largest(w + b * 16, 16));
+    float to = inverse(moi_e8m0_value(scale));
+    out.scales[b] = (uint8_t)scale;
+    for (uint32_t j = 0; j < 16; j++) pack_even_odd(out.data + b * 8, j, to_e2m1(w[b * 16 + j] * to));
+  }
+  return 1;
+}
+
 ENCODER(NVFP4) {
   float global = largest(w, (size_t)n * k) / (6.0f * 448.0f);
   if (global == 0) global = 1;

@@ -68,6 +68,10 @@ MOI_FN uint moi_nibble_half(uint byte, uint k) { return (byte >> (4u * ((k >> 4)
   (moi_e2m1_value(moi_nibble_even_odd(MOI_U8(D, ((n) * (K) + (k)) >> 1), k)) *                                         \
    moi_e4m3_value(MOI_U8(S, (n) * ((K) >> 4) + ((k) >> 4))))
 
+#define MOI_AT_FP4_G16(D, S, Z, n, k, N, K)                                                                            \
+  (moi_e2m1_value(moi_nibble_even_odd(MOI_U8(D, ((n) * (K) + (k)) >> 1), k)) *                                         \
+   moi_e8m0_value(MOI_U8(S, (n) * ((K) >> 4) + ((k) >> 4))))
+
 /* w = (q - zero) * scale */
 MOI_FN float moi_int4_value(uint q, uint zero, float scale) { return MOI_FLOAT(MOI_INT(q) - MOI_INT(zero)) * scale; }
 
