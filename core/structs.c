@@ -15,7 +15,7 @@ static moi_status check(const char *function, const char *what, const void *p, s
 }
 
 moi_status moi_struct_in(const char *function, const char *what, void *dst, size_t size, const void *src) {
-  size_t theirs;
+  size_t theirs = 0;
   moi_status status = check(function, what, src, &theirs);
   if (status) return status;
   const uint8_t *bytes = src;
@@ -30,7 +30,7 @@ moi_status moi_struct_in(const char *function, const char *what, void *dst, size
 }
 
 moi_status moi_struct_out(const char *function, const char *what, void *dst, size_t size, const void *src) {
-  size_t theirs;
+  size_t theirs = 0;
   moi_status status = check(function, what, dst, &theirs);
   if (status) return status;
   size_t n = theirs < size ? theirs : size;
