@@ -9,7 +9,8 @@ static moi_status check(const char *function, const char *what, const void *p, s
   if (!p) return moi_fail(MOI_INVALID_ARGUMENT, function, "%s: is null", what);
   if ((uintptr_t)p % sizeof(size_t)) return moi_fail(MOI_INVALID_ARGUMENT, function, "%s: is misaligned", what);
   memcpy(size, p, sizeof *size);
-  if (*size < 2 * sizeof(void *) || *size > MOI_STRUCT_MAX)
+  /* no version of a struct ends inside a word: such a size would cut a pointer in two */
+  if (*size < 2 * sizeof(void *) || *size > MOI_STRUCT_MAX || *size % sizeof(size_t))
     return moi_fail(MOI_INVALID_ARGUMENT, function, "%s->struct_size: %zu, must be sizeof the struct", what, *size);
   return MOI_OK;
 }

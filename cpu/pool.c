@@ -105,16 +105,17 @@ typedef struct stage {
   moi_task_fn task;
   void *arg;
   uint32_t n_tasks;
-  atomic_uint next;
+  atomic_uint next, done;
 } stage;
 
 static void lane_body(void *arg, uint32_t lane) {
   stage *s = arg;
   for (;;) {
-    uint32_t i = atomic_fetch_add_explicit(&s->next, 1, memory_order_relaxed);
-    if (i >= s->n_tasks) return;
+    uint32_t i = atomic_fetch_add_explicit(&s->next, 1, memory_order_acq_rel);
+    if (i >= s->n_tasks) break;
     s->task(s->arg, lane, i);
   }
+  atomic_fetch_add_explicit(&s->done, 1, memory_order_release);
 }
 
 static void lane_1d(void *arg, size_t lane) { lane_body(arg, (uint32_t)lane); }
@@ -127,7 +128,15 @@ void moi_pool_run(const moi_context *context, uint32_t n_tasks, moi_task_fn task
     for (uint32_t i = 0; i < n_tasks; i++) task(arg, 0, i);
     return;
   }
-  stage s = {task, arg, n_tasks, 0};
+  stage s;
+  s.task = task;
+  s.arg = arg;
+  s.n_tasks = n_tasks;
+  /* next and done order the tasks after the caller and before the return: pthreadpool does so with futexes that
+   * ThreadSanitizer does not see. */
+  atomic_store_explicit(&s.done, 0, memory_order_relaxed);
+  atomic_store_explicit(&s.next, 0, memory_order_release);
   if (d->parallel_for) d->parallel_for(d->parallel_for_user, lanes, lane_body, &s);
   else cpu->pool->parallelize(cpu->pool->threads, lane_1d, &s, lanes, 0);
+  (void)atomic_load_explicit(&s.done, memory_order_acquire);
 }
