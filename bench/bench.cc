@@ -128,7 +128,11 @@ class Table : public benchmark::BenchmarkReporter {
       double us = run.real_accumulated_time * 1e6 / (aggregate || !run.iterations ? 1 : double(run.iterations));
       if (aggregate) us = run.GetAdjustedRealTime();
       char time[32];
-      std::snprintf(time, sizeof time, us >= 1e4 ? "%.1f ms" : us >= 1e3 ? "%.2f ms" : "%.1f us", us >= 1e3 ? us / 1e3 : us);
+      std::snprintf(time, sizeof time,
+                    us >= 1e4   ? "%.1f ms"
+                    : us >= 1e3 ? "%.2f ms"
+                                : "%.1f us",
+                    us >= 1e3 ? us / 1e3 : us);
       std::printf("%-*s %12s %9.2f %7.0f%% %10.1f %7.0f%%\n", width_, run.run_name.str().c_str(), time,
                   number(run, "bytes_per_second") / 1e9, 100 * number(run, "bandwidth_fraction"),
                   number(run, "flops_per_second") / 1e9, 100 * number(run, "compute_fraction"));
@@ -247,9 +251,12 @@ int open_layers(const Settings &s, uint64_t memory, std::vector<std::unique_ptr<
 int parse(int argc, char **argv, Settings *s) {
   static const moi_command command = {
       "bench", "time, GB/s and the fraction of this device's measured peak",
-      "Rows are named op/backend/kernel/format/preset/tokens:N. Every iteration has other tokens and other experts, and\n"
-      "the weights are there several times over (2 GB at least, where memory allows), so that they come from memory, as\n"
-      "in a model. bytes: the weights of the experts that a call touches, and its activations. Fractions are of the peaks\n"
+      "Rows are named op/backend/kernel/format/preset/tokens:N. Every iteration has other tokens and other experts, "
+      "and\n"
+      "the weights are there several times over (2 GB at least, where memory allows), so that they come from memory, "
+      "as\n"
+      "in a model. bytes: the weights of the experts that a call touches, and its activations. Fractions are of the "
+      "peaks\n"
       "measured before the rows, on as many threads: reading memory in order, and multiply-adds of the kind that the\n"
       "kernel uses. Each result is checked against the reference before it is timed; a wrong one fails the row, and\n"
       "the exit status is 1.\n",
@@ -294,8 +301,8 @@ void add_context(const std::string &command, uint32_t threads, const std::string
   benchmark::AddCustomContext("device", info.name);
   benchmark::AddCustomContext("isa", info.driver);
   benchmark::AddCustomContext("threads", std::to_string(threads));
-  benchmark::AddCustomContext("moiety_version",
-                              std::to_string(v >> 16) + "." + std::to_string((v >> 8) & 255) + "." + std::to_string(v & 255));
+  benchmark::AddCustomContext("moiety_version", std::to_string(v >> 16) + "." + std::to_string((v >> 8) & 255) + "." +
+                                                    std::to_string(v & 255));
   benchmark::AddCustomContext("git_commit", MOI_GIT_COMMIT);
   benchmark::AddCustomContext("command", command);
   benchmark::AddCustomContext("layers", layers);
@@ -366,9 +373,10 @@ extern "C" int moi_command_bench(int argc, char **argv) {
   }
   std::fprintf(stderr, "moiety bench: measuring the peaks of this machine, %u threads\n", threads);
   moi_peak_measure(threads, moi_memory_available() / 2, moi_bench_layer_expert_bytes(layers[0].get()), &peak);
-  std::printf("memory: %.1f GB/s in order, %.1f GB/s in random blocks of %.1f MB; compute (%s, %u threads): %.0f GFLOP/s f32",
-              peak.read_bytes / 1e9, peak.block_bytes / 1e9,
-              double(moi_bench_layer_expert_bytes(layers[0].get())) / 1e6, peak.isa, threads, peak.f32_flops / 1e9);
+  std::printf(
+      "memory: %.1f GB/s in order, %.1f GB/s in random blocks of %.1f MB; compute (%s, %u threads): %.0f GFLOP/s f32",
+      peak.read_bytes / 1e9, peak.block_bytes / 1e9, double(moi_bench_layer_expert_bytes(layers[0].get())) / 1e6,
+      peak.isa, threads, peak.f32_flops / 1e9);
   if (peak.int8_ops > 0) std::printf(", %.0f GOP/s int8", peak.int8_ops / 1e9);
   if (peak.bf16_flops > 0) std::printf(", %.0f GFLOP/s bf16", peak.bf16_flops / 1e9);
   std::printf("\n");

@@ -475,7 +475,11 @@ moi_status moi_bench_row_run(moi_bench_row *row, uint64_t iteration) {
   return moi_case_run(c, row->plan, &out, row->workspace);
 }
 
-double moi_bench_row_bytes(const moi_bench_row *row, uint64_t iteration) { return row->bytes[iteration % row->n_variants]; }
-double moi_bench_row_flops(const moi_bench_row *row, uint64_t iteration) { return row->flops[iteration % row->n_variants]; }
+double moi_bench_row_bytes(const moi_bench_row *row, uint64_t iteration) {
+  return row->bytes[iteration % row->n_variants];
+}
+double moi_bench_row_flops(const moi_bench_row *row, uint64_t iteration) {
+  return row->flops[iteration % row->n_variants];
+}
 
 void moi_bench_row_release(moi_bench_row *row) { moi_arena_free(&row->arena); }

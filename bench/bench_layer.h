@@ -1,4 +1,5 @@
-/* A layer to be measured: its weights, several times over so that they are cold, and the rows of a measurement on it. */
+/* A layer to be measured: its weights, several times over so that they are cold, and the rows of a measurement on it.
+ */
 #ifndef MOI_BENCH_BENCH_LAYER_H
 #define MOI_BENCH_BENCH_LAYER_H
 
@@ -12,7 +13,8 @@ typedef struct moi_bench_layer moi_bench_layer;
 typedef struct moi_bench_row moi_bench_row;
 
 /* memory: bytes that its weights may take: where that is too little for all experts, fewer are there, and routing goes
- * among those. format NONE: the preset's own. Weights are made by the first row that is prepared. NULL: *error says why. */
+ * among those. format NONE: the preset's own. Weights are made by the first row that is prepared. NULL: *error says
+ * why. */
 moi_bench_layer *moi_bench_layer_of_preset(const moi_preset *preset, moi_format format, uint64_t memory, char *error,
                                            size_t error_size);
 moi_bench_layer *moi_bench_layer_of_file(const char *path, uint32_t index, char *error, size_t error_size);

@@ -133,7 +133,8 @@ static void check_promises(check *ck, moi_case *c, const char *kernel, stat *s, 
   if (c->n_tokens > 1 && !c->hostile_offsets && !plan_of(ck, c, kernel, MOI_BATCH_INVARIANT, &plan)) {
     uint32_t tokens[2] = {0, flags & MOI_EXPERTS_ACCUMULATE || c->device_tokens ? 0 : c->n_tokens - 1};
     moi_outputs whole = moi_case_outputs(c, &arena);
-    if (moi_case_run_guarded(c, plan, &whole, damage, sizeof damage)) fail(ck, s, "a BATCH_INVARIANT plan does not run");
+    if (moi_case_run_guarded(c, plan, &whole, damage, sizeof damage))
+      fail(ck, s, "a BATCH_INVARIANT plan does not run");
     moi_plan_destroy(plan);
     for (uint32_t i = 0; i < 1u + (tokens[1] != 0); i++) {
       moi_case single;
@@ -266,8 +267,7 @@ static void run_all(check *ck) {
       if (ck->format && format != ck->format) continue;
       snprintf(selector, sizeof selector, " --format %s", moi_format_name(format));
       for (uint32_t i = 0; lists[list](format, i, ck->seed, c); i++)
-        if (wanted(ck, i + f, 4) || (ck->only_given && i == ck->only))
-          if (!ck->only_given || i == ck->only) check_case(ck, c, names[list], selector, i);
+        if (ck->only_given ? i == ck->only : wanted(ck, i + f, 4)) check_case(ck, c, names[list], selector, i);
     }
   }
   if (asked(ck, "moe")) {
@@ -275,7 +275,8 @@ static void run_all(check *ck) {
     for (uint32_t p = 0; moi_preset_at(p); p++) {
       const moi_preset *preset = moi_preset_at(p);
       if (ck->preset && preset != ck->preset) continue;
-      if (ck->format) snprintf(selector, sizeof selector, " --preset %s --format %s", preset->name, moi_format_name(ck->format));
+      if (ck->format)
+        snprintf(selector, sizeof selector, " --preset %s --format %s", preset->name, moi_format_name(ck->format));
       else snprintf(selector, sizeof selector, " --preset %s", preset->name);
       for (uint32_t i = 0; moi_check_moe_case(preset, ck->format, i, ck->seed, c); i++)
         if (ck->only_given ? i == ck->only : !ck->quick || i == p % 3) check_case(ck, c, "moe", selector, i);
@@ -315,8 +316,8 @@ static void report(const check *ck) {
     if (s->cases || s->failed)
       printf("%-42s %6u %7u %8u %11.2g\n", s->name, s->cases, s->failed, s->excused, s->worst);
   }
-  printf("%s: %u cases, %u runs of kernels, %u failures, seed %llu, %.1f s\n", ck->failed ? "FAILED" : "ok", ck->n_cases,
-         ck->ran, ck->failed, (unsigned long long)ck->seed, seconds_since(ck->start));
+  printf("%s: %u cases, %u runs of kernels, %u failures, seed %llu, %.1f s\n", ck->failed ? "FAILED" : "ok",
+         ck->n_cases, ck->ran, ck->failed, (unsigned long long)ck->seed, seconds_since(ck->start));
 }
 
 /* A kernel name must be one that some list has, or the check would pass by doing nothing. */
@@ -345,19 +346,21 @@ static int check_ops(const char *ops) {
 }
 
 int moi_command_check(int argc, char **argv) {
-  static const moi_command command = {
-      "check", "every kernel that runs here against the reference",
-      "Exit status 1 if anything fails. Every failure says the command that repeats it. MOI_DEBUG=cpu=avx2 and the like\n"
-      "make this machine check the lesser kernels.\n",
-      NULL};
+  static const moi_command command = {"check", "every kernel that runs here against the reference",
+                                      "Exit status 1 if anything fails. Every failure says the command that repeats "
+                                      "it. MOI_DEBUG=cpu=avx2 and the like\n"
+                                      "make this machine check the lesser kernels.\n",
+                                      NULL};
   static check ck;
   const char *backend = "all", *format = NULL;
   memset(&ck, 0, sizeof ck);
   ck.seed = 1;
   moi_option options[] = {
-      {"--backend", MOI_OPTION_TEXT, (void *)&backend, "NAME", "cpu, cuda, vulkan or all (default: all that are here)", 0},
+      {"--backend", MOI_OPTION_TEXT, (void *)&backend, "NAME", "cpu, cuda, vulkan or all (default: all that are here)",
+       0},
       {"--op", MOI_OPTION_TEXT, (void *)&ck.op, "OP,...", "of route, gemm, experts, moe (default: all)", 0},
-      {"--kernel", MOI_OPTION_TEXT, (void *)&ck.kernel, "NAME", "one row of the kernel list; 'chosen': what plans take", 0},
+      {"--kernel", MOI_OPTION_TEXT, (void *)&ck.kernel, "NAME", "one row of the kernel list; 'chosen': what plans take",
+       0},
       {"--format", MOI_OPTION_TEXT, (void *)&format, "NAME", "one weight format", 0},
       {"--preset", MOI_OPTION_TEXT, (void *)&ck.preset_name, "NAME", "moe of one preset", 0},
       {"--case", MOI_OPTION_UINT, &ck.only, "N", "case N of its list", 0},

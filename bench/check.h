@@ -4,8 +4,8 @@
 
 #include "bench/rig/case.h"
 
-/* Case `index` of a list, the same on every machine for all time of a version; 0 past the last one. Nothing is allocated:
- * moi_case_make does that. The cheap ones come first. */
+/* Case `index` of a list, the same on every machine for all time of a version; 0 past the last one. Nothing is
+ * allocated: moi_case_make does that. The cheap ones come first. */
 int moi_check_gemm_case(moi_format format, uint32_t index, uint64_t seed, moi_case *out);
 int moi_check_experts_case(moi_format format, uint32_t index, uint64_t seed, moi_case *out);
 int moi_check_route_case(uint32_t index, uint64_t seed, moi_case *out);

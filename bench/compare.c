@@ -38,7 +38,8 @@ int moi_command_compare(int argc, char **argv) {
     const cJSON *other = find(&b, moi_result_name(row));
     double x = moi_result_seconds(row), y = other ? moi_result_seconds(other) : 0;
     if (!other) printf("%-60s %12.1f %12s %8s\n", moi_result_name(row), x * 1e6, "missing", "");
-    else if (x <= 0 || y <= 0) printf("%-60s %12s %12s\n", moi_result_name(row), x > 0 ? "" : "failed", y > 0 ? "" : "failed");
+    else if (x <= 0 || y <= 0)
+      printf("%-60s %12s %12s\n", moi_result_name(row), x > 0 ? "" : "failed", y > 0 ? "" : "failed");
     else printf("%-60s %12.1f %12.1f %8.3f\n", moi_result_name(row), x * 1e6, y * 1e6, x / y);
   }
   cJSON_ArrayForEach(row, b.rows) {

@@ -60,9 +60,11 @@ int moi_command_presets(int argc, char **argv) {
   for (uint32_t i = 0; i < moi_preset_count(); i++) {
     const moi_preset *p = moi_preset_at(i);
     char format[48], experts[32];
-    double layer = (double)moi_ffn_weights_bytes(p->experts) + (p->shared ? (double)moi_ffn_weights_bytes(p->shared) : 0);
+    double layer =
+        (double)moi_ffn_weights_bytes(p->experts) + (p->shared ? (double)moi_ffn_weights_bytes(p->shared) : 0);
     formats(p, format, sizeof format);
-    if (p->experts->n_identity) snprintf(experts, sizeof experts, "%u+%u", p->experts->n_experts, p->experts->n_identity);
+    if (p->experts->n_identity)
+      snprintf(experts, sizeof experts, "%u+%u", p->experts->n_experts, p->experts->n_identity);
     else snprintf(experts, sizeof experts, "%u", p->experts->n_experts);
     printf("%-24s %-4s %-11s %6u %6u %7s %5u %6u  %9.1f %9.1f %9.2f %9.1f\n", p->name, p->rule, format,
            p->experts->hidden, p->experts->intermediate, experts, p->experts->top_k,

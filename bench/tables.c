@@ -61,8 +61,9 @@ static int support(void) {
   }
   printf("| attention | |");
   for (int b = 0; b < MOI_BACKEND_COUNT; b++) printf(" none |");
-  printf("\n\nA name is the instruction set or feature that a tuned kernel needs; where a machine lacks it the next one or "
-         "the generic\nkernel serves. generic: right and portable, not fast. none: a plan answers `MOI_UNSUPPORTED`.\n");
+  printf("\n\nA name is the instruction set or feature that a tuned kernel needs; where a machine lacks it, the next\n"
+         "one or the generic kernel serves. generic: right and portable, not fast. none: a plan answers\n"
+         "`MOI_UNSUPPORTED`.\n");
   return 0;
 }
 

@@ -182,8 +182,9 @@ static uint32_t tokens_run(const moi_case *c) {
 
 static moi_matrix_view rows_of(const moi_case *c, moi_buffer output, uint32_t first, uint32_t rows) {
   uint32_t stride = row_stride(c);
-  moi_matrix_view m = {row_type(c), (const uint8_t *)output.ptr + (size_t)first * stride * moi_element_bytes(row_type(c)),
-                       rows, row_width(c), stride};
+  moi_matrix_view m = {row_type(c),
+                       (const uint8_t *)output.ptr + (size_t)first * stride * moi_element_bytes(row_type(c)), rows,
+                       row_width(c), stride};
   return m;
 }
 
@@ -267,7 +268,8 @@ void moi_case_token(const moi_case *c, uint32_t t, moi_case *out) {
   r->alt_mask = from(r->alt_mask, t);
   r->token_ids = from(r->token_ids, t * 4);
   r->n_tokens = 1;
-  x->input = from(x->input, (size_t)t * (c->experts.hidden + c->stride_extra) * moi_element_bytes(c->experts.input_type));
+  x->input =
+      from(x->input, (size_t)t * (c->experts.hidden + c->stride_extra) * moi_element_bytes(c->experts.input_type));
   x->ids = from(x->ids, (size_t)t * c->experts.top_k * 4);
   x->weights = from(x->weights, (size_t)t * c->experts.top_k * 4);
   x->n_tokens = 1;

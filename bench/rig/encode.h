@@ -26,7 +26,8 @@ typedef struct moi_weight_pool {
   uint64_t line_bytes[3], n_lines[3], pool_lines[3];
 } moi_weight_pool;
 
-/* Weights are normal with variance 1/k, so that outputs are about as large as inputs. Small matrices are encoded whole. */
+/* Weights are normal with variance 1/k, so that outputs are about as large as inputs. Small matrices are encoded whole.
+ */
 void moi_weight_pool_make(moi_weight_pool *pool, moi_format format, uint32_t n, uint32_t k, uint64_t seed);
 /* Fills one expert's streams. */
 void moi_weight_pool_fill(const moi_weight_pool *pool, moi_streams out, uint64_t seed);

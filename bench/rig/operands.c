@@ -82,7 +82,8 @@ moi_weights moi_make_weights(moi_arena *arena, const moi_weights_spec *spec, uin
   if (spec->format == MOI_FORMAT_NVFP4)
     w.global_scale = moi_arena_view(arena, (size_t)spec->n_experts * 4, 4, "global scales");
   for (uint32_t e = 0; e < spec->n_experts; e++) {
-    moi_streams out = {expert_of(w.data, sizes.data, e, spec->tables), expert_of(w.scales, sizes.scales, e, spec->tables),
+    moi_streams out = {expert_of(w.data, sizes.data, e, spec->tables),
+                       expert_of(w.scales, sizes.scales, e, spec->tables),
                        expert_of(w.zeros, sizes.zeros, e, spec->tables)};
     moi_weight_pool_fill(&pool, out, seed * 65537 + e);
     if (bias) moi_random_dense(spec->bias_type, expert_of(w.bias, bias, e, spec->tables), spec->n, 0.5f, seed + 31 + e);
@@ -155,7 +156,8 @@ static moi_buffer activations(moi_arena *arena, moi_format type, uint32_t rows, 
                               uint64_t seed, const char *name) {
   moi_buffer b = dense_rows(arena, type, rows, cols, stride, name);
   for (uint32_t r = 0; r < rows; r++)
-    moi_random_activations(type, (uint8_t *)b.ptr + (size_t)r * stride * moi_element_bytes(type), cols, seed + r * 7919u);
+    moi_random_activations(type, (uint8_t *)b.ptr + (size_t)r * stride * moi_element_bytes(type), cols,
+                           seed + r * 7919u);
   return b;
 }
 
@@ -266,7 +268,8 @@ void moi_make_route(moi_arena *arena, const moi_route_desc *d, uint32_t n_tokens
                         odd_logit(kind, seed * 7 + 1, (uint64_t)t * n + i));
   }
   int ties = kind == MOI_LOGITS_TIES || kind == MOI_LOGITS_EQUAL;
-  if (d->flags & MOI_ROUTE_BIAS) out->router_bias = dense_vector(arena, type, n, ties ? 0.0f : 0.5f, seed * 7 + 3, "bias");
+  if (d->flags & MOI_ROUTE_BIAS)
+    out->router_bias = dense_vector(arena, type, n, ties ? 0.0f : 0.5f, seed * 7 + 3, "bias");
   if (d->flags & MOI_ROUTE_SELECT_BIAS)
     out->select_bias = f32_vector(arena, n, 0.125f, ties ? 0.0f : 0.1f, seed * 7 + 4, "selection bias");
   if (d->flags & MOI_ROUTE_SELECT_BIAS_ALT) {
@@ -274,12 +277,14 @@ void moi_make_route(moi_arena *arena, const moi_route_desc *d, uint32_t n_tokens
     out->alt_mask = moi_arena_view(arena, n_tokens, 1, "alt mask");
     for (uint32_t t = 0; t < n_tokens; t++) ((uint8_t *)out->alt_mask.ptr)[t] = t % 3 == 1 ? 255 : 0;
   }
-  if (d->flags & MOI_ROUTE_EXPERT_SCALE) out->expert_scale = f32_vector(arena, n, 1, 0.2f, seed * 7 + 6, "expert scales");
+  if (d->flags & MOI_ROUTE_EXPERT_SCALE)
+    out->expert_scale = f32_vector(arena, n, 1, 0.2f, seed * 7 + 6, "expert scales");
   if (d->flags & MOI_ROUTE_INPUT_NORM) out->norm_weight = dense_vector(arena, type, d->hidden, 1, seed * 7 + 7, "norm");
   if (d->flags & MOI_ROUTE_HASH) {
     out->hash_table = moi_arena_view(arena, (size_t)d->vocab * d->top_k * 4, 4, "hash table");
     out->token_ids = moi_arena_view(arena, (size_t)n_tokens * 4, 4, "token ids");
-    moi_make_ids(out->hash_table.ptr, d->vocab, d->top_k, d->n_experts, d->n_identity, MOI_TRAFFIC_RANDOM, seed * 7 + 8);
+    moi_make_ids(out->hash_table.ptr, d->vocab, d->top_k, d->n_experts, d->n_identity, MOI_TRAFFIC_RANDOM,
+                 seed * 7 + 8);
     for (uint32_t t = 0; t < n_tokens; t++)
       ((int32_t *)out->token_ids.ptr)[t] = t % 5 == 3 ? (t % 2 ? -1 : (int32_t)d->vocab)
                                                       : (int32_t)moi_random_below(seed * 7 + 9, t, d->vocab);

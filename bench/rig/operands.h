@@ -37,8 +37,8 @@ uint64_t moi_ffn_weights_bytes(const moi_experts_desc *desc);
 /* With MOI_EXPERTS_TABLES: makes the entries of an expert null. */
 void moi_drop_expert(const moi_experts_desc *desc, moi_ffn_weights *weights, uint32_t expert);
 
-/* Input, ids, weights (of routing), poisoned output; gate, up and down point into `weights`. stride_extra widens the rows
- * of input and output. */
+/* Input, ids, weights (of routing), poisoned output; gate, up and down point into `weights`. stride_extra widens the
+ * rows of input and output. */
 void moi_make_experts(moi_arena *arena, const moi_experts_desc *desc, uint32_t n_tokens, moi_traffic traffic,
                       uint32_t stride_extra, uint64_t seed, const moi_ffn_weights *weights, moi_experts_args *out);
 /* Another output for the same operands. */

@@ -302,8 +302,8 @@ moi_verdict moi_compare_route(const moi_route_desc *d, const moi_route_args *res
       same_set &= in_set;
       if (a == b || values.edge) continue;
       if (d->flags & MOI_ROUTE_HASH || a < 0 || b < 0 || !near_tie(values.v[a], values.v[b], values.near))
-        fail(&v, "token %u, slot %u: expert %d (value %.9g), the reference chose %d (value %.9g), ties are within %.3g", t,
-             j, a, a < 0 ? NAN : values.v[a], b, b < 0 ? NAN : values.v[b], values.near);
+        fail(&v, "token %u, slot %u: expert %d (value %.9g), the reference chose %d (value %.9g), ties are within %.3g",
+             t, j, a, a < 0 ? NAN : values.v[a], b, b < 0 ? NAN : values.v[b], values.near);
     }
     if (!same) v.excused++;
     if (!same_set || (d->score == MOI_SCORE_SPARSEMIXER && values.edge)) continue;

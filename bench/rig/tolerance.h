@@ -3,20 +3,20 @@
  * Reference and kernel read the same quantised weights and the same inputs, so the only honest differences are those of
  * arithmetic. Their size, relative to the root mean square of an output row (x and W are random, nothing cancels):
  *
- *   dot product of k    fp32 accumulation   4 sqrt(k) 2^-24          (4: order of summation, zero points)
- *                       int16 activations   2^-15                    (a step of the largest of 32; its rms is half of it)
+ *   dot product of k    fp32 accumulation   4 sqrt(k) 2^-24    (4: order of summation, zero points)
+ *                       int16 activations   2^-15              (a step of the largest of 32; its rms is half of it)
  *   activation          doubles what it gets (a product of two), and adds 2^-20 (exp, tanh)
- *   rounding to a type  of step u (bf16 2^-8, f16 2^-11, E4M3 2^-4): both sides round, and where an error e carries a
- *   with error e        value over the middle of a step the results lie a step apart: sqrt(e u) on the average, and
+ *   rounding to a type  both sides round, and where an error e carries a value over the middle of a step u (bf16 2^-8,
+ *                       f16 2^-11, E4M3 2^-4) the results lie a step apart: sqrt(e u) on the average, and
  *                       12 u / sqrt(k) where the largest of the k values behind an output (six times their rms) did so
  *
  * With e the sum of the averages up to, but without, the rounding to the output type, and s that of the single steps,
- *   each element    |y - r| <= ulp(r) + (12 e + 3.5 s) max(rms of the row, |r|)   ulp: of the output type, 2^-22 r for f32
+ *   each element    |y - r| <= ulp(r) + (12 e + 3.5 s) max(rms of the row, |r|)    ulp: the output type's, f32 2^-22 r
  *   the whole       sum max(0, |y - r| - ulp(r))^2 <= (16 e^2 + 2 s^2 / rows) sum r^2
  *   16-bit outputs  at most a part 8 e / u of the elements, those of two rows that a single step may move, and 8 more
  *                   differ at all: a kernel that truncates fails here
- * Rows of fewer than 16 elements use the rms of all rows where it is larger. A reference that is NaN or infinite asks for
- * NaN or infinity. */
+ * Rows of fewer than 16 elements use the rms of all rows where it is larger. A reference that is NaN or infinite asks
+ * for NaN or infinity. The exception, counted as `excused`: a routing may differ at a near tie (moi_compare_route). */
 #ifndef MOI_BENCH_RIG_TOLERANCE_H
 #define MOI_BENCH_RIG_TOLERANCE_H
 
