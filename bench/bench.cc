@@ -104,6 +104,14 @@ Runs plain_names(const Runs &runs) {
   return copy;
 }
 
+// Google Benchmark 1.8 turned error_occurred into skipped; whichever there is.
+template <class Run> auto error_of(const Run &run, int) -> decltype(run.error_occurred, std::string()) {
+  return run.error_occurred ? run.error_message + " " : std::string();
+}
+template <class Run> auto error_of(const Run &run, long) -> decltype(run.skip_message, std::string()) {
+  return run.skip_message.empty() ? std::string() : run.skip_message + " ";
+}
+
 class Json : public benchmark::JSONReporter {
  public:
   void ReportRuns(const Runs &runs) override { benchmark::JSONReporter::ReportRuns(plain_names(runs)); }
@@ -118,9 +126,10 @@ class Table : public benchmark::BenchmarkReporter {
   }
   void ReportRuns(const Runs &runs) override {
     for (const auto &run : plain_names(runs)) {
-      if (run.error_occurred) {
+      std::string error = error_of(run, 0);
+      if (!error.empty()) {
         failed = true;
-        std::printf("%-*s FAILED: %s\n", width_, run.run_name.str().c_str(), run.error_message.c_str());
+        std::printf("%-*s FAILED: %s\n", width_, run.run_name.str().c_str(), error.c_str());
         continue;
       }
       bool aggregate = run.run_type == Run::RT_Aggregate;
