@@ -107,7 +107,10 @@ static moi_status side(const char *fn, const char *what, const moi_weights *in, 
   for (int i = 0; i < 3; i++) {
     *to[i] = moi_view(views[i]);
     stride[i] = given[i] ? given[i] : bytes[i];
-    if (!bytes[i]) continue;
+    if (!bytes[i]) {
+      *to[i] = NULL; /* the format has no such stream: what the view says of it is not looked at */
+      continue;
+    }
     if (!*to[i]) return moi_fail(MOI_INVALID_ARGUMENT, fn, "%s->%s: is absent", what, names[i]);
     if (stride[i] < bytes[i] || stride[i] > UINT64_MAX >> 17)
       return moi_fail(MOI_INVALID_ARGUMENT, fn, "%s->%s_stride: %llu, one expert has %llu bytes", what, names[i],
@@ -118,6 +121,12 @@ static moi_status side(const char *fn, const char *what, const moi_weights *in, 
                       (unsigned long long)views[i].size, (unsigned long long)all);
   }
   return MOI_OK;
+}
+
+static streams expert(const streams *all, const uint64_t stride[3], uint32_t e) {
+  streams one = {all->data + stride[0] * e, all->scales ? all->scales + stride[1] * e : NULL,
+                 all->zeros ? all->zeros + stride[2] * e : NULL};
+  return one;
 }
 
 moi_status moi_pack(const moi_pack_desc *desc, const moi_weights *src, const moi_weights *dst) {
@@ -137,14 +146,8 @@ moi_status moi_pack(const moi_pack_desc *desc, const moi_weights *src, const moi
     status = side(fn, "src", src, d.from, d.n, d.k, d.n_experts, &from, from_stride);
     if (!status) status = side(fn, "dst", dst, d.to, d.n, d.k, d.n_experts, &to, to_stride);
     if (status) return status;
-    for (uint32_t e = 0; e < d.n_experts; e++) {
-      pairs[p].fn(from, to, d.n, d.k, pairs[p].group);
-      from.data += from_stride[0], to.data += to_stride[0];
-      if (from.scales) from.scales += from_stride[1];
-      if (to.scales) to.scales += to_stride[1];
-      if (from.zeros) from.zeros += from_stride[2];
-      if (to.zeros) to.zeros += to_stride[2];
-    }
+    for (uint32_t e = 0; e < d.n_experts; e++)
+      pairs[p].fn(expert(&from, from_stride, e), expert(&to, to_stride, e), d.n, d.k, pairs[p].group);
     return MOI_OK;
   }
   return moi_fail(MOI_UNSUPPORTED, fn, "desc->from, to: no packing from %s to %s", moi_format_name(d.from),

@@ -55,17 +55,20 @@ static moi_status check_weights(const char *fn, const char *what, moi_weights *o
   uint64_t bias = bias_type ? (uint64_t)n * moi_dense_bytes(bias_type) : 0;
   struct {
     const char *name;
-    moi_buffer view;
+    moi_buffer *view;
     uint64_t *stride, bytes;
     uint32_t align;
   } streams[] = {
-      {"data", out->data, &out->data_stride, sizes.data, moi_format_align(row)},
-      {"scales", out->scales, &out->scales_stride, sizes.scales, row->scale_bytes ? row->scale_bytes : 1},
-      {"zeros", out->zeros, &out->zeros_stride, sizes.zeros, row->zero_bits == 4 ? 4 : 1},
-      {"bias", out->bias, &out->bias_stride, bias, bias_type ? moi_dense_bytes(bias_type) : 1},
+      {"data", &out->data, &out->data_stride, sizes.data, moi_format_align(row)},
+      {"scales", &out->scales, &out->scales_stride, sizes.scales, row->scale_bytes ? row->scale_bytes : 1},
+      {"zeros", &out->zeros, &out->zeros_stride, sizes.zeros, row->zero_bits == 4 ? 4 : 1},
+      {"bias", &out->bias, &out->bias_stride, bias, bias_type ? moi_dense_bytes(bias_type) : 1},
   };
   for (int i = 0; i < 4; i++) {
-    if (!streams[i].bytes) continue;
+    if (!streams[i].bytes) { /* no such stream: whatever the view and its stride say reaches no kernel */
+      memset(streams[i].view, 0, sizeof *streams[i].view);
+      continue;
+    }
     char name[96];
     size_t at = 0; /* what->name without snprintf: this is on every run's path */
     for (const char *p = what; *p && at < 60; p++) name[at++] = *p;
@@ -73,7 +76,7 @@ static moi_status check_weights(const char *fn, const char *what, moi_weights *o
     for (const char *p = streams[i].name; *p; p++) name[at++] = *p;
     name[at] = 0;
     if (tables) {
-      TRY(need(fn, name, streams[i].view, (uint64_t)n_experts * 8, 8));
+      TRY(need(fn, name, *streams[i].view, (uint64_t)n_experts * 8, 8));
       continue;
     }
     if (!*streams[i].stride) *streams[i].stride = streams[i].bytes;
@@ -82,7 +85,7 @@ static moi_status check_weights(const char *fn, const char *what, moi_weights *o
              (unsigned long long)streams[i].bytes);
     if (*streams[i].stride > (UINT64_MAX >> 17)) REFUSE("%s_stride: is out of range", name);
     if (*streams[i].stride % streams[i].align) REFUSE("%s_stride: is not a multiple of %u", name, streams[i].align);
-    TRY(need(fn, name, streams[i].view, *streams[i].stride * (n_experts - 1) + streams[i].bytes, streams[i].align));
+    TRY(need(fn, name, *streams[i].view, *streams[i].stride * (n_experts - 1) + streams[i].bytes, streams[i].align));
   }
   return need_optional(fn, "weights->global_scale", out->global_scale, (uint64_t)n_experts * 4, 4);
 }

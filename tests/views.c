@@ -221,6 +221,24 @@ static void test_runs_refuse(void **state) {
   refused(run_layer(MOI_OP_MOE), MOI_INVALID_ARGUMENT, "route");
 }
 
+/* Streams that the format does not have are not looked at. */
+static void test_streams_of_other_formats(void **state) {
+  (void)state;
+  for (size_t i = 1; i < 4; i++) {
+    layer_make(&l);
+    passes(run_layer(layer_ops[i]));
+    layer before = l;
+    moi_weights *w[3] = {&l.gate_w, &l.up_w, &l.down_w};
+    for (int j = 0; j < 3; j++) {
+      w[j]->scales = w[j]->zeros = w[j]->bias = moi_ptr((uint8_t *)&l + 1, 1);
+      w[j]->scales_stride = w[j]->zeros_stride = w[j]->bias_stride = UINT64_MAX / 2 + 7;
+    }
+    passes(run_layer(layer_ops[i]));
+    assert_memory_equal(l.y, before.y, sizeof l.y);
+    assert_memory_equal(l.product, before.product, sizeof l.product);
+  }
+}
+
 static void test_overlap(void **state) {
   (void)state;
   static float both[2 * LAYER_T * LAYER_H];
@@ -298,6 +316,7 @@ int main(void) {
       cmocka_unit_test_setup(test_views, make_layer),
       cmocka_unit_test_setup(test_offset_of_views, make_layer),
       cmocka_unit_test_setup(test_runs_refuse, make_layer),
+      cmocka_unit_test_setup(test_streams_of_other_formats, make_layer),
       cmocka_unit_test_setup(test_overlap, make_layer),
       cmocka_unit_test_setup(test_n_tokens_device, make_layer),
   };
