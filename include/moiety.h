@@ -156,7 +156,8 @@ typedef struct moi_format_sizes {
 } moi_format_sizes;
 
 /* Fills `out` for W[n,k]. MOI_INVALID_ARGUMENT if the format does not exist, n or k is 0, or n, k are not multiples of
- * the format's block (k of 32 for Q4_0, of 256 for Q4_K; n of 8 for AWQ and GPTQ), or one matrix exceeds 4 GiB. */
+ * the format's block (k of 32 for Q4_0, of 256 for Q4_K; n of 8 for AWQ and GPTQ), or one matrix exceeds 4 GiB or 2^32
+ * elements. */
 MOI_API moi_status moi_format_size(moi_format format, uint32_t n, uint32_t k, moi_format_sizes *out);
 
 /* ------------------------------------------------------------------------------------------------- memory and queues */
@@ -503,7 +504,7 @@ typedef struct moi_weights {
   moi_buffer data;
   moi_buffer scales;
   moi_buffer zeros;
-  moi_buffer global_scale; /* [e] f32, NVFP4 only; absent: 1 */
+  moi_buffer global_scale; /* [e] f32, multiplies the expert's products: NVFP4's second scale; absent: 1 */
   moi_buffer bias;         /* [e, n] bias_type */
   uint64_t data_stride, scales_stride, zeros_stride, bias_stride; /* bytes between experts; 0: dense */
 } moi_weights;
