@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# readme_tables.sh SOURCE_DIR MOIETY [--write]: README.md's tables are what the program prints, between the lines
+# "<!-- begin: COMMAND -->" and "<!-- end -->". Compares them, or with --write puts them there.
+set -euo pipefail
+root=$1 moiety=$2 write=${3:-}
+new=$(mktemp)
+trap 'rm -f "$new"' EXIT
+cd "$root"
+inside=0
+while IFS= read -r line; do
+  if [[ $line =~ ^'<!-- begin: moiety '(.*)' -->'$ ]]; then
+    printf '%s\n' "$line"
+    # shellcheck disable=SC2086  # words of a command line, globs among them
+    "$moiety" ${BASH_REMATCH[1]}
+    inside=1
+  elif [ "$line" = '<!-- end -->' ]; then
+    inside=0
+    printf '%s\n' "$line"
+  elif [ $inside = 0 ]; then
+    printf '%s\n' "$line"
+  fi
+done <README.md >"$new"
+if [ "$write" = --write ]; then cp "$new" README.md; else diff -u README.md "$new"; fi
