@@ -29,19 +29,15 @@ typedef uint16_t elem;
 #define MR 6
 
 static inline vec vec_zero(void) { return _mm512_setzero_ps(); }
-static inline vec vec_load(const float *p) { return _mm512_loadu_ps(p); }
-static inline void vec_store(float *p, vec v) { _mm512_storeu_ps(p, v); }
 static inline operand operand_load(const elem *p) { return OPERAND(_mm512_loadu_si512(p)); }
 static inline vec vec_dot(operand w, operand x, vec sum) { return DPBF16(sum, w, x); }
 
-static inline __m128 fold(vec a) {
-  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
-}
 static inline __m128 vec_sum4(vec a, vec b, vec c, vec d) {
-  __m128 p = fold(a), q = fold(b), r = fold(c), s = fold(d);
-  _MM_TRANSPOSE4_PS(p, q, r, s);
-  return _mm_add_ps(_mm_add_ps(p, q), _mm_add_ps(r, s));
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 s = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
 }
 
 #include "cpu/kernels/tile.h"
@@ -57,6 +53,6 @@ static const elem *decode_bf16(const moi_matrix *w, uint32_t n, uint32_t k0, uin
 }
 
 void moi_gemm_bf16_avx512bf16(const moi_gemm_tile *tile);
-void moi_gemm_bf16_avx512bf16(const moi_gemm_tile *tile) { gemm_dot(tile, decode_bf16, (size_t)tile->w->k * 2); }
+void moi_gemm_bf16_avx512bf16(const moi_gemm_tile *tile) { gemm_dot(tile, decode_bf16, 0); }
 
 #endif

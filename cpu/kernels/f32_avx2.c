@@ -17,20 +17,22 @@ static inline vec vec_zero(void) { return _mm256_setzero_ps(); }
 static inline vec vec_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline void vec_store(float *p, vec v) { _mm256_storeu_ps(p, v); }
 static inline vec vec_splat(float f) { return _mm256_set1_ps(f); }
+static inline vec vec_add(vec a, vec b) { return _mm256_add_ps(a, b); }
+static inline vec vec_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
 static inline vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 static inline operand operand_load(const elem *p) { return _mm256_loadu_ps(p); }
 static inline vec vec_dot(operand w, operand x, vec sum) { return _mm256_fmadd_ps(w, x, sum); }
 
-static inline __m128 fold(vec a) { return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)); }
 static inline __m128 vec_sum4(vec a, vec b, vec c, vec d) {
-  __m128 p = fold(a), q = fold(b), r = fold(c), s = fold(d);
-  _MM_TRANSPOSE4_PS(p, q, r, s);
-  return _mm_add_ps(_mm_add_ps(p, q), _mm_add_ps(r, s));
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+  const __m256 s = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
 }
 
 #include "cpu/kernels/tile.h"
 
-/* ------------------------------------------------------------------------------------------------------------- pieces */
+/* ----------------------------------------------------------------------------------------------------------- pieces */
 
 static inline __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
 static inline __m256i load32(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
@@ -129,7 +131,7 @@ static inline const uint8_t *block_at(const uint8_t *stream, uint32_t n, uint32_
   return stream + ((size_t)n * (k / elements) + k0 / elements) * bytes;
 }
 
-/* -------------------------------------------------------------------------------------------------- decoders: row of k */
+/* ----------------------------------------------------------------------------------------------- decoders: row of k */
 
 static const float *decode_f32(const moi_matrix *w, uint32_t n, uint32_t k0, uint32_t k1, float *dst) {
   const float *row = (const float *)(const void *)w->data + (size_t)n * w->k + k0;
@@ -271,8 +273,8 @@ static const float *decode_mxfp4_gguf(const moi_matrix *w, uint32_t n, uint32_t 
   return dst;
 }
 
-/* d * scale and dmin * minimum of a Q4_K or Q5_K block's 8 sub-blocks. Products with the codes are exact in fp32, so one
- * fused operation gives decode.h's value. */
+/* d * scale and dmin * minimum of a Q4_K or Q5_K block's 8 sub-blocks. Products with the codes are exact in fp32, so
+ * one fused operation gives decode.h's value. */
 static inline void k_scales(const uint8_t *b, float *scales, float *minima) {
   const uint32_t u0 = moi_load_u32(b + 4), u1 = moi_load_u32(b + 8), u2 = moi_load_u32(b + 12);
   const uint64_t s = (u0 & 0x3f3f3f3fu) | (uint64_t)((u2 & 0x0f0f0f0fu) | ((u0 >> 2) & 0x30303030u)) << 32;
@@ -350,14 +352,14 @@ static const float *decode_q6_k(const moi_matrix *w, uint32_t n, uint32_t k0, ui
   return dst;
 }
 
-/* ------------------------------------------------------------------------------------------------ decoders: columns of n */
+/* ------------------------------------------------------------------------------------------- decoders: columns of n */
 
-static void decode_bf16_kn(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                           size_t ld) {
-  for (uint32_t k = k0; k < k1; k++, dst += ld) {
+static void decode_bf16_kn(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
+  for (uint32_t k = k0; k < k1; k++, dst += PAIR) {
     const uint8_t *row = w->data + ((size_t)k * w->n + n) * 2;
-    for (uint32_t i = 0; i < ld; i += 8) {
-      if (i % 32 == 0) _mm_prefetch((const char *)row + (size_t)AHEAD_BF16_KN * w->n * 2 + i * 2, _MM_HINT_T0);
+    for (uint32_t i = 0; i < PAIR; i += 8) {
+      if (i == 0 && k + AHEAD_BF16_KN < w->k)
+        _mm_prefetch((const char *)row + (size_t)AHEAD_BF16_KN * w->n * 2, _MM_HINT_T0);
       const __m128i v = i + 8 <= width ? load16(row + i * 2)
                         : i < width    ? load_part(row + i * 2, (width - i) * 2)
                                        : _mm_setzero_si128();
@@ -366,80 +368,90 @@ static void decode_bf16_kn(const moi_matrix *w, uint32_t n, uint32_t width, uint
   }
 }
 
-/* Scale and zero * scale of 8 columns of AWQ and GPTQ. q * scale and zero * scale are exact in fp32, so that their fused
- * difference is decode.h's value. */
-static inline void zero_scale(const moi_matrix *w, uint32_t n, uint32_t g, __m256i shifts, int plus, __m256 *scale,
-                              __m256 *zero) {
+/* Scale and zero * scale of 8 columns of AWQ and GPTQ. q * scale and zero * scale are exact in fp32, so that their
+ * fused difference is decode.h's value; but for infinite scales, of which it returns the columns. */
+static inline int zero_scale(const moi_matrix *w, uint32_t n, uint32_t g, __m256i shifts, int plus, __m256 *scale,
+                             __m256 *zero) {
   const uint32_t word = moi_load_u32(w->zeros + ((size_t)g * (w->n >> 3) + (n >> 3)) * 4);
   __m256i z = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32((int)word), shifts), _mm256_set1_epi32(15));
   z = _mm256_add_epi32(z, _mm256_set1_epi32(plus));
   *scale = _mm256_cvtph_ps(load16(w->scales + ((size_t)g * w->n + n) * 2));
   *zero = _mm256_mul_ps(_mm256_cvtepi32_ps(z), *scale);
+  const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), *scale), inf = _mm256_set1_ps(moi_bits_f32(0x7f800000u));
+  return _mm256_movemask_ps(_mm256_cmp_ps(size, inf, _CMP_EQ_OQ));
 }
 
-static void zero_columns(float *dst, size_t ld, uint32_t n_k) {
-  for (uint32_t k = 0; k < n_k; k++) _mm256_store_ps(dst + k * ld, _mm256_setzero_ps());
+static void zero_columns(float *dst, uint32_t n_k) {
+  for (uint32_t k = 0; k < n_k; k++) _mm256_store_ps(dst + k * PAIR, _mm256_setzero_ps());
 }
 
 static inline void decode_gptq(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                               size_t ld, uint32_t group) {
+                               uint32_t group) {
   const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28), nibble = _mm256_set1_epi32(15);
-  for (uint32_t i = 0; i < ld; i += 8) {
+  for (uint32_t i = 0; i < PAIR; i += 8) {
     if (i >= width) {
-      zero_columns(dst + i, ld, k1 - k0);
+      zero_columns(dst + i, k1 - k0);
       continue;
     }
     __m256 scale = _mm256_setzero_ps(), zero = scale;
+    int infinite = 0;
     float *out = dst + i;
-    for (uint32_t k = k0; k < k1; k += 8, out += 8 * ld) {
-      if (k == k0 || k % group == 0) zero_scale(w, n + i, k / group, shifts, 1, &scale, &zero);
+    for (uint32_t k = k0; k < k1; k += 8, out += 8 * PAIR) {
+      if (k == k0 || k % group == 0) infinite |= zero_scale(w, n + i, k / group, shifts, 1, &scale, &zero);
       const uint8_t *words = w->data + ((size_t)(k >> 3) * w->n + n + i) * 4;
-      if (i % 16 == 0) _mm_prefetch((const char *)words + (size_t)AHEAD_GPTQ * w->n * 4, _MM_HINT_T0);
+      if (i == 0 && k + 8 * AHEAD_GPTQ < w->k)
+        _mm_prefetch((const char *)words + (size_t)AHEAD_GPTQ * w->n * 4, _MM_HINT_T0);
       __m256i v = load32(words);
       for (int j = 0; j < 8; j++, v = _mm256_srli_epi32(v, 4))
-        _mm256_store_ps(out + j * ld,
+        _mm256_store_ps(out + j * PAIR,
                         _mm256_fmsub_ps(_mm256_cvtepi32_ps(_mm256_and_si256(v, nibble)), scale, zero));
     }
+    if (infinite)
+      for (uint32_t k = k0; k < k1; k++)
+        for (uint32_t j = i; j < least(i + 8, width); j++)
+          dst[(k - k0) * PAIR + j] = MOI_AT_GPTQ(w->data, w->scales, w->zeros, n + j, k, w->n, group);
   }
 }
-static void decode_gptq_g32(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                            size_t ld) {
-  decode_gptq(w, n, width, k0, k1, dst, ld, 32);
+static void decode_gptq_g32(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
+  decode_gptq(w, n, width, k0, k1, dst, 32);
 }
-static void decode_gptq_g128(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                             size_t ld) {
-  decode_gptq(w, n, width, k0, k1, dst, ld, 128);
+static void decode_gptq_g128(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
+  decode_gptq(w, n, width, k0, k1, dst, 128);
 }
 
 static inline void decode_awq(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                              size_t ld, uint32_t group) {
+                               uint32_t group) {
   const __m256i shifts = _mm256_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28), nibble = _mm256_set1_epi32(15);
-  for (uint32_t i = 0; i < ld; i += 8) {
+  for (uint32_t i = 0; i < PAIR; i += 8) {
     if (i >= width) {
-      zero_columns(dst + i, ld, k1 - k0);
+      zero_columns(dst + i, k1 - k0);
       continue;
     }
     __m256 scale = _mm256_setzero_ps(), zero = scale;
+    int infinite = 0;
     float *out = dst + i;
-    for (uint32_t k = k0; k < k1; k++, out += ld) {
-      if (k == k0 || k % group == 0) zero_scale(w, n + i, k / group, shifts, 0, &scale, &zero);
+    for (uint32_t k = k0; k < k1; k++, out += PAIR) {
+      if (k == k0 || k % group == 0) infinite |= zero_scale(w, n + i, k / group, shifts, 0, &scale, &zero);
       const uint8_t *words = w->data + ((size_t)k * (w->n >> 3) + ((n + i) >> 3)) * 4;
-      if (i == 0) _mm_prefetch((const char *)words + (size_t)AHEAD_AWQ * (w->n >> 3) * 4, _MM_HINT_T0);
+      if (i == 0 && k + AHEAD_AWQ < w->k)
+        _mm_prefetch((const char *)words + (size_t)AHEAD_AWQ * (w->n >> 3) * 4, _MM_HINT_T0);
       const __m256i v = _mm256_srlv_epi32(_mm256_set1_epi32((int)moi_load_u32(words)), shifts);
       _mm256_store_ps(out, _mm256_fmsub_ps(_mm256_cvtepi32_ps(_mm256_and_si256(v, nibble)), scale, zero));
     }
+    if (infinite)
+      for (uint32_t k = k0; k < k1; k++)
+        for (uint32_t j = i; j < least(i + 8, width); j++)
+          dst[(k - k0) * PAIR + j] = MOI_AT_AWQ(w->data, w->scales, w->zeros, n + j, k, w->n, group);
   }
 }
-static void decode_awq_g32(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                           size_t ld) {
-  decode_awq(w, n, width, k0, k1, dst, ld, 32);
+static void decode_awq_g32(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
+  decode_awq(w, n, width, k0, k1, dst, 32);
 }
-static void decode_awq_g128(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                            size_t ld) {
-  decode_awq(w, n, width, k0, k1, dst, ld, 128);
+static void decode_awq_g128(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
+  decode_awq(w, n, width, k0, k1, dst, 128);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- kernels */
+/* ---------------------------------------------------------------------------------------------------------- kernels */
 
 #define KERNEL_NAME(format) moi_gemm_##format##_avx2
 #include "cpu/kernels/f32_list.h"

@@ -17,23 +17,23 @@ static inline vec vec_zero(void) { return _mm512_setzero_ps(); }
 static inline vec vec_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void vec_store(float *p, vec v) { _mm512_storeu_ps(p, v); }
 static inline vec vec_splat(float f) { return _mm512_set1_ps(f); }
+static inline vec vec_add(vec a, vec b) { return _mm512_add_ps(a, b); }
+static inline vec vec_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
 static inline vec vec_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline operand operand_load(const elem *p) { return _mm512_loadu_ps(p); }
 static inline vec vec_dot(operand w, operand x, vec sum) { return _mm512_fmadd_ps(w, x, sum); }
 
-static inline __m128 fold(vec a) {
-  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
-}
 static inline __m128 vec_sum4(vec a, vec b, vec c, vec d) {
-  __m128 p = fold(a), q = fold(b), r = fold(c), s = fold(d);
-  _MM_TRANSPOSE4_PS(p, q, r, s);
-  return _mm_add_ps(_mm_add_ps(p, q), _mm_add_ps(r, s));
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 s = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
 }
 
 #include "cpu/kernels/tile.h"
 
-/* ------------------------------------------------------------------------------------------------------------- pieces */
+/* ----------------------------------------------------------------------------------------------------------- pieces */
 
 static inline __mmask16 mask16(uint32_t n) { return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffff); }
 static inline __mmask32 mask32(uint32_t n) { return n < 32 ? (1u << n) - 1 : ~0u; }
@@ -89,7 +89,7 @@ static inline __m512 half_high(__m512i h) { return _mm512_cvtph_ps(_mm512_extrac
 static inline __m512 nan16(void) { return _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)); }
 
 /* `count` scales to floats, up to the next multiple of 16 (32 for E4M3) of zeros */
-enum { MOST_SCALES = 32 }; /* K_BLOCK / 16 rounded up to the 32 that scales_e4m3 writes */
+enum { MOST_SCALES = K_BLOCK / 16 };
 static inline void scales_e4m3(const uint8_t *p, uint32_t count, float *s) {
   for (uint32_t i = 0; i < count; i += 32, p += 32, s += 32) {
     __mmask32 nan;
@@ -133,7 +133,7 @@ static inline const uint8_t *block_at(const uint8_t *stream, uint32_t n, uint32_
   return stream + ((size_t)n * (k / elements) + k0 / elements) * bytes;
 }
 
-/* -------------------------------------------------------------------------------------------------- decoders: row of k */
+/* ----------------------------------------------------------------------------------------------- decoders: row of k */
 
 static const float *decode_f32(const moi_matrix *w, uint32_t n, uint32_t k0, uint32_t k1, float *dst) {
   const float *row = (const float *)(const void *)w->data + (size_t)n * w->k + k0;
@@ -278,8 +278,8 @@ static const float *decode_mxfp4_gguf(const moi_matrix *w, uint32_t n, uint32_t 
   return dst;
 }
 
-/* d * scale and dmin * minimum of a Q4_K or Q5_K block's 8 sub-blocks. Products with the codes are exact in fp32, so one
- * fused operation gives decode.h's value. */
+/* d * scale and dmin * minimum of a Q4_K or Q5_K block's 8 sub-blocks. Products with the codes are exact in fp32, so
+ * one fused operation gives decode.h's value. */
 static inline void k_scales(const uint8_t *b, float *scales, float *minima) {
   const uint32_t u0 = moi_load_u32(b + 4), u1 = moi_load_u32(b + 8), u2 = moi_load_u32(b + 12);
   const uint64_t s = (u0 & 0x3f3f3f3fu) | (uint64_t)((u2 & 0x0f0f0f0fu) | ((u0 >> 2) & 0x30303030u)) << 32;
@@ -364,14 +364,14 @@ static const float *decode_q6_k(const moi_matrix *w, uint32_t n, uint32_t k0, ui
   return dst;
 }
 
-/* ------------------------------------------------------------------------------------------------ decoders: columns of n */
+/* ------------------------------------------------------------------------------------------- decoders: columns of n */
 
-static void decode_bf16_kn(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                           size_t ld) {
-  for (uint32_t k = k0; k < k1; k++, dst += ld) {
+static void decode_bf16_kn(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
+  for (uint32_t k = k0; k < k1; k++, dst += PAIR) {
     const uint8_t *row = w->data + ((size_t)k * w->n + n) * 2;
-    for (uint32_t i = 0; i < ld; i += 16) {
-      _mm_prefetch((const char *)row + (size_t)AHEAD_BF16_KN * w->n * 2 + i * 2, _MM_HINT_T0);
+    for (uint32_t i = 0; i < PAIR; i += 16) {
+      if (i == 0 && k + AHEAD_BF16_KN < w->k)
+        _mm_prefetch((const char *)row + (size_t)AHEAD_BF16_KN * w->n * 2, _MM_HINT_T0);
       const __m256i v = i + 16 <= width ? _mm256_loadu_si256((const __m256i *)(row + i * 2))
                                         : _mm256_maskz_loadu_epi16(i < width ? mask16(width - i) : 0, row + i * 2);
       _mm512_store_ps(dst + i, bf16_floats(v));
@@ -379,10 +379,10 @@ static void decode_bf16_kn(const moi_matrix *w, uint32_t n, uint32_t width, uint
   }
 }
 
-/* scale and zero * scale of 16 columns, and the 8 nibbles of words that hold 8 of them, for AWQ and GPTQ. q * scale and
- * zero * scale are exact in fp32, so that their fused difference is decode.h's value. */
-static inline void zero_scale(const moi_matrix *w, uint32_t n, uint32_t g, __m512i shifts, int plus, __m512 *scale,
-                              __m512 *zero) {
+/* Scale and zero * scale of 16 columns of AWQ and GPTQ. q * scale and zero * scale are exact in fp32, so that their
+ * fused difference is decode.h's value; but for infinite scales, of which it returns the columns. */
+static inline __mmask16 zero_scale(const moi_matrix *w, uint32_t n, uint32_t g, __m512i shifts, int plus,
+                                   __m512 *scale, __m512 *zero) {
   const int two = n + 8 < w->n; /* n is a multiple of 16, w->n of 8 */
   const __mmask16 valid = two ? 0xffff : 0xff;
   const uint8_t *words = w->zeros + ((size_t)g * (w->n >> 3) + (n >> 3)) * 4;
@@ -392,72 +392,81 @@ static inline void zero_scale(const moi_matrix *w, uint32_t n, uint32_t g, __m51
   z = _mm512_add_epi32(z, _mm512_set1_epi32(plus));
   *scale = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(valid, w->scales + ((size_t)g * w->n + n) * 2));
   *zero = _mm512_mul_ps(_mm512_cvtepi32_ps(z), *scale);
+  return _mm512_fpclass_ps_mask(*scale, 0x18);
 }
 
 static inline void decode_gptq(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                               size_t ld, uint32_t group) {
+                               uint32_t group) {
   const __m512i shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
   const __m512 codes = iota();
-  for (uint32_t i = 0; i < ld; i += 16) {
+  for (uint32_t i = 0; i < PAIR; i += 16) {
     if (i >= width) {
-      for (uint32_t k = 0; k < k1 - k0; k++) _mm512_store_ps(dst + k * ld + i, _mm512_setzero_ps());
+      for (uint32_t k = 0; k < k1 - k0; k++) _mm512_store_ps(dst + k * PAIR + i, _mm512_setzero_ps());
       continue;
     }
     const __mmask16 valid = n + i + 8 < w->n ? 0xffff : 0xff;
     __m512 scale = _mm512_setzero_ps(), zero = scale;
+    __mmask16 infinite = 0;
     float *out = dst + i;
-    for (uint32_t k = k0; k < k1; k += 8, out += 8 * ld) {
-      if (k == k0 || k % group == 0) zero_scale(w, n + i, k / group, shifts, 1, &scale, &zero);
+    for (uint32_t k = k0; k < k1; k += 8, out += 8 * PAIR) {
+      if (k == k0 || k % group == 0) infinite |= zero_scale(w, n + i, k / group, shifts, 1, &scale, &zero);
       const uint8_t *words = w->data + ((size_t)(k >> 3) * w->n + n + i) * 4;
-      _mm_prefetch((const char *)words + (size_t)AHEAD_GPTQ * w->n * 4, _MM_HINT_T0);
+      if (k + 8 * AHEAD_GPTQ < w->k)
+        _mm_prefetch((const char *)words + (size_t)AHEAD_GPTQ * w->n * 4, _MM_HINT_T0);
       __m512i v = _mm512_maskz_loadu_epi32(valid, words);
       for (int j = 0; j < 8; j++, v = _mm512_srli_epi32(v, 4))
-        _mm512_store_ps(out + j * ld, _mm512_fmsub_ps(_mm512_permutexvar_ps(v, codes), scale, zero));
+        _mm512_store_ps(out + j * PAIR, _mm512_fmsub_ps(_mm512_permutexvar_ps(v, codes), scale, zero));
     }
+    if (infinite)
+      for (uint32_t k = k0; k < k1; k++)
+        for (uint32_t j = i; j < least(i + 16, width); j++)
+          dst[(k - k0) * PAIR + j] = MOI_AT_GPTQ(w->data, w->scales, w->zeros, n + j, k, w->n, group);
   }
 }
-static void decode_gptq_g32(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                            size_t ld) {
-  decode_gptq(w, n, width, k0, k1, dst, ld, 32);
+static void decode_gptq_g32(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
+  decode_gptq(w, n, width, k0, k1, dst, 32);
 }
-static void decode_gptq_g128(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                             size_t ld) {
-  decode_gptq(w, n, width, k0, k1, dst, ld, 128);
+static void decode_gptq_g128(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
+  decode_gptq(w, n, width, k0, k1, dst, 128);
 }
 
 static inline void decode_awq(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                              size_t ld, uint32_t group) {
+                               uint32_t group) {
   const __m512i shifts = _mm512_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28, 0, 16, 4, 20, 8, 24, 12, 28);
   const __m512 codes = iota();
-  for (uint32_t i = 0; i < ld; i += 16) {
+  for (uint32_t i = 0; i < PAIR; i += 16) {
     if (i >= width) {
-      for (uint32_t k = 0; k < k1 - k0; k++) _mm512_store_ps(dst + k * ld + i, _mm512_setzero_ps());
+      for (uint32_t k = 0; k < k1 - k0; k++) _mm512_store_ps(dst + k * PAIR + i, _mm512_setzero_ps());
       continue;
     }
     const int two = n + i + 8 < w->n;
     __m512 scale = _mm512_setzero_ps(), zero = scale;
+    __mmask16 infinite = 0;
     float *out = dst + i;
-    for (uint32_t k = k0; k < k1; k++, out += ld) {
-      if (k == k0 || k % group == 0) zero_scale(w, n + i, k / group, shifts, 0, &scale, &zero);
+    for (uint32_t k = k0; k < k1; k++, out += PAIR) {
+      if (k == k0 || k % group == 0) infinite |= zero_scale(w, n + i, k / group, shifts, 0, &scale, &zero);
       const uint8_t *words = w->data + ((size_t)k * (w->n >> 3) + ((n + i) >> 3)) * 4;
-      if (i == 0) _mm_prefetch((const char *)words + (size_t)AHEAD_AWQ * (w->n >> 3) * 4, _MM_HINT_T0);
+      if (i == 0 && k + AHEAD_AWQ < w->k)
+        _mm_prefetch((const char *)words + (size_t)AHEAD_AWQ * (w->n >> 3) * 4, _MM_HINT_T0);
       __m512i v = _mm512_set1_epi32((int)moi_load_u32(words));
       if (two) v = _mm512_mask_set1_epi32(v, 0xff00, (int)moi_load_u32(words + 4));
       _mm512_store_ps(out,
                       _mm512_fmsub_ps(_mm512_permutexvar_ps(_mm512_srlv_epi32(v, shifts), codes), scale, zero));
     }
+    if (infinite)
+      for (uint32_t k = k0; k < k1; k++)
+        for (uint32_t j = i; j < least(i + 16, width); j++)
+          dst[(k - k0) * PAIR + j] = MOI_AT_AWQ(w->data, w->scales, w->zeros, n + j, k, w->n, group);
   }
 }
-static void decode_awq_g32(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                           size_t ld) {
-  decode_awq(w, n, width, k0, k1, dst, ld, 32);
+static void decode_awq_g32(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
+  decode_awq(w, n, width, k0, k1, dst, 32);
 }
-static void decode_awq_g128(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                            size_t ld) {
-  decode_awq(w, n, width, k0, k1, dst, ld, 128);
+static void decode_awq_g128(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
+  decode_awq(w, n, width, k0, k1, dst, 128);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- kernels */
+/* ---------------------------------------------------------------------------------------------------------- kernels */
 
 #define KERNEL_NAME(format) moi_gemm_##format##_avx512
 #include "cpu/kernels/f32_list.h"

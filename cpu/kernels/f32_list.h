@@ -14,7 +14,7 @@ static inline size_t row_bytes(uint32_t k, uint32_t block_k, uint32_t block_byte
   void KERNEL_NAME(format)(const moi_gemm_tile *tile);                                                                 \
   void KERNEL_NAME(format)(const moi_gemm_tile *tile) { gemm_outer(tile, decode_##format); }
 
-MOI_DOT(f32, 1, 4)
+MOI_DOT(f32, 1, 0)
 MOI_DOT(f16, 1, 2)
 MOI_DOT(bf16, 1, 2)
 MOI_DOT(fp8_b128, 1, 1)

@@ -79,7 +79,7 @@ INLINE void stream_group(const int rows, const int tokens, const int fp8, decode
       for (int r = 0; r < rows; r++)
         for (size_t i = 0; i < BLOCK * element; i += 64) _mm_prefetch((const char *)row[r] + ahead + i, _MM_HINT_T0);
     if (fp8) {
-      vec part[4][TOKENS], s = vec_splat(scale[k0 / 128] * 256.0f);
+      vec part[4][TOKENS], s = vec_splat(scale[k0 / 128]), lift = vec_splat(256.0f);
       for (int r = 0; r < rows; r++) {
         for (int t = 0; t < tokens; t++) part[r][t] = vec_zero();
         if (size == BLOCK) nans = nan_add(nan_add(nans, row[r]), row[r] + 64);
@@ -96,7 +96,7 @@ INLINE void stream_group(const int rows, const int tokens, const int fp8, decode
 #pragma GCC unroll 4
       for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int t = 0; t < tokens; t++) acc[r][t] = vec_fma(part[r][t], s, acc[r][t]);
+        for (int t = 0; t < tokens; t++) acc[r][t] = vec_fma(vec_mul(part[r][t], lift), s, acc[r][t]);
     } else {
       stream_block(rows, tokens, decode, element, row, x, size, acc);
     }

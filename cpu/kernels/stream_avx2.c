@@ -8,6 +8,7 @@ typedef __m256 vec;
 #define vec_zero _mm256_setzero_ps
 #define vec_load _mm256_loadu_ps
 #define vec_fma _mm256_fmadd_ps
+#define vec_mul _mm256_mul_ps
 #define vec_splat _mm256_set1_ps
 
 static inline __attribute__((always_inline)) float vec_sum(vec v) {

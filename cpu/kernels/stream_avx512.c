@@ -8,6 +8,7 @@ typedef __m512 vec;
 #define vec_zero _mm512_setzero_ps
 #define vec_load _mm512_loadu_ps
 #define vec_fma _mm512_fmadd_ps
+#define vec_mul _mm512_mul_ps
 #define vec_splat _mm512_set1_ps
 #define vec_sum _mm512_reduce_add_ps
 
