@@ -20,6 +20,9 @@ typedef struct moi_operand {
   uint32_t n, k;
 } moi_operand;
 
+/* What a run of an attention plan does. */
+typedef enum moi_attention_task { MOI_ATTEND, MOI_KV_APPEND, MOI_ATTENTION_MERGE } moi_attention_task;
+
 /* The args of a run after core has checked them against the plan. */
 typedef struct moi_ffn_run {
   moi_experts_args args;
@@ -33,6 +36,12 @@ typedef struct moi_run {
   moi_buffer shared_gate;
   moi_gemm_args gemm;
   moi_weights gemm_weights;
+  moi_attention_task attention_task;
+  moi_attention_args attention;
+  moi_kv_append_args append;
+  moi_attention_merge_args merge;
+  moi_kv_cache cache; /* strides resolved; of attention and append */
+  uint32_t max_kv;    /* the plan's, or fewer if the page table has fewer entries */
   moi_buffer workspace;
   moi_queue queue;
 } moi_run;
@@ -45,6 +54,7 @@ struct moi_plan {
   moi_route_desc route;
   moi_experts_desc experts, shared;
   moi_gemm_desc gemm;
+  moi_attention_desc attention;
   moi_shared_gate shared_gate;
   moi_format shared_gate_type;
   float output_scale;

@@ -1,44 +1,12 @@
 /* Plans: every rule that a desc must keep, checked once for all backends, and every default resolved. */
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "core/backend.h"
+#include "core/check.h"
 #include "core/format.h"
 #include "core/structs.h"
-
-#define MAX_TOKENS (1u << 24)
-#define MAX_WIDTH (1u << 20)
-#define MAX_EXPERTS 65536u
-#define MAX_TOP_K 64u
-#define ALL_PLAN_FLAGS (MOI_NO_FALLBACK | MOI_DETERMINISTIC | MOI_BATCH_INVARIANT)
-
-#define REFUSE(...) return moi_fail(MOI_INVALID_ARGUMENT, fn, __VA_ARGS__)
-/* what: the desc's name in messages; lo..hi inclusive */
-#define RANGE(what, member, lo, hi)                                                                                    \
-  do {                                                                                                                 \
-    if ((uint64_t)d->member < (uint64_t)(lo) || (uint64_t)d->member > (uint64_t)(hi))                                  \
-      REFUSE("%s->" #member ": %u, must be %u..%u", what, (unsigned)d->member, (unsigned)(lo), (unsigned)(hi));        \
-  } while (0)
-#define ENUM(what, member, last)                                                                                       \
-  do {                                                                                                                 \
-    if ((uint32_t)d->member > (uint32_t)(last)) REFUSE("%s->" #member ": %d is no such value", what, (int)d->member);  \
-  } while (0)
-#define FINITE(what, member)                                                                                           \
-  do {                                                                                                                 \
-    if (!isfinite(d->member)) REFUSE("%s->" #member ": is not finite", what);                                          \
-  } while (0)
-#define FLAGS(what, member, known)                                                                                     \
-  do {                                                                                                                 \
-    if (d->member & ~(uint32_t)(known)) REFUSE("%s->" #member ": 0x%x has unknown bits", what, (unsigned)d->member);   \
-  } while (0)
-/* a dense type with its default */
-#define DENSE(what, member, fallback)                                                                                  \
-  do {                                                                                                                 \
-    if (!d->member) d->member = (fallback);                                                                            \
-    if (!moi_dense_bytes(d->member)) REFUSE("%s->" #member ": %d, must be f32, f16 or bf16", what, (int)d->member);    \
-  } while (0)
 
 static moi_status check_route(const char *fn, moi_route_desc *d, const char *what) {
   RANGE(what, max_tokens, 1, MAX_TOKENS);
@@ -225,8 +193,7 @@ void moi_plan_destroy(moi_plan *plan) {
   moi_release(context, plan, sizeof *plan);
 }
 
-/* Hands a checked description to the backend; *out is the plan or NULL. */
-static moi_status finish(const char *fn, const moi_plan *draft, moi_plan **out) {
+moi_status moi_plan_finish(const char *fn, const moi_plan *draft, moi_plan **out) {
   moi_context *context = draft->context;
   moi_plan *plan = moi_allocate(context, sizeof *plan);
   if (!plan) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *plan);
@@ -234,6 +201,7 @@ static moi_status finish(const char *fn, const moi_plan *draft, moi_plan **out) 
   moi_status status = context->ops->plan(fn, plan);
   /* what pointed into the caller's desc is gone after this call */
   plan->kernel = plan->route.kernel = plan->experts.kernel = plan->shared.kernel = plan->gemm.kernel = NULL;
+  plan->attention.kernel = NULL;
   if (status) {
     moi_release(context, plan->text, plan->text_size);
     moi_release(context, plan, sizeof *plan);
@@ -243,7 +211,7 @@ static moi_status finish(const char *fn, const moi_plan *draft, moi_plan **out) 
   return MOI_OK;
 }
 
-static moi_status begin(const char *fn, moi_context *context, moi_op op, moi_plan *draft, moi_plan **out) {
+moi_status moi_plan_begin(const char *fn, moi_context *context, moi_op op, moi_plan *draft, moi_plan **out) {
   if (!out) REFUSE("out: is null");
   *out = NULL;
   if (!context) REFUSE("context: is null");
@@ -253,49 +221,40 @@ static moi_status begin(const char *fn, moi_context *context, moi_op op, moi_pla
   return MOI_OK;
 }
 
-/* Copies and checks one desc of a family. */
-#define TAKE(dst, src, check)                                                                                          \
-  do {                                                                                                                 \
-    status = MOI_STRUCT_IN(fn, dst, src);                                                                              \
-    if (!status) status = moi_chain_none(fn, #src, (dst)->next);                                                       \
-    if (!status) status = check(fn, dst, #src);                                                                        \
-    if (status) return status;                                                                                         \
-  } while (0)
-
 moi_status moi_route_plan(moi_context *context, const moi_route_desc *desc, moi_plan **out) {
   const char *fn = "moi_route_plan";
   moi_plan draft;
-  moi_status status = begin(fn, context, MOI_OP_ROUTE, &draft, out);
+  moi_status status = moi_plan_begin(fn, context, MOI_OP_ROUTE, &draft, out);
   if (status) return status;
   TAKE(&draft.route, desc, check_route);
   draft.has_route = 1;
   draft.plan_flags = draft.route.plan_flags;
   draft.kernel = draft.route.kernel;
-  return finish(fn, &draft, out);
+  return moi_plan_finish(fn, &draft, out);
 }
 
 moi_status moi_experts_plan(moi_context *context, const moi_experts_desc *desc, moi_plan **out) {
   const char *fn = "moi_experts_plan";
   moi_plan draft;
-  moi_status status = begin(fn, context, MOI_OP_EXPERTS, &draft, out);
+  moi_status status = moi_plan_begin(fn, context, MOI_OP_EXPERTS, &draft, out);
   if (status) return status;
   TAKE(&draft.experts, desc, check_experts);
   draft.has_experts = 1;
   draft.output_scale = draft.experts.output_scale;
   draft.plan_flags = draft.experts.plan_flags;
   draft.kernel = draft.experts.kernel;
-  return finish(fn, &draft, out);
+  return moi_plan_finish(fn, &draft, out);
 }
 
 moi_status moi_gemm_plan(moi_context *context, const moi_gemm_desc *desc, moi_plan **out) {
   const char *fn = "moi_gemm_plan";
   moi_plan draft;
-  moi_status status = begin(fn, context, MOI_OP_GEMM, &draft, out);
+  moi_status status = moi_plan_begin(fn, context, MOI_OP_GEMM, &draft, out);
   if (status) return status;
   TAKE(&draft.gemm, desc, check_gemm);
   draft.plan_flags = draft.gemm.plan_flags;
   draft.kernel = draft.gemm.kernel;
-  return finish(fn, &draft, out);
+  return moi_plan_finish(fn, &draft, out);
 }
 
 #define AGREE(a, b, member)                                                                                            \
@@ -308,7 +267,7 @@ moi_status moi_moe_plan(moi_context *context, const moi_moe_desc *desc, moi_plan
   const char *fn = "moi_moe_plan";
   moi_plan draft;
   moi_moe_desc moe, *d = &moe;
-  moi_status status = begin(fn, context, MOI_OP_MOE, &draft, out);
+  moi_status status = moi_plan_begin(fn, context, MOI_OP_MOE, &draft, out);
   if (!status) status = MOI_STRUCT_IN(fn, d, desc);
   if (!status) status = moi_chain_none(fn, "desc", d->next);
   if (status) return status;
@@ -346,14 +305,5 @@ moi_status moi_moe_plan(moi_context *context, const moi_moe_desc *desc, moi_plan
   draft.output_scale = (d->output_scale == 0 ? 1 : d->output_scale) * experts.output_scale;
   draft.plan_flags = d->plan_flags | experts.plan_flags | draft.route.plan_flags | draft.shared.plan_flags;
   draft.kernel = d->kernel;
-  return finish(fn, &draft, out);
-}
-
-moi_status moi_attention_plan(moi_context *context, const moi_attention_desc *desc, moi_plan **out) {
-  const char *fn = "moi_attention_plan";
-  moi_plan draft;
-  moi_status status = begin(fn, context, MOI_OP_ATTENTION, &draft, out);
-  if (status) return status;
-  (void)desc;
-  return moi_fail(MOI_UNSUPPORTED, fn, "context: the %s backend has no attention in this version", context->ops->name);
+  return moi_plan_finish(fn, &draft, out);
 }

@@ -2,47 +2,10 @@
 #include <string.h>
 
 #include "core/backend.h"
+#include "core/check.h"
 #include "core/format.h"
 #include "core/structs.h"
 #include "core/workspace.h"
-
-#define REFUSE(...) return moi_fail(MOI_INVALID_ARGUMENT, fn, __VA_ARGS__)
-#define TRY(call)                                                                                                      \
-  do {                                                                                                                 \
-    moi_status try_status = (call);                                                                                    \
-    if (try_status) return try_status;                                                                                 \
-  } while (0)
-
-/* A view must be there, aligned and big enough; needing 0 bytes asks nothing of it. No backend of this version reads
- * memory by handle: a view that has nothing else would be a null pointer to it. */
-static moi_status need(const char *fn, const char *what, moi_buffer b, uint64_t bytes, uint32_t align) {
-  if (!bytes) return MOI_OK;
-  if (!b.ptr) REFUSE(b.handle ? "%s: has a handle, but this backend reads ptr" : "%s: is absent", what);
-  if (b.size < bytes)
-    REFUSE("%s.size: %llu bytes, %llu are needed", what, (unsigned long long)b.size, (unsigned long long)bytes);
-  if (((uintptr_t)b.ptr + b.offset) % align) REFUSE("%s: is not aligned to %u bytes", what, align);
-  return MOI_OK;
-}
-
-static moi_status need_optional(const char *fn, const char *what, moi_buffer b, uint64_t bytes, uint32_t align) {
-  return b.ptr || b.handle ? need(fn, what, b, bytes, align) : MOI_OK;
-}
-
-static int overlap(moi_buffer a, uint64_t a_bytes, moi_buffer b, uint64_t b_bytes) {
-  if (!a_bytes || !b_bytes || !a.ptr || !b.ptr) return 0;
-  uintptr_t x = (uintptr_t)a.ptr + a.offset, y = (uintptr_t)b.ptr + b.offset;
-  return x < y + b_bytes && y < x + a_bytes;
-}
-
-static uint64_t rows_bytes(uint32_t rows, uint32_t stride, uint32_t width, uint32_t element) {
-  return rows ? ((uint64_t)(rows - 1) * stride + width) * element : 0;
-}
-
-static moi_status resolve_stride(const char *fn, const char *what, uint32_t *stride, uint32_t width) {
-  if (!*stride) *stride = width;
-  if (*stride < width) REFUSE("%s: %u, rows have %u elements", what, *stride, width);
-  return MOI_OK;
-}
 
 static moi_status check_weights(const char *fn, const char *what, moi_weights *out, const moi_weights *in,
                                 moi_format format, uint32_t n, uint32_t k, uint32_t n_experts, moi_format bias_type,
@@ -167,8 +130,8 @@ static moi_status check_ffn(const char *fn, const moi_experts_desc *d, moi_ffn_r
   return t ? check_ffn_weights(fn, d, r) : MOI_OK;
 }
 
-static moi_status begin(const char *fn, const moi_plan *plan, moi_op op, moi_buffer workspace, moi_queue queue,
-                        moi_run *run) {
+moi_status moi_run_begin(const char *fn, const moi_plan *plan, moi_op op, moi_buffer workspace, moi_queue queue,
+                         moi_run *run) {
   if (!plan) REFUSE("plan: is null");
   if (plan->op != op) REFUSE("plan: is of another op family");
   memset(run, 0, sizeof *run);
@@ -194,7 +157,7 @@ static moi_status go(const char *fn, const moi_plan *plan, const moi_run *run) {
 moi_status moi_route_run(const moi_plan *plan, const moi_route_args *args, moi_buffer workspace, moi_queue queue) {
   const char *fn = "moi_route_run";
   moi_run run;
-  TRY(begin(fn, plan, MOI_OP_ROUTE, workspace, queue, &run));
+  TRY(moi_run_begin(fn, plan, MOI_OP_ROUTE, workspace, queue, &run));
   TRY(take_route(fn, "args", &run.route, args));
   TRY(check_route(fn, plan, &run.route, 0));
   run.n_tokens = run.route.n_tokens;
@@ -204,7 +167,7 @@ moi_status moi_route_run(const moi_plan *plan, const moi_route_args *args, moi_b
 moi_status moi_experts_run(const moi_plan *plan, const moi_experts_args *args, moi_buffer workspace, moi_queue queue) {
   const char *fn = "moi_experts_run";
   moi_run run;
-  TRY(begin(fn, plan, MOI_OP_EXPERTS, workspace, queue, &run));
+  TRY(moi_run_begin(fn, plan, MOI_OP_EXPERTS, workspace, queue, &run));
   TRY(take_ffn(fn, "args", &run.experts.args, args));
   TRY(check_ffn(fn, &plan->experts, &run.experts, 1, 1));
   run.n_tokens = run.experts.args.n_tokens;
@@ -214,7 +177,7 @@ moi_status moi_experts_run(const moi_plan *plan, const moi_experts_args *args, m
 moi_status moi_gemm_run(const moi_plan *plan, const moi_gemm_args *args, moi_buffer workspace, moi_queue queue) {
   const char *fn = "moi_gemm_run";
   moi_run run;
-  TRY(begin(fn, plan, MOI_OP_GEMM, workspace, queue, &run));
+  TRY(moi_run_begin(fn, plan, MOI_OP_GEMM, workspace, queue, &run));
   moi_gemm_args *a = &run.gemm;
   TRY(MOI_STRUCT_IN(fn, a, args));
   TRY(moi_chain_none(fn, "args", a->next));
@@ -242,7 +205,7 @@ moi_status moi_moe_run(const moi_plan *plan, const moi_moe_args *args, moi_buffe
   const char *fn = "moi_moe_run";
   moi_run run;
   moi_moe_args a;
-  TRY(begin(fn, plan, MOI_OP_MOE, workspace, queue, &run));
+  TRY(moi_run_begin(fn, plan, MOI_OP_MOE, workspace, queue, &run));
   TRY(moi_struct_in(fn, "args", &a, sizeof a, args));
   TRY(moi_chain_none(fn, "args", a.next));
   TRY(take_ffn(fn, "args->experts", &run.experts.args, a.experts));

@@ -4,6 +4,7 @@
 
 #include "core/format.h"
 #include "cpu/cpu.h"
+#include "cpu/kv.h"
 
 #if !defined(_WIN32)
 #include <unistd.h>
@@ -125,12 +126,12 @@ static int serves(const moi_cpu_kernel *row, moi_op op, moi_format format) {
          (row->format == format || row->format == MOI_FORMAT_NONE);
 }
 
-moi_status moi_cpu_choose(const char *fn, moi_plan *plan, const char *what, moi_format format, int exact_bf16,
+moi_status moi_cpu_choose(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format, int exact_bf16,
                           const char *forced, int *found, moi_pick *pick) {
   pick->few = pick->many = NULL;
   for (uint32_t i = 0; forced && i < moi_cpu_kernel_count; i++) {
     const moi_cpu_kernel *row = &moi_cpu_kernels[i];
-    if (!serves(row, MOI_OP_GEMM, format) || strcmp(row->name, forced)) continue;
+    if (!serves(row, op, format) || strcmp(row->name, forced)) continue;
     const char *why = refusal(row, plan, exact_bf16);
     if (why) return moi_fail(MOI_UNSUPPORTED, fn, "kernel: %s for %s needs %s", forced, what, why);
     pick->few = pick->many = row;
@@ -141,7 +142,7 @@ moi_status moi_cpu_choose(const char *fn, moi_plan *plan, const char *what, moi_
   size_t at = 0;
   for (uint32_t i = 0; i < moi_cpu_kernel_count && !pick->many; i++) {
     const moi_cpu_kernel *row = &moi_cpu_kernels[i];
-    if (!serves(row, MOI_OP_GEMM, format)) continue;
+    if (!serves(row, op, format)) continue;
     const char *why = refusal(row, plan, exact_bf16);
     if (why) {
       if (at < sizeof refused)
@@ -159,8 +160,9 @@ moi_status moi_cpu_choose(const char *fn, moi_plan *plan, const char *what, moi_
   moi_status status =
       pick->few == pick->many
           ? moi_plan_say(plan, "%s (%s): %s\n", what, moi_format_name(format), pick->many->name)
-          : moi_plan_say(plan, "%s (%s): %s for up to %u rows of an expert, %s for more\n", what,
-                         moi_format_name(format), pick->few->name, pick->few->m_max, pick->many->name);
+          : moi_plan_say(plan, "%s (%s): %s for up to %u rows of %s, %s for more\n", what,
+                         moi_format_name(format), pick->few->name, pick->few->m_max,
+                         op == MOI_OP_ATTENTION ? "a KV head" : "an expert", pick->many->name);
   if (!status && refused[0]) status = moi_plan_say(plan, "%s", refused);
   if (!status && pick->many->flags & MOI_ROW_FALLBACK)
     moi_log_line(plan->context, MOI_LOG_WARNING, "%s: %s (%s) falls back to the kernel '%s'", fn, what,
@@ -186,9 +188,19 @@ static moi_status choose_route(const char *fn, moi_plan *plan, const char *force
   if (!state->route.select) return moi_fail(MOI_UNSUPPORTED, fn, "plan_flags: no routing kernel meets them");
   moi_status status = moi_plan_say(plan, "selection: %s\n", state->route.select->name);
   if (!status && d->hidden)
-    status = moi_cpu_choose(fn, plan, "router", d->router_type, d->input_type == MOI_FORMAT_BF16 &&
+    status = moi_cpu_choose(fn, plan, MOI_OP_GEMM, "router", d->router_type, d->input_type == MOI_FORMAT_BF16 &&
                             !(d->flags & MOI_ROUTE_INPUT_NORM), forced, found, &state->route.router);
   return status;
+}
+
+static int holds_bf16(moi_format format) { return format == MOI_FORMAT_BF16 || format == MOI_FORMAT_FP8; }
+
+static moi_status choose_attention(const char *fn, moi_plan *plan, moi_attention_state *state, int *found) {
+  const moi_attention_desc *d = &plan->attention;
+  moi_cpu_attention_shape(plan, state);
+  return moi_cpu_choose(fn, plan, MOI_OP_ATTENTION, "attention", d->k_format,
+                        d->input_type == MOI_FORMAT_BF16 && holds_bf16(d->k_format) && holds_bf16(d->v_format),
+                        plan->kernel, found, &state->pick);
 }
 
 static moi_status choose_ffn(const char *fn, moi_plan *plan, const moi_experts_desc *d, const char *name,
@@ -196,17 +208,17 @@ static moi_status choose_ffn(const char *fn, moi_plan *plan, const moi_experts_d
   char what[48];
   int plain = d->act_quant == MOI_ACT_QUANT_NONE;
   snprintf(what, sizeof what, "%s gate and up", name);
-  moi_status status = moi_cpu_choose(fn, plan, what, d->format, plain && d->input_type == MOI_FORMAT_BF16, forced,
+  moi_status status = moi_cpu_choose(fn, plan, MOI_OP_GEMM, what, d->format, plain && d->input_type == MOI_FORMAT_BF16, forced,
                                      found, &state->gate);
   if (status) return status;
   snprintf(what, sizeof what, "%s down", name);
-  return moi_cpu_choose(fn, plan, what, d->down_format, plain && d->mid_type == MOI_FORMAT_BF16, forced, found,
+  return moi_cpu_choose(fn, plan, MOI_OP_GEMM, what, d->down_format, plain && d->mid_type == MOI_FORMAT_BF16, forced, found,
                         &state->down);
 }
 
 /* The names in moi_plan_kernel: the GEMM's, the routed experts', or for a route plan the selection's. */
 static void name_kernels(moi_plan *plan, const moi_cpu_plan *state) {
-  const moi_pick *picks[] = {&state->gemm.gate, &state->ffn[0].gate, &state->ffn[0].down};
+  const moi_pick *picks[] = {&state->gemm.gate, &state->ffn[0].gate, &state->ffn[0].down, &state->attention.pick};
   for (size_t i = 0; i < sizeof picks / sizeof picks[0]; i++) {
     if (!picks[i]->many) continue;
     moi_plan_use(plan, picks[i]->few->name);
@@ -226,8 +238,9 @@ static moi_status choose(const char *fn, moi_plan *plan, moi_cpu_plan *state) {
       return moi_fail(MOI_UNSUPPORTED, fn, "plan_flags: MOI_NO_FALLBACK refuses the kernel 'ref' that was asked for");
     return moi_plan_say(plan, "kernel ref: plain C, double accumulation, one thread\n");
   }
+  if (plan->op == MOI_OP_ATTENTION) return choose_attention(fn, plan, &state->attention, &found);
   if (plan->op == MOI_OP_GEMM)
-    return moi_cpu_choose(fn, plan, "gemm", plan->gemm.format,
+    return moi_cpu_choose(fn, plan, MOI_OP_GEMM, "gemm", plan->gemm.format,
                           plan->gemm.input_type == MOI_FORMAT_BF16 && !plan->gemm.act_quant, forced, &found,
                           &state->gemm.gate);
   if (plan->has_experts)
@@ -245,12 +258,13 @@ static moi_status choose(const char *fn, moi_plan *plan, moi_cpu_plan *state) {
 static moi_status check_forced(const char *fn, const moi_plan *plan, const moi_cpu_plan *state) {
   if (state->reference) return MOI_OK;
   const moi_pick *picks[] = {&state->gemm.gate,   &state->ffn[0].gate, &state->ffn[0].down,
-                             &state->ffn[1].gate, &state->ffn[1].down, &state->route.router};
+                             &state->ffn[1].gate, &state->ffn[1].down, &state->route.router,
+                             &state->attention.pick};
   const struct {
     const char *name;
     size_t first, end; /* of the picks that the name may serve */
     int selects;
-  } asked[] = {{plan->kernel, 0, 6, 1},
+  } asked[] = {{plan->kernel, 0, 7, 1},
                {plan->kernel ? NULL : plan->experts.kernel, 1, 3, 0},
                {plan->kernel ? NULL : plan->shared.kernel, 3, 5, 0},
                {plan->kernel ? NULL : plan->route.kernel, 5, 6, 1}};
@@ -272,6 +286,10 @@ static void count(const moi_plan *plan, moi_carve *carve) {
   const moi_cpu_plan *state = plan->state;
   size_t slots = plan->has_experts ? (size_t)plan->experts.max_tokens * plan->experts.top_k
                                    : (size_t)plan->route.max_tokens * plan->route.top_k;
+  if (plan->op == MOI_OP_ATTENTION) {
+    (state->reference ? moi_ref_attention_count : moi_cpu_attention_count)(plan, carve);
+    return;
+  }
   if (plan->op == MOI_OP_GEMM) {
     (state->reference ? moi_ref_gemm_count : moi_cpu_gemm_count)(plan, carve);
     return;
@@ -321,6 +339,12 @@ static moi_status run_cpu(const char *fn, const moi_plan *plan, const moi_run *r
   const moi_cpu_plan *state = plan->state;
   if (run->queue.native) return moi_fail(MOI_INVALID_ARGUMENT, fn, "queue.native: must be null on the CPU");
   moi_carve carve = {moi_view(run->workspace), 0, 0};
+  if (plan->op == MOI_OP_ATTENTION) {
+    if (run->attention_task == MOI_KV_APPEND) moi_cpu_kv_append(plan, run);
+    else if (run->attention_task == MOI_ATTENTION_MERGE) moi_cpu_merge(plan, run);
+    else (state->reference ? moi_ref_attention : moi_cpu_attention)(plan, run, &carve);
+    return MOI_OK;
+  }
   if (plan->op == MOI_OP_GEMM)
     return (state->reference ? moi_ref_gemm : moi_cpu_gemm)(fn, plan, run, &carve);
   const int32_t *ids = moi_view(run->experts.args.ids);

@@ -35,6 +35,8 @@ typedef struct moi_elementwise {
   void (*load)(moi_format type, const void *x, float *out, uint32_t n);
   /* acc[i] += w * (c[i] + bias[i]); bias may be NULL */
   void (*combine)(float *acc, const float *c, const float *bias, float w, uint32_t n);
+  /* out[i] = x[i] * factor rounded to a dense type */
+  void (*store)(moi_format type, const float *x, float factor, void *out, uint32_t n);
 } moi_elementwise;
 const moi_elementwise *moi_elementwise_for(uint32_t isa);
 
@@ -63,7 +65,16 @@ typedef struct moi_ffn_state {
   uint32_t reference;
 } moi_ffn_state;
 
+/* Attention in a plan: a segment is how many keys one call of a kernel may see, so that long contexts are shared among
+ * the workers and every row is summed in the same order whoever computes it. */
+typedef struct moi_attention_state {
+  moi_pick pick;
+  uint32_t segment;    /* keys */
+  uint32_t block_rows; /* query rows of a block */
+} moi_attention_state;
+
 typedef struct moi_cpu_plan {
+  moi_attention_state attention;
   moi_route_state route;
   moi_ffn_state ffn[2]; /* routed, shared */
   moi_ffn_state gemm;   /* gate is the GEMM's */
@@ -98,10 +109,17 @@ void moi_ref_ffn_count(const moi_plan *plan, moi_carve *carve);
 moi_status moi_ref_gemm(const char *function, const moi_plan *plan, const moi_run *run, moi_carve *carve);
 void moi_ref_gemm_count(const moi_plan *plan, moi_carve *carve);
 
-/* Chooses the rows that serve a matrix of `format` and says so in the plan's text. exact_bf16: the activations hold bf16
+void moi_cpu_attention(const moi_plan *plan, const moi_run *run, moi_carve *carve);
+void moi_cpu_attention_count(const moi_plan *plan, moi_carve *carve);
+void moi_ref_attention(const moi_plan *plan, const moi_run *run, moi_carve *carve);
+void moi_ref_attention_count(const moi_plan *plan, moi_carve *carve);
+/* segment and block_rows, which depend on the desc alone */
+void moi_cpu_attention_shape(const moi_plan *plan, moi_attention_state *state);
+
+/* Chooses the rows that serve a matrix (a KV cache) of `format` and says so in the plan's text. exact_bf16: the activations hold bf16
  * values. forced: a row's name or NULL; *found is set if it served. */
-moi_status moi_cpu_choose(const char *function, moi_plan *plan, const char *what, moi_format format, int exact_bf16,
-                          const char *forced, int *found, moi_pick *pick);
+moi_status moi_cpu_choose(const char *function, moi_plan *plan, moi_op op, const char *what, moi_format format,
+                          int exact_bf16, const char *forced, int *found, moi_pick *pick);
 
 static inline uint32_t moi_tokens_of(uint32_t n_tokens, moi_buffer device) {
   const uint32_t *p = moi_view(device);

@@ -1,4 +1,4 @@
-/* The contract between the CPU drivers (route.c, experts.c) and the GEMM kernels of kernels.def. */
+/* The contract between the CPU drivers (route.c, experts.c, attention.c) and the kernels of kernels.def. */
 #ifndef MOI_CPU_KERNEL_H
 #define MOI_CPU_KERNEL_H
 
@@ -65,16 +65,60 @@ typedef struct moi_gemm_tile {
 } moi_gemm_tile;
 typedef void (*moi_gemm_fn)(const moi_gemm_tile *tile);
 
+/* ---- attention: the contract between attention.c and the kernels of its rows
+ *
+ * One call attends m query rows that share a KV head to the keys of one segment, or goes on with them: max, sum and acc are
+ * those of these keys alone, in units of log2,
+ *   s[r][j] = q[r] . k[j] * scale[r];  with softcap c: s = c * tanh(s / c) * log2(e)  (scale without log2(e) then)
+ *   max[r] = largest s (-inf where r sees nothing), sum[r] = sum_j 2^(s - max), acc[r][i] = sum_j 2^(s - max) * v[j][i]
+ * over begin[r] <= j < end[r]. The driver merges segments and divides.
+ *
+ * Keys are counted from one that is a multiple of MOI_ATTEND_TILE in the sequence: kernels go through the keys in tiles of
+ * that many, so that a row's bits do not depend on the rows and keys around it. */
+enum {
+  MOI_ATTEND_TILE = 64,     /* keys */
+  MOI_ATTEND_SEGMENT = 512, /* keys, at least */
+  MOI_ATTEND_ROWS = 144     /* query rows of a call, at most */
+};
+
+/* head_dim as prepared: floats, or bf16 in form BF16; zeros behind the last element */
+#define MOI_ATTEND_PAD(dim) (((uint32_t)(dim) + 31) & ~31u)
+
+typedef struct moi_attend {
+  uint32_t m, dk, dv;
+  moi_format k_format, v_format;
+  int v_in_k;             /* v[j] is the first dv elements of k[j] */
+  const void *q;          /* [m][MOI_ATTEND_PAD(dk)] in the row's form */
+  const float *scale;     /* [m] */
+  float softcap;
+  uint32_t key_begin, key_end; /* the keys that exist for this call; all begin/end lie inside */
+  const uint32_t *begin, *end; /* [m] */
+  const uint8_t *const *k;     /* [key_end] rows of the cache, from key_begin on never NULL; no other memory is read */
+  const uint8_t *const *v;
+  int fresh;              /* 0: max, sum and acc hold the result over the keys before these, to go on from */
+  float *max, *sum;       /* out: [m rounded up to 16] */
+  float *acc;             /* out: [m][MOI_ATTEND_PAD(dv)] */
+  void *scratch;          /* 64-byte aligned, moi_attend_scratch bytes */
+} moi_attend;
+typedef void (*moi_attend_fn)(const moi_attend *a);
+
+/* Bytes of scratch: the rows of a tile as they are decoded, keys transposed, values, the logits, and [m] factors. */
+static inline size_t moi_attend_scratch(uint32_t dk, uint32_t dv) {
+  return ((size_t)MOI_ATTEND_TILE * (2 * MOI_ATTEND_PAD(dk) + MOI_ATTEND_PAD(dv)) +
+          MOI_ATTEND_ROWS * (2 * MOI_ATTEND_TILE + 1) + 64) * 4;
+}
+
 typedef struct moi_cpu_kernel {
   const char *name;
   moi_op op;
   moi_format format; /* of W; MOI_FORMAT_NONE: every format */
   uint32_t needs;    /* ISA bits */
   moi_form form;
-  uint32_t m_max;        /* meant for up to m_max rows of one expert (right for any m); 0: no bound */
+  uint32_t m_max;        /* meant for up to m_max rows of one expert or KV head (right for any m); 0: no
+                            bound */
   uint32_t scratch_rows; /* see moi_gemm_tile */
   uint32_t flags;        /* MOI_DETERMINISTIC, MOI_BATCH_INVARIANT, and MOI_ROW_* */
-  void (*fn)(void);      /* moi_gemm_fn, moi_select_fn, or NULL for the reference */
+  void (*fn)(void);      /* moi_gemm_fn, moi_select_fn, moi_attend_fn, or NULL for the reference */
 } moi_cpu_kernel;
 
 #define MOI_ROW_FALLBACK 0x100u   /* the generic kernel and the reference: chosen with a warning */

@@ -98,6 +98,7 @@ MOI_API const char *moi_last_error(void);
  *
  * F32, F16, BF16   IEEE binary32, binary16, bfloat16
  * BF16_KN          bfloat16 stored transposed, [k,n]: Llama 4's experts.gate_up_proj and down_proj in safetensors
+ * FP8              E4M3FN; no scale but the expert's `global_scale` (per-tensor fp8), and in a KV cache its k_scale, v_scale
  * FP8_B128         E4M3FN, fp32 scale (weight_scale_inv) for each 128x128 tile: DeepSeek V3, Kimi K2, Qwen FP8, MiniMax
  * MXFP4            E2M1, low nibble = even k; E8M0 scale byte for 32 k: gpt-oss (safetensors), Kimi K3, DeepSeek V4
  * NVFP4            E2M1, low nibble = even k; E4M3 scale for 16 k; one fp32 `global_scale` for each expert (ModelOpt)
@@ -116,6 +117,7 @@ MOI_API const char *moi_last_error(void);
   X(F16, 2, "f16", N, 1, 1, 2, 0, 0, 0, 0)                                                                             \
   X(BF16, 3, "bf16", N, 1, 1, 2, 0, 0, 0, 0)                                                                           \
   X(BF16_KN, 4, "bf16_kn", K, 1, 1, 2, 0, 0, 0, 0)                                                                     \
+  X(FP8, 17, "fp8", N, 1, 1, 1, 0, 0, 0, 0)                                                                            \
   X(FP8_B128, 16, "fp8_b128", N, 1, 1, 1, 128, 128, 4, 0)                                                              \
   X(MXFP4, 32, "mxfp4", N, 1, 32, 16, 1, 32, 1, 0)                                                                     \
   X(NVFP4, 33, "nvfp4", N, 1, 16, 8, 1, 16, 1, 0)                                                                      \
@@ -302,7 +304,7 @@ MOI_API const char *moi_plan_kernel(const moi_plan *plan);
 typedef struct moi_kernel_info {
   size_t struct_size;
   const char *name;     /* what a desc's `kernel` takes */
-  moi_op op;            /* MOI_OP_ROUTE, or MOI_OP_GEMM for kernels that serve experts, gemm and moe */
+  moi_op op;            /* MOI_OP_ROUTE, MOI_OP_ATTENTION, or MOI_OP_GEMM for kernels that serve experts, gemm and moe */
   moi_format format;    /* MOI_FORMAT_NONE: every format */
   const char *needs;    /* instruction set or feature, "" for none */
   uint32_t plan_flags;  /* which of the demands above it meets */
@@ -608,10 +610,157 @@ MOI_API moi_status moi_moe_run(const moi_plan *plan, const moi_moe_args *args, m
 
 /* ----------------------------------------------------------------------------------------------------------- attention */
 
-/* Prefill, decode and MLA over paged or contiguous KV. The fourth family: its desc is not defined in this version and
- * moi_attention_plan answers MOI_UNSUPPORTED on every backend. */
-typedef struct moi_attention_desc moi_attention_desc;
+/* Attention of query rows over a KV cache: prefill, decode, chunked prefill and any mix of them in one call (an engine's
+ * continuous batch), grouped-query (GQA, MQA) or latent (MLA).
+ *
+ *   l[j] = scale * tau(p) * (q . k[j]) * k_scale;  with softcap c: l = c * tanh(l / c)
+ *   o    = sum_j exp(l[j]) v[j] * v_scale / ( sum_j exp(l[j]) [+ exp(sink)] ),  over the keys j that position p may see
+ *
+ * Query head h reads KV head h / (n_heads / n_kv_heads). A query at position p sees key j if all of these hold:
+ *   kv_begin <= j < kv_len;   j <= p (MOI_MASK_CAUSAL);   j > p - window, if window > 0;
+ *   j / chunk == p / chunk (rounded down), if chunk > 0 (Llama 4)
+ * A query that sees no key gets 0, and a log-sum-exp of -inf (of its sink, if there is one). Logits, sums and outputs are
+ * computed in fp32 or better, but a kernel may round exp(l) to its operand type where its name says so (bf16). Keys that a
+ * query does not see never reach its result, whatever their bits are; NaN in one that it sees makes that head NaN.
+ *
+ * MLA. Plain form (prefill): an ordinary MHA with head_dim = nope + rope (192) and v_head_dim (128). Absorbed form
+ * (decode over the latent cache): n_kv_heads = 1, head_dim = 512 + 64, v_head_dim = 512 and MOI_ATTENTION_V_IN_K; the
+ * engine's q is [W_kb^T q_nope | q_rope], its scale that of the plain form. */
+typedef enum moi_mask {
+  MOI_MASK_CAUSAL = 0,
+  MOI_MASK_NONE = 1, /* every key of the sequence (window must be 0) */
+  MOI_MASK_FORCE_32 = 0x7fffffff
+} moi_mask;
+
+/* `flags` of an attention desc. */
+#define MOI_ATTENTION_SINKS 0x1u  /* a learned logit for each head in the denominator, not scaled: gpt-oss, MiMo */
+#define MOI_ATTENTION_V_IN_K 0x2u /* v[j] is the first v_head_dim elements of k[j]: absorbed MLA, DeepSeek V4 */
+
+typedef struct moi_attention_desc {
+  size_t struct_size;
+  const moi_chain *next;
+  uint32_t max_rows;   /* bound of the query rows of every run, > 0 */
+  uint32_t max_seqs;   /* bound of the sequences of every run, > 0 */
+  uint32_t max_kv;     /* bound of a sequence's keys, 1..2^28; a longer kv_len counts as this */
+  uint32_t n_heads;    /* query heads, a multiple of n_kv_heads, at most 1024 */
+  uint32_t n_kv_heads;
+  uint32_t head_dim;   /* of q and k, 1..1024 */
+  uint32_t v_head_dim; /* 0: head_dim; at most 1024; with V_IN_K at most head_dim */
+  float scale;         /* 0: head_dim^-0.5 */
+  float softcap;       /* 0: none; Grok 30, Gemma 2 50 */
+  moi_mask mask;
+  uint32_t window;     /* keys that a query sees, itself included; 0: no bound */
+  uint32_t chunk;      /* 0: no chunks; Llama 4: 8192 */
+  float temperature;   /* a in tau(p) = 1 + a * ln(1 + floor((p + 1) / temperature_floor)); 0: tau = 1; Llama 4's layers
+                          without RoPE: 0.1 */
+  uint32_t temperature_floor; /* > 0 if temperature is not 0; Llama 4: 8192 */
+  uint32_t flags;      /* MOI_ATTENTION_* */
+  uint32_t page_size;  /* tokens of a page, 1..2^28; 0: the cache is contiguous */
+  moi_format k_format; /* F32 (also 0), F16, BF16, FP8, Q8_0 (head_dim a multiple of 32) */
+  moi_format v_format; /* 0: k_format */
+  moi_format input_type;  /* of q, and of the k and v that are appended: F32 (also 0), F16, BF16 */
+  moi_format output_type; /* 0: input_type */
+  uint32_t plan_flags;
+  const char *kernel; /* force a row of the kernel list; NULL: choose */
+} moi_attention_desc;
+#define MOI_ATTENTION_DESC_INIT { sizeof(moi_attention_desc) }
+
+/* One layer's KV cache, and where each sequence's keys lie in it. A token of one KV head is a row of head_dim (v_head_dim)
+ * elements of k_format (v_format), as moi_format_size has it for n = 1.
+ *   contiguous   key j of sequence s is token start[s] + j of k and v
+ *   paged        it is token j % page_size of page page_table[s][j / page_size]
+ * A token is at page * page_stride + token * token_stride + head * head_stride. The dense default is the order
+ * [page, token, head, element]; strides make it [page, head, token, element], K and V in one buffer, and so on. A cache
+ * [sequence, head, token, element] is a paged one of one page for each sequence.
+ * A page id outside 0..capacity-1, or a token outside 0..capacity-1 of a contiguous cache, reads as zeros and is not
+ * written. Table entries of pages that no query sees are not read. */
+typedef struct moi_kv_cache {
+  size_t struct_size;
+  const moi_chain *next;
+  uint32_t capacity;          /* pages that k and v hold; contiguous: tokens */
+  uint32_t page_table_stride; /* entries between sequences; 0: max_kv / page_size, rounded up. If it is less than that, a
+                                 kv_len beyond its pages counts as that many keys */
+  moi_buffer k;
+  moi_buffer v;               /* absent with V_IN_K */
+  uint64_t k_token_stride, k_head_stride, k_page_stride; /* bytes; 0: dense */
+  uint64_t v_token_stride, v_head_stride, v_page_stride;
+  moi_buffer page_table;      /* [n_seqs, page_table_stride] i32, if paged */
+  moi_buffer start;           /* optional: [n_seqs] i32, if contiguous; absent: s * max_kv */
+  moi_buffer k_scale;         /* optional: [n_kv_heads] f32, multiply what is stored; absent: 1 */
+  moi_buffer v_scale;
+} moi_kv_cache;
+#define MOI_KV_CACHE_INIT { sizeof(moi_kv_cache) }
+
+/* The rows of sequence s are q_offsets[s] .. q_offsets[s+1]-1, at positions q_start[s], q_start[s]+1, ...; offsets out of
+ * order are clamped, rows of no sequence get 0. kv_lens counts the keys in the cache, those of these rows included. */
+typedef struct moi_attention_args {
+  size_t struct_size;
+  const moi_chain *next;
+  uint32_t n_rows;        /* 0 is legal */
+  uint32_t n_seqs;
+  uint32_t q_stride;      /* elements between rows; 0: n_heads * q_head_stride */
+  uint32_t q_head_stride; /* elements between heads; 0: head_dim */
+  uint32_t output_stride; /* elements between rows; 0: n_heads * v_head_dim. Heads are dense */
+  uint32_t reserved;
+  moi_buffer q;           /* [n_rows, n_heads, head_dim] input_type */
+  moi_buffer output;      /* out: [n_rows, n_heads, v_head_dim] output_type; may not overlap an input */
+  moi_buffer lse;         /* out, optional: [n_rows, n_heads] f32, ln of the denominator */
+  moi_buffer sinks;       /* [n_heads] f32, with MOI_ATTENTION_SINKS */
+  moi_buffer q_offsets;   /* [n_seqs + 1] i32 */
+  moi_buffer kv_lens;     /* [n_seqs] i32; < 0 counts as 0 */
+  moi_buffer q_start;     /* optional: [n_seqs] i32; absent: kv_len minus the sequence's rows. A causal row at a
+                             position < 0 sees nothing */
+  moi_buffer kv_begin;    /* optional: [n_seqs] i32; absent: 0. For parts of a split, and prefixes that were evicted */
+  const moi_kv_cache *cache;
+} moi_attention_args;
+#define MOI_ATTENTION_ARGS_INIT { sizeof(moi_attention_args) }
+
 MOI_API moi_status moi_attention_plan(moi_context *context, const moi_attention_desc *desc, moi_plan **out);
+MOI_API moi_status moi_attention_run(const moi_plan *plan, const moi_attention_args *args, moi_buffer workspace,
+                                     moi_queue queue);
+
+/* Writes new keys and values into the cache: the row i of sequence s to the place of key q_start[s] + i. The plan is an
+ * attention plan; no workspace. What is stored is x / scale rounded to the format: FP8 to nearest even, saturating at
+ * +-448; Q8_0 as ggml does it (d = max|x| / 127 as f16, q = x / d rounded half away from zero). A position outside
+ * 0..max_kv-1 is not written. Two rows of a call may not name the same place. */
+typedef struct moi_kv_append_args {
+  size_t struct_size;
+  const moi_chain *next;
+  uint32_t n_rows;
+  uint32_t n_seqs;
+  uint32_t k_stride, k_head_stride; /* elements between rows, heads; 0: dense */
+  uint32_t v_stride, v_head_stride;
+  moi_buffer k;         /* [n_rows, n_kv_heads, head_dim] input_type */
+  moi_buffer v;         /* [n_rows, n_kv_heads, v_head_dim] input_type; absent with V_IN_K */
+  moi_buffer q_offsets; /* as in moi_attention_args */
+  moi_buffer kv_lens;
+  moi_buffer q_start;
+  const moi_kv_cache *cache; /* k and v are written */
+} moi_kv_append_args;
+#define MOI_KV_APPEND_ARGS_INIT { sizeof(moi_kv_append_args) }
+
+MOI_API moi_status moi_kv_append_run(const moi_plan *plan, const moi_kv_append_args *args, moi_queue queue);
+
+/* Merges attention over parts of the keys (split KV, a shared prefix, parts on several devices) into one:
+ *   o = sum_i exp(lse_i - L) o_i,  L = ln sum_i exp(lse_i)
+ * The parts are outputs of plans with output_type F32 over disjoint keys; a sink belongs into one of them. The plan is an
+ * attention plan of the same heads, its output_type that of the result; no workspace. Parts whose lse is -inf add
+ * nothing; a row where all are gets 0. */
+typedef struct moi_attention_merge_args {
+  size_t struct_size;
+  const moi_chain *next;
+  uint32_t n_rows;
+  uint32_t n_parts;       /* 1..4096 */
+  uint32_t output_stride; /* as in moi_attention_args */
+  uint32_t reserved;
+  moi_buffer parts;       /* [n_parts, n_rows, n_heads, v_head_dim] f32 */
+  moi_buffer part_lse;    /* [n_parts, n_rows, n_heads] f32 */
+  moi_buffer output;      /* out: [n_rows, n_heads, v_head_dim] output_type */
+  moi_buffer lse;         /* out, optional: [n_rows, n_heads] f32 */
+} moi_attention_merge_args;
+#define MOI_ATTENTION_MERGE_ARGS_INIT { sizeof(moi_attention_merge_args) }
+
+MOI_API moi_status moi_attention_merge_run(const moi_plan *plan, const moi_attention_merge_args *args, moi_queue queue);
 
 /* ------------------------------------------------------------------------------------------------------ weight packing */
 
@@ -634,8 +783,16 @@ MOI_API moi_status moi_pack(const moi_pack_desc *desc, const moi_weights *src, c
 
 /* ------------------------------------------------------------------------------------------------------------- presets */
 
-/* A model's MoE layer as numbers: for tests, benches and as a start for a desc. Never needed to run a shape. The descs
- * have max_tokens = 0 and input types BF16: copy, then set. */
+/* One kind of attention that a model's layers have. */
+typedef struct moi_preset_attention {
+  const char *kind;   /* "full", "window", "chunked", "nope", "mla" (plain, for prefill), "mla-absorbed" */
+  uint32_t layers;    /* how many layers are of it */
+  uint32_t reserved;
+  const moi_attention_desc *desc; /* max_rows, max_seqs, max_kv and page_size 0, types BF16 */
+} moi_preset_attention;
+
+/* A model's MoE and attention layers as numbers: for tests, benches and as a start for a desc. Never needed to run a shape.
+ * The descs have max_tokens = 0 and input types BF16: copy, then set. */
 typedef struct moi_preset {
   size_t struct_size;
   const char *name;   /* "qwen3-30b-a3b" */
@@ -648,6 +805,9 @@ typedef struct moi_preset {
   const moi_experts_desc *shared; /* NULL: none */
   moi_shared_gate shared_gate;
   float output_scale;
+  uint32_t n_attention;
+  const moi_preset_attention *attention; /* [n_attention], what most layers have first; linear and sparse attention, which
+                                            this version has not, is left out and named in `note` */
 } moi_preset;
 
 MOI_API uint32_t moi_preset_count(void);

@@ -55,6 +55,11 @@ ENCODER(BF16_KN) {
   return 1;
 }
 
+ENCODER(FP8) {
+  for (size_t i = 0; i < (size_t)n * k; i++) out.data[i] = moi_to_e4m3(w[i]);
+  return 1;
+}
+
 /* ---- floating point with scales */
 
 ENCODER(FP8_B128) {
@@ -371,6 +376,7 @@ float moi_encode_step(moi_format format) {
     case MOI_FORMAT_BF16_KN: return 0x1p-8f;
     case MOI_FORMAT_Q8_0: return 0.01f;
     case MOI_FORMAT_Q6_K: return 0.03f;
+    case MOI_FORMAT_FP8:
     case MOI_FORMAT_FP8_B128: return 0.04f;
     case MOI_FORMAT_Q5_K: return 0.06f;
     default: return 0.16f; /* four bits */

@@ -52,6 +52,7 @@ MOI_FN uint moi_nibble_half(uint byte, uint k) { return (byte >> (4u * ((k >> 4)
 #define MOI_AT_F32(D, S, Z, n, k, N, K) moi_bits_f32(MOI_U32(D, ((n) * (K) + (k)) * 4u))
 #define MOI_AT_F16(D, S, Z, n, k, N, K) moi_f16_value(MOI_U16(D, ((n) * (K) + (k)) * 2u))
 #define MOI_AT_BF16(D, S, Z, n, k, N, K) moi_bf16_value(MOI_U16(D, ((n) * (K) + (k)) * 2u))
+#define MOI_AT_FP8(D, S, Z, n, k, N, K) moi_e4m3_value(MOI_U8(D, (n) * (K) + (k)))
 #define MOI_AT_BF16_KN(D, S, Z, n, k, N, K) moi_bf16_value(MOI_U16(D, ((k) * (N) + (n)) * 2u))
 
 /* ---- scales beside the data */

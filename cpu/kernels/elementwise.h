@@ -102,4 +102,15 @@ static void combine(float *restrict acc, const float *restrict c, const float *r
     for (uint32_t i = 0; i < n; i++) acc[i] += w * c[i];
 }
 
-const moi_elementwise MOI_ELEMENTWISE = {activate, load, combine};
+static void store(moi_format type, const float *restrict x, float factor, void *out, uint32_t n) {
+  float *restrict f = out;
+  uint16_t *restrict h = out;
+  if (type == MOI_FORMAT_F32)
+    for (uint32_t i = 0; i < n; i++) f[i] = x[i] * factor;
+  else if (type == MOI_FORMAT_BF16)
+    for (uint32_t i = 0; i < n; i++) h[i] = moi_to_bf16(x[i] * factor);
+  else
+    for (uint32_t i = 0; i < n; i++) h[i] = moi_to_f16(x[i] * factor);
+}
+
+const moi_elementwise MOI_ELEMENTWISE = {activate, load, combine, store};

@@ -1,0 +1,396 @@
+/* Attention: query rows that share a KV head are packed into blocks, keys are gone through in segments; kernels do the
+ * arithmetic (cpu/kernel.h), this file says which rows see which keys, where they lie, and puts segments together.
+ *
+ * A row's result is a chain: the segments' results, each computed from nothing, merged in ascending order. Whether one
+ * worker computes the chain or several share a block's segments, the arithmetic is the same, and so are the bits. */
+#include "cpu/kv.h"
+
+#include <stdatomic.h>
+
+#include "cpu/cpu.h"
+
+#define LOG2E 1.44269504088896340736f
+#define LN2 0.69314718055994530942
+
+enum { MAX_SEGMENTS = 32, CHUNK = MOI_ATTEND_SEGMENT, BLOCK_BYTES = 512 << 10, FLOATS = 16 };
+
+void moi_cpu_attention_shape(const moi_plan *plan, moi_attention_state *state) {
+  const moi_attention_desc *d = &plan->attention;
+  uint32_t keys = (d->max_kv + MAX_SEGMENTS - 1) / MAX_SEGMENTS;
+  keys = (keys + CHUNK - 1) / CHUNK * CHUNK;
+  state->segment = keys > MOI_ATTEND_SEGMENT ? keys : MOI_ATTEND_SEGMENT;
+  /* queries and two accumulators of a block are to stay in a second-level cache beside the keys */
+  uint32_t row = (MOI_ATTEND_PAD(d->head_dim) + 2 * MOI_ATTEND_PAD(d->v_head_dim)) * 4, rows = BLOCK_BYTES / row;
+  uint64_t most = (uint64_t)d->max_rows * (d->n_heads / d->n_kv_heads);
+  rows = rows / 12 * 12;
+  rows = rows > MOI_ATTEND_ROWS ? MOI_ATTEND_ROWS : rows < 12 ? 12 : rows;
+  state->block_rows = most < rows ? (uint32_t)most : rows;
+}
+
+/* What rows have so far: max and sum in units of log2, and the weighted values. */
+typedef struct partial {
+  float *max, *sum, *acc;
+} partial;
+
+/* A worker's memory. */
+typedef struct lane {
+  void *q;
+  float *scale;
+  moi_span *spans;
+  uint32_t *begin, *end;
+  const uint8_t **k, **v;
+  partial now, chain;
+  void *scratch;
+} lane;
+
+/* A block whose segments are shared among the workers: the last one to finish merges. */
+typedef struct split {
+  atomic_uint left;
+  uint32_t first_segment, n_segments;
+  partial *parts; /* [MAX_SEGMENTS] */
+} split;
+
+typedef struct item {
+  uint32_t block;
+  int32_t split; /* -1: the whole block */
+  uint32_t segment;
+} item;
+
+typedef struct memory {
+  moi_seq *seqs;
+  uint32_t *first_block; /* [n_seqs + 1]: blocks before a sequence, counted for one KV head */
+  lane *lanes;
+  split *splits;   /* [n_workers] */
+  partial *parts;  /* [n_workers * MAX_SEGMENTS] */
+  item *items;     /* [ITEMS(n_workers)] */
+} memory;
+
+/* Up to here blocks are few: each is looked at, and long ones are split. */
+#define FEW_BLOCKS(n_workers) (4 * (size_t)(n_workers))
+#define ITEMS(n_workers) (FEW_BLOCKS(n_workers) + (size_t)(n_workers) * MAX_SEGMENTS)
+
+static partial take_partial(moi_carve *c, uint32_t rows, uint32_t dv) {
+  partial p;
+  p.max = moi_take(c, rows + FLOATS, 4);
+  p.sum = moi_take(c, rows + FLOATS, 4);
+  p.acc = moi_take(c, (size_t)rows * MOI_ATTEND_PAD(dv), 4);
+  return p;
+}
+
+static memory carve(const moi_plan *plan, moi_carve *c) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_attention_state *state = &((const moi_cpu_plan *)plan->state)->attention;
+  uint32_t workers = plan->context->desc.n_workers, rows = state->block_rows;
+  memory m;
+  m.seqs = moi_take(c, d->max_seqs, sizeof *m.seqs);
+  m.first_block = moi_take(c, (size_t)d->max_seqs + 1, 4);
+  m.items = moi_take(c, ITEMS(workers), sizeof *m.items);
+  m.lanes = moi_take(c, workers, sizeof *m.lanes);
+  for (uint32_t i = 0; i < workers; i++) {
+    lane l;
+    l.q = moi_take(c, (size_t)rows * MOI_ATTEND_PAD(d->head_dim), 4);
+    l.scale = moi_take(c, rows, 4);
+    l.spans = moi_take(c, rows, sizeof *l.spans);
+    l.begin = moi_take(c, rows, 4);
+    l.end = moi_take(c, rows, 4);
+    l.k = moi_take(c, CHUNK, sizeof *l.k);
+    l.v = moi_take(c, CHUNK, sizeof *l.v);
+    l.now = take_partial(c, rows, d->v_head_dim);
+    l.chain = take_partial(c, rows, d->v_head_dim);
+    l.scratch = moi_take(c, moi_attend_scratch(d->head_dim, d->v_head_dim), 1);
+    if (m.lanes) m.lanes[i] = l;
+  }
+  uint32_t segments = (d->max_kv + state->segment - 1) / state->segment;
+  uint32_t splits = workers > 1 && segments > 1 ? workers : 0;
+  m.splits = moi_take(c, splits, sizeof *m.splits);
+  m.parts = moi_take(c, (size_t)splits * segments, sizeof *m.parts);
+  for (uint32_t i = 0; i < splits * segments; i++) {
+    partial p = take_partial(c, rows, d->v_head_dim);
+    if (m.parts) m.parts[i] = p;
+  }
+  for (uint32_t i = 0; i < splits && m.splits; i++) m.splits[i].parts = m.parts + (size_t)i * segments;
+  return m;
+}
+
+void moi_cpu_attention_count(const moi_plan *plan, moi_carve *c) { carve(plan, c); }
+
+typedef struct work {
+  const moi_plan *plan;
+  const moi_run *run;
+  const moi_attention_state *state;
+  const moi_elementwise *ew;
+  memory m;
+  uint32_t group;   /* query heads of a KV head */
+  uint32_t n_items; /* 0: every block is an item of its own */
+} work;
+
+/* A block: rows first .. first + m - 1 of a sequence's rows * group, which are ordered by position, then head. */
+typedef struct block {
+  uint32_t seq, kv_head, first, m;
+  uint32_t begin, end; /* keys that any of its rows sees */
+} block;
+
+static block block_at(const work *w, uint32_t index) {
+  const moi_attention_desc *d = &w->plan->attention;
+  const uint32_t *first = w->m.first_block;
+  block b;
+  b.kv_head = index % d->n_kv_heads;
+  index /= d->n_kv_heads;
+  uint32_t low = 0, high = w->run->attention.n_seqs;
+  while (high - low > 1) {
+    uint32_t middle = low + (high - low) / 2;
+    if (first[middle] <= index) low = middle;
+    else high = middle;
+  }
+  b.seq = low;
+  const moi_seq *s = &w->m.seqs[b.seq];
+  uint32_t from_last = first[low + 1] - 1 - index; /* the last rows see the most keys: they go first */
+  uint32_t rows = s->n_rows * w->group;
+  b.first = from_last * w->state->block_rows;
+  b.m = moi_min_u32(w->state->block_rows, rows - b.first);
+  b.begin = UINT32_MAX;
+  b.end = 0;
+  for (uint32_t i = b.first / w->group; i <= (b.first + b.m - 1) / w->group; i++) {
+    moi_span span = moi_visible(d, s, (int64_t)s->position + i);
+    if (span.begin == span.end) continue;
+    if (span.begin < b.begin) b.begin = span.begin;
+    if (span.end > b.end) b.end = span.end;
+  }
+  if (b.begin > b.end) b.begin = b.end;
+  return b;
+}
+
+static size_t dense(moi_format type) { return type == MOI_FORMAT_F32 ? 4 : 2; }
+
+/* The block's queries in the form of the row that serves it, and what each of them sees. */
+static void prepare(const work *w, const block *b, const moi_cpu_kernel *row, lane *l) {
+  const moi_attention_desc *d = &w->plan->attention;
+  const moi_attention_args *a = &w->run->attention;
+  const moi_seq *s = &w->m.seqs[b->seq];
+  uint32_t pad = MOI_ATTEND_PAD(d->head_dim);
+  double scale = (double)d->scale * moi_head_scale(w->run->cache.k_scale, b->kv_head) * (d->softcap > 0 ? 1 : LOG2E);
+  for (uint32_t r = 0; r < b->m; r++) {
+    uint32_t i = (b->first + r) / w->group, head = b->kv_head * w->group + (b->first + r) % w->group;
+    const uint8_t *q = (const uint8_t *)moi_view(a->q) +
+                       ((size_t)(s->row + i) * a->q_stride + (size_t)head * a->q_head_stride) * dense(d->input_type);
+    if (row->form == MOI_FORM_BF16) {
+      uint16_t *to = (uint16_t *)l->q + (size_t)r * pad;
+      memcpy(to, q, d->head_dim * sizeof *to);
+      memset(to + d->head_dim, 0, (pad - d->head_dim) * sizeof *to);
+    } else {
+      float *to = (float *)l->q + (size_t)r * pad;
+      w->ew->load(d->input_type, q, to, d->head_dim);
+      memset(to + d->head_dim, 0, (pad - d->head_dim) * sizeof *to);
+    }
+    int64_t p = (int64_t)s->position + i;
+    l->scale[r] = (float)(scale * moi_temperature(d, p));
+    l->spans[r] = moi_visible(d, s, p);
+  }
+}
+
+/* a cache has fewer bytes in a row than this */
+static const uint8_t absent[1024 * 4];
+
+/* The block's rows over keys from .. to - 1, which lie in one segment. */
+static void attend(const work *w, const block *b, const moi_cpu_kernel *row, lane *l, uint32_t from, uint32_t to,
+                   const partial *out) {
+  const moi_attention_desc *d = &w->plan->attention;
+  moi_kv_head keys = moi_kv_head_of(d, &w->run->cache, 0, b->seq, b->kv_head);
+  moi_kv_head values = moi_kv_head_of(d, &w->run->cache, 1, b->seq, b->kv_head);
+  moi_attend a = {.m = b->m, .dk = d->head_dim, .dv = d->v_head_dim, .k_format = d->k_format, .v_format = d->v_format};
+  a.v_in_k = (d->flags & MOI_ATTENTION_V_IN_K) != 0;
+  a.q = l->q;
+  a.scale = l->scale;
+  a.softcap = d->softcap;
+  a.begin = l->begin;
+  a.end = l->end;
+  a.k = l->k;
+  a.v = a.v_in_k ? l->k : l->v;
+  a.max = out->max;
+  a.sum = out->sum;
+  a.acc = out->acc;
+  a.scratch = l->scratch;
+  a.fresh = 1;
+  for (uint32_t base = from / MOI_ATTEND_TILE * MOI_ATTEND_TILE; base < to; base += CHUNK, a.fresh = 0) {
+    uint32_t first = from > base ? from : base, last = to - base < CHUNK ? to : base + CHUNK;
+    a.key_begin = first - base;
+    a.key_end = last - base;
+    for (uint32_t j = first; j < last; j++) {
+      const uint8_t *k = moi_kv_at(&keys, j);
+      l->k[j - base] = k ? k : absent;
+      if (a.v_in_k) continue;
+      const uint8_t *v = moi_kv_at(&values, j);
+      l->v[j - base] = v ? v : absent;
+    }
+    for (uint32_t r = 0; r < b->m; r++) {
+      uint32_t begin = l->spans[r].begin > first ? l->spans[r].begin : first;
+      uint32_t end = l->spans[r].end < last ? l->spans[r].end : last;
+      if (begin >= end) begin = end = first;
+      l->begin[r] = begin - base;
+      l->end[r] = end - base;
+    }
+    ((moi_attend_fn)row->fn)(&a);
+  }
+}
+
+static float shrink(float from, float to) { return from == to ? 1.0f : exp2f(from - to); }
+
+/* chain = chain and then more */
+static void merge(uint32_t m, uint32_t dv, const partial *chain, const partial *more) {
+  uint32_t pad = MOI_ATTEND_PAD(dv);
+  for (uint32_t r = 0; r < m; r++) {
+    float a = chain->max[r], b = more->max[r];
+    if (b == -INFINITY) continue;
+    float most = b <= a ? a : b, fa = a == -INFINITY ? 0 : shrink(a, most), fb = shrink(b, most);
+    chain->max[r] = most;
+    chain->sum[r] = chain->sum[r] * fa + more->sum[r] * fb;
+    float *restrict x = chain->acc + (size_t)r * pad;
+    const float *restrict y = more->acc + (size_t)r * pad;
+    for (uint32_t i = 0; i < dv; i++) x[i] = x[i] * fa + y[i] * fb;
+  }
+}
+
+/* Divides by the denominator and writes the block's rows. */
+static void finish(const work *w, const block *b, const partial *p) {
+  const moi_attention_desc *d = &w->plan->attention;
+  const moi_attention_args *a = &w->run->attention;
+  uint32_t pad = MOI_ATTEND_PAD(d->v_head_dim);
+  const float *sinks = d->flags & MOI_ATTENTION_SINKS ? moi_view(a->sinks) : NULL;
+  float v_scale = moi_head_scale(w->run->cache.v_scale, b->kv_head), *lse = moi_view(a->lse);
+  for (uint32_t r = 0; r < b->m; r++) {
+    uint32_t row = w->m.seqs[b->seq].row + (b->first + r) / w->group;
+    uint32_t head = b->kv_head * w->group + (b->first + r) % w->group;
+    float most = p->max[r], sum = p->sum[r], factor = 1;
+    if (sinks && sinks[head] != -INFINITY) {
+      float sink = sinks[head] * LOG2E, before = most;
+      most = sink <= before ? before : sink;
+      factor = before == -INFINITY ? 0 : shrink(before, most);
+      sum = sum * factor + shrink(sink, most);
+    }
+    float *acc = p->acc + (size_t)r * pad;
+    if (sum == 0 || factor == 0) memset(acc, 0, d->v_head_dim * sizeof *acc);
+    factor = sum == 0 ? 0 : factor * v_scale / sum;
+    uint8_t *out = (uint8_t *)moi_view(a->output) +
+                   ((size_t)row * a->output_stride + (size_t)head * d->v_head_dim) * dense(d->output_type);
+    w->ew->store(d->output_type, acc, factor, out, d->v_head_dim);
+    if (lse) lse[(size_t)row * d->n_heads + head] = sum == 0 ? -INFINITY : (float)((most + log2(sum)) * LN2);
+  }
+}
+
+static void nothing(uint32_t m, uint32_t dv, const partial *p) {
+  for (uint32_t r = 0; r < m; r++) {
+    p->max[r] = -INFINITY;
+    p->sum[r] = 0;
+  }
+  memset(p->acc, 0, (size_t)m * MOI_ATTEND_PAD(dv) * sizeof *p->acc);
+}
+
+/* Keys of segment i that the block sees. */
+static moi_span segment_of(const work *w, const block *b, uint32_t i) {
+  moi_span s = {i * w->state->segment, b->end};
+  if (s.end - s.begin > w->state->segment) s.end = s.begin + w->state->segment;
+  if (s.begin < b->begin) s.begin = b->begin;
+  return s;
+}
+
+static void whole_block(const work *w, const block *b, lane *l) {
+  const uint32_t dv = w->plan->attention.v_head_dim;
+  const moi_cpu_kernel *row = moi_pick_for(&w->state->pick, b->m);
+  if (b->begin == b->end) {
+    nothing(b->m, dv, &l->chain);
+  } else {
+    prepare(w, b, row, l);
+    uint32_t first = b->begin / w->state->segment, last = (b->end - 1) / w->state->segment;
+    for (uint32_t i = first; i <= last; i++) {
+      moi_span s = segment_of(w, b, i);
+      attend(w, b, row, l, s.begin, s.end, i == first ? &l->chain : &l->now);
+      if (i != first) merge(b->m, dv, &l->chain, &l->now);
+    }
+  }
+  finish(w, b, &l->chain);
+}
+
+static void part_of_block(const work *w, const block *b, lane *l, split *p, uint32_t segment) {
+  moi_span s = segment_of(w, b, segment);
+  const moi_cpu_kernel *row = moi_pick_for(&w->state->pick, b->m);
+  prepare(w, b, row, l);
+  attend(w, b, row, l, s.begin, s.end, &p->parts[segment - p->first_segment]);
+  if (atomic_fetch_sub_explicit(&p->left, 1, memory_order_acq_rel) != 1) return;
+  for (uint32_t i = 1; i < p->n_segments; i++) merge(b->m, w->plan->attention.v_head_dim, &p->parts[0], &p->parts[i]);
+  finish(w, b, &p->parts[0]);
+}
+
+static void do_item(void *arg, uint32_t lane_index, uint32_t i) {
+  const work *w = arg;
+  lane *l = &w->m.lanes[lane_index];
+  const item *it = w->n_items ? &w->m.items[i] : NULL;
+  block b = block_at(w, it ? it->block : i);
+  if (it && it->split >= 0) part_of_block(w, &b, l, &w->m.splits[it->split], it->segment);
+  else whole_block(w, &b, l);
+}
+
+/* Few blocks: those that are more than half a worker's share are split into their segments. */
+static void plan_items(work *w, uint32_t n_blocks) {
+  uint32_t workers = w->plan->context->desc.n_workers, n_splits = 0;
+  w->n_items = 0;
+  if (workers < 2 || n_blocks > FEW_BLOCKS(workers) || !w->m.splits) return;
+  uint64_t total = 0;
+  for (uint32_t i = 0; i < n_blocks; i++) {
+    block b = block_at(w, i);
+    total += (uint64_t)b.m * (b.end - b.begin);
+  }
+  for (uint32_t i = 0; i < n_blocks; i++) {
+    block b = block_at(w, i);
+    uint32_t first = b.begin / w->state->segment;
+    uint32_t segments = b.begin == b.end ? 0 : (b.end - 1) / w->state->segment - first + 1;
+    if (segments < 2 || n_splits == workers || (uint64_t)b.m * (b.end - b.begin) * 2 * workers <= total) {
+      w->m.items[w->n_items++] = (item){i, -1, 0};
+      continue;
+    }
+    split *p = &w->m.splits[n_splits];
+    p->first_segment = first;
+    p->n_segments = segments;
+    atomic_store_explicit(&p->left, segments, memory_order_relaxed);
+    for (uint32_t s = 0; s < segments; s++) w->m.items[w->n_items++] = (item){i, (int32_t)n_splits, first + s};
+    n_splits++;
+  }
+}
+
+void moi_cpu_attention(const moi_plan *plan, const moi_run *run, moi_carve *c) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_attention_args *a = &run->attention;
+  const moi_cpu *cpu = plan->context->state;
+  work w;
+  w.plan = plan;
+  w.run = run;
+  w.state = &((const moi_cpu_plan *)plan->state)->attention;
+  w.ew = moi_elementwise_for(cpu->isa);
+  w.m = carve(plan, c);
+  w.group = d->n_heads / d->n_kv_heads;
+  moi_seqs_of(run, a->n_rows, a->n_seqs, a->q_offsets, a->kv_lens, a->q_start, a->kv_begin, w.m.seqs);
+
+  /* rows of no sequence */
+  uint32_t first = a->n_seqs ? w.m.seqs[0].row : a->n_rows, end = first;
+  if (a->n_seqs) end = w.m.seqs[a->n_seqs - 1].row + w.m.seqs[a->n_seqs - 1].n_rows;
+  size_t element = dense(d->output_type), width = (size_t)d->n_heads * d->v_head_dim;
+  float *lse = moi_view(a->lse);
+  for (uint32_t row = 0; row < a->n_rows; row++) {
+    if (row >= first && row < end) {
+      row = end - 1;
+      continue;
+    }
+    memset((uint8_t *)moi_view(a->output) + (size_t)row * a->output_stride * element, 0, width * element);
+    for (uint32_t h = 0; lse && h < d->n_heads; h++) lse[(size_t)row * d->n_heads + h] = -INFINITY;
+  }
+
+  uint32_t n_blocks = 0;
+  for (uint32_t s = 0; s < a->n_seqs; s++) {
+    w.m.first_block[s] = n_blocks;
+    n_blocks += (uint32_t)(((uint64_t)w.m.seqs[s].n_rows * w.group + w.state->block_rows - 1) / w.state->block_rows);
+  }
+  w.m.first_block[a->n_seqs] = n_blocks;
+  n_blocks *= d->n_kv_heads;
+  if (!n_blocks) return;
+  plan_items(&w, n_blocks);
+  moi_pool_run(plan->context, w.n_items ? w.n_items : n_blocks, do_item, &w);
+}

@@ -1,0 +1,360 @@
+/* Tiled attention with an online softmax, the loops that every instruction set shares. A tile of keys is decoded,
+ * transposed and multiplied by all rows of the block, made probabilities, and multiplied by the tile's values; both
+ * products are one register-tiled loop (`product`). An including file defines
+ *
+ *   VEC             32-bit lanes of a vector          vec, vec_zero(), vec_load, vec_store, vec_splat, vec_add, vec_mul,
+ *   MR, NV          rows and vectors of a register    vec_fma(a, b, c) = a*b + c, vec_sub, vec_div
+ *                   tile; NV * VEC divides 64         vec_max(a, b): b if a is NaN
+ *   unit, UNIT      what stands beside one lane: a float (UNIT 1), or two bf16 of neighbouring k (UNIT 2)
+ *   operand         vector of units: operand_load(const unit *), operand_splat(const unit *), vec_dot(a, b, sum)
+ *   vec_exp2(x)     2^x to 2 ulp, 0 below 2^-126 and for -inf; NaN stays NaN
+ *   vec_sum(v), vec_highest(v)                        over the lanes, to float
+ *   transpose(const unit *src, lds, unit *dst, ldd)   a VEC x VEC block
+ *   load_units(format, const uint8_t *row, unit *dst, n)  decodes n elements of a cache row, zeros up to a multiple of 32
+ *   pack_values(rows, ldr, first, last, width, dst)   UNIT 2: rows of keys 2i and 2i+1 as pairs in row i of dst, 0 for keys
+ *                   outside first..last-1
+ *   pack_weights(p, first, last, dst)                 UNIT 2: floats 2i, 2i+1 as a pair, rounded to nearest even, in unit i
+ *   ATTEND          the kernel's name; ATTEND_DOT with vec_sum4(a, b, c, d, float *out): the kernel for few rows
+ *
+ * A row's bits depend on nothing but the row, its keys and its interval: the order of every sum is fixed by the tiles. */
+#include <math.h>
+#include <string.h>
+
+#include "cpu/kernel.h"
+
+#define LOG2E 1.44269504088896340736f
+
+enum { TILE = MOI_ATTEND_TILE, NR = NV * VEC };
+
+static inline uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+/* c[r][j] = (c[r][j] * factor[r] if factor) + sum_k a[r][k] . b[k][j], mr rows, nv vectors of columns */
+static inline __attribute__((always_inline)) void block(const uint32_t mr, const uint32_t nv, const unit *a, size_t lda,
+                                                        const unit *b, size_t ldb, uint32_t count, float *c, size_t ldc,
+                                                        const float *factor) {
+  vec sum[MR][NV];
+#pragma GCC unroll 8
+  for (uint32_t r = 0; r < mr; r++)
+#pragma GCC unroll 4
+    for (uint32_t v = 0; v < nv; v++)
+      sum[r][v] = factor ? vec_mul(vec_load(c + r * ldc + v * VEC), vec_splat(factor[r])) : vec_zero();
+  for (uint32_t k = 0; k < count; k++, b += ldb) {
+    operand column[NV];
+#pragma GCC unroll 4
+    for (uint32_t v = 0; v < nv; v++) column[v] = operand_load(b + v * VEC);
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < mr; r++) {
+      const operand x = operand_splat(a + r * lda + k);
+#pragma GCC unroll 4
+      for (uint32_t v = 0; v < nv; v++) sum[r][v] = vec_dot(column[v], x, sum[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (uint32_t r = 0; r < mr; r++)
+#pragma GCC unroll 4
+    for (uint32_t v = 0; v < nv; v++) vec_store(c + r * ldc + v * VEC, sum[r][v]);
+}
+
+#define ROWS_CASE(n)                                                                                                   \
+  case n: block(n, nv, a, lda, b, ldb, count, c, ldc, factor); break;
+
+static inline __attribute__((always_inline)) void block_rows(const uint32_t nv, uint32_t m, const unit *a, size_t lda,
+                                                             const unit *b, size_t ldb, uint32_t count, float *c,
+                                                             size_t ldc, const float *factor) {
+  for (; m >= MR; m -= MR, a += MR * lda, c += MR * ldc, factor = factor ? factor + MR : NULL)
+    block(MR, nv, a, lda, b, ldb, count, c, ldc, factor);
+  switch (m) {
+    ROWS_CASE(1)
+    ROWS_CASE(2)
+    ROWS_CASE(3)
+    ROWS_CASE(4)
+    ROWS_CASE(5)
+    default: break;
+  }
+}
+
+/* All m rows against `width` columns (a multiple of VEC), panel after panel of NR. Panels of b lie ldp units apart. */
+static __attribute__((noinline)) void product(uint32_t m, uint32_t width, const unit *a, size_t lda, const unit *b,
+                                              size_t ldb, size_t ldp, uint32_t count, float *c, size_t ldc,
+                                              const float *factor) {
+  uint32_t j = 0;
+  for (; j + NR <= width; j += NR, b += ldp, c += NR) {
+    if (factor) block_rows(NV, m, a, lda, b, ldb, count, c, ldc, factor);
+    else block_rows(NV, m, a, lda, b, ldb, count, c, ldc, NULL);
+  }
+  for (; j < width; j += VEC, b += VEC, c += VEC) block_rows(1, m, a, lda, b, ldb, count, c, ldc, factor);
+}
+
+/* Units of a prepared row, and of a row of values. */
+static inline uint32_t units(uint32_t dim) { return MOI_ATTEND_PAD(dim) / UNIT; }
+
+typedef struct tile {
+  unit *rows;    /* [TILE][units(dk)]: keys as decoded */
+  unit *keys;    /* [TILE / NR][units(dk)][NR]: transposed */
+  unit *values;  /* UNIT 1: [TILE][pad(dv)]; UNIT 2: [TILE / 2][pad(dv)] */
+  float *logits; /* [m][TILE] */
+  unit *weights; /* UNIT 2: [m][TILE / 2] */
+  float *factor; /* [m] */
+} tile;
+
+static tile carve(const moi_attend *a) {
+  tile t;
+  t.rows = a->scratch;
+  t.keys = t.rows + (size_t)TILE * MOI_ATTEND_PAD(a->dk);
+  t.values = t.keys + (size_t)TILE * MOI_ATTEND_PAD(a->dk);
+  t.logits = (float *)(void *)(t.values + (size_t)TILE * MOI_ATTEND_PAD(a->dv));
+  t.weights = (unit *)(void *)(t.logits + (size_t)MOI_ATTEND_ROWS * TILE);
+  t.factor = (float *)(void *)(t.weights + (size_t)MOI_ATTEND_ROWS * TILE);
+  return t;
+}
+
+/* How many keys ahead rows are fetched: a head's rows lie apart in the cache, which hardware does not foresee. */
+enum { AHEAD = 16 };
+
+static void load_rows(moi_format format, const uint8_t *const *src, uint32_t begin, uint32_t end, uint32_t last,
+                      uint32_t n, unit *dst, size_t ldd) {
+  for (uint32_t j = begin; j < end; j++) {
+    if (j + AHEAD < last) {
+      const char *next = (const char *)src[j + AHEAD];
+      for (uint32_t at = 0; at < n * 2; at += 64) __builtin_prefetch(next + at);
+    }
+    load_units(format, src[j], dst + j * ldd, n);
+  }
+}
+
+static void transpose_keys(const tile *t, uint32_t dk, uint32_t begin, uint32_t end) {
+  const uint32_t n = units(dk);
+  for (uint32_t j = begin / VEC * VEC; j < end; j += VEC) {
+    unit *panel = t->keys + (size_t)(j / NR) * n * NR + j % NR;
+    for (uint32_t k = 0; k < n; k += VEC) transpose(t->rows + j * (size_t)n + k, n, panel + (size_t)k * NR, NR);
+  }
+}
+
+/* c * tanh(x / c) in units of log2: small arguments by series, others through the exponential */
+static inline vec soft(vec x, float c) {
+  x = vec_mul(x, vec_splat(1 / c));
+  const vec x2 = vec_mul(x, x);
+  vec series = vec_fma(x2, vec_splat(62.0f / 2835), vec_splat(-17.0f / 315));
+  series = vec_fma(series, x2, vec_splat(2.0f / 15));
+  series = vec_fma(series, x2, vec_splat(-1.0f / 3));
+  series = vec_fma(vec_mul(series, x2), x, x);
+  const vec grown = vec_add(vec_exp2(vec_min(vec_mul(x, vec_splat(2 * LOG2E)), vec_splat(100))), vec_splat(1));
+  const vec big = vec_sub(vec_splat(1), vec_div(vec_splat(2), grown));
+  return vec_mul(vec_choose_less(x2, vec_splat(0.0625f), series, big), vec_splat(c * LOG2E));
+}
+
+/* What the rows see of the tile: rows row_begin .. row_end - 1 see something of its keys first .. last - 1. */
+typedef struct part {
+  uint32_t key0, first, last, row_begin, row_end;
+  int ragged; /* some of these rows do not see all of these keys */
+} part;
+
+static part part_of(const moi_attend *a, uint32_t key0) {
+  part p = {key0, 0, 0, a->m, 0, 0};
+  const uint32_t key1 = key0 + TILE;
+  p.first = (a->key_begin > key0 ? a->key_begin : key0) - key0;
+  p.last = least(a->key_end, key1) - key0;
+  for (uint32_t r = 0; r < a->m; r++) {
+    if (a->begin[r] >= a->end[r] || a->begin[r] >= key1 || a->end[r] <= key0) {
+      p.ragged |= p.row_begin != a->m;
+      continue;
+    }
+    if (p.row_begin == a->m) p.row_begin = r;
+    p.row_end = r + 1;
+    p.ragged |= a->begin[r] > key0 + p.first || a->end[r] < key0 + p.last;
+  }
+  if (p.row_begin > p.row_end) p.row_begin = p.row_end;
+  return p;
+}
+
+/* Row r's logits become probabilities; its max and sum are brought forward, and factor[r] is for its acc. */
+static inline void soften(const moi_attend *a, const tile *t, const part *p, uint32_t r) {
+  float *x = t->logits + (size_t)r * TILE;
+  const uint32_t begin = a->begin[r] > p->key0 ? a->begin[r] - p->key0 : 0;
+  const uint32_t end = a->end[r] > p->key0 ? least(a->end[r] - p->key0, TILE) : 0;
+  const uint32_t v0 = p->first / VEC * VEC, v1 = (p->last + VEC - 1) / VEC * VEC;
+  t->factor[r] = 1;
+  if (begin >= end) { /* a row between others that see something of this tile */
+    for (uint32_t j = v0; j < v1; j++) x[j] = 0;
+    return;
+  }
+  const vec scale = vec_splat(a->scale[r]);
+  if (a->softcap > 0)
+    for (uint32_t j = v0; j < v1; j += VEC) vec_store(x + j, soft(vec_mul(vec_load(x + j), scale), a->softcap));
+  else
+    for (uint32_t j = v0; j < v1; j += VEC) vec_store(x + j, vec_mul(vec_load(x + j), scale));
+  for (uint32_t j = v0; j < begin; j++) x[j] = -INFINITY;
+  for (uint32_t j = end; j < v1; j++) x[j] = -INFINITY;
+  vec highest = vec_splat(-INFINITY);
+  for (uint32_t j = v0; j < v1; j += VEC) highest = vec_max(highest, vec_load(x + j));
+  const float before = a->max[r], here = vec_highest(highest), most = here <= before ? before : here;
+  const vec shift = vec_splat(most == -INFINITY ? 0 : most);
+  vec sum = vec_zero();
+  for (uint32_t j = v0; j < v1; j += VEC) {
+    const vec e = vec_exp2(vec_sub(vec_load(x + j), shift));
+    sum = vec_add(sum, e);
+    vec_store(x + j, e);
+  }
+  if (most != before) {
+    t->factor[r] = before == -INFINITY ? 0 : exp2f(before - most);
+    a->max[r] = most;
+  }
+  a->sum[r] = a->sum[r] * t->factor[r] + vec_sum(sum);
+}
+
+/* acc of rows = acc * factor + probabilities . values of the keys first .. last-1; row 0 of values is the tile's key 0 */
+static void add_values(const moi_attend *a, const tile *t, const unit *values, size_t ldv, uint32_t row_begin,
+                       uint32_t row_end, uint32_t first, uint32_t last) {
+  const uint32_t ldc = MOI_ATTEND_PAD(a->dv), width = (a->dv + VEC - 1) / VEC * VEC;
+#if UNIT == 1
+  const unit *weights = t->logits;
+  const uint32_t k0 = first, k1 = last;
+#else
+  const unit *weights = t->weights;
+  const uint32_t k0 = first / 2, k1 = (last + 1) / 2;
+#endif
+  const size_t ldw = TILE / UNIT;
+  product(row_end - row_begin, width, weights + row_begin * ldw + k0, ldw, values + k0 * ldv, ldv, NR, k1 - k0,
+          a->acc + (size_t)row_begin * ldc, ldc, t->factor + row_begin);
+}
+
+/* Are all values of the keys finite? Weight 0 cannot hide one that is not. */
+static int all_finite(const unit *values, size_t ldv, uint32_t keys, uint32_t width) {
+  uint32_t bad = 0;
+  for (uint32_t j = 0; j < keys; j++)
+    for (uint32_t i = 0; i < width; i++) {
+      uint32_t bits;
+      memcpy(&bits, &values[j * ldv + i], 4);
+#if UNIT == 1
+      bad |= (bits & 0x7f800000u) == 0x7f800000u;
+#else
+      bad |= (bits & 0x7f800000u) == 0x7f800000u || (bits & 0x7f80u) == 0x7f80u;
+#endif
+    }
+  return !bad;
+}
+
+/* Values that are not finite, and rows that do not see them: each row by itself, over the keys it sees. */
+static __attribute__((noinline)) void add_values_apart(const moi_attend *a, const tile *t, const part *p,
+                                                       const unit *values, size_t ldv) {
+  for (uint32_t r = p->row_begin; r < p->row_end; r++) {
+    const uint32_t begin = a->begin[r] > p->key0 ? a->begin[r] - p->key0 : 0;
+    const uint32_t end = a->end[r] > p->key0 ? least(a->end[r] - p->key0, TILE) : 0;
+    if (begin >= end) continue;
+#if UNIT == 1
+    add_values(a, t, values, ldv, r, r + 1, begin, end);
+#else
+    /* pairs of which one key is seen: the other's half is 0 in a copy */
+    const uint32_t whole = (begin + 1) / 2 * 2, whole_end = end / 2 * 2, width = MOI_ATTEND_PAD(a->dv);
+    if (whole < whole_end) {
+      add_values(a, t, values, ldv, r, r + 1, whole, whole_end);
+      t->factor[r] = 1;
+    }
+    for (uint32_t k = begin / 2; k < (end + 1) / 2; k++) {
+      const uint32_t mask = (2 * k < begin ? 0xffff0000u : ~0u) & (2 * k + 1 >= end ? 0xffffu : ~0u);
+      if (mask == ~0u) continue;
+      unit own[1024];
+      for (uint32_t i = 0; i < width; i++) own[i] = values[k * ldv + i] & mask;
+      product(1, (a->dv + VEC - 1) / VEC * VEC, t->weights + (size_t)r * (TILE / 2) + k, TILE / 2, own, width, NR, 1,
+              a->acc + (size_t)r * width, width, t->factor + r);
+      t->factor[r] = 1;
+    }
+#endif
+  }
+}
+
+/* The logits of the part's rows, by rows of transposed keys. */
+static void logits_by_product(const moi_attend *a, const tile *t, const part *p) {
+  const uint32_t n = units(a->dk), panel = p->first / NR, from = panel * NR;
+  transpose_keys(t, a->dk, p->first, p->last);
+  product(p->row_end - p->row_begin, (p->last - from + VEC - 1) / VEC * VEC,
+          (const unit *)a->q + (size_t)p->row_begin * n, n, t->keys + (size_t)panel * n * NR, NR, (size_t)n * NR, n,
+          t->logits + (size_t)p->row_begin * TILE + from, TILE, NULL);
+}
+
+#ifdef ATTEND_DOT
+/* The logits of few rows, by dot products along the keys as they lie: no transposition. */
+static inline __attribute__((always_inline)) void dots(const uint32_t mr, const float *q, uint32_t n, const float *k,
+                                                       float *out) {
+  vec sum[2][4];
+#pragma GCC unroll 2
+  for (uint32_t r = 0; r < mr; r++)
+#pragma GCC unroll 4
+    for (uint32_t j = 0; j < 4; j++) sum[r][j] = vec_zero();
+  for (uint32_t i = 0; i < n; i += VEC) {
+    vec x[2];
+#pragma GCC unroll 2
+    for (uint32_t r = 0; r < mr; r++) x[r] = vec_load(q + r * (size_t)n + i);
+#pragma GCC unroll 4
+    for (uint32_t j = 0; j < 4; j++) {
+      const vec y = vec_load(k + j * (size_t)n + i);
+#pragma GCC unroll 2
+      for (uint32_t r = 0; r < mr; r++) sum[r][j] = vec_fma(x[r], y, sum[r][j]);
+    }
+  }
+#pragma GCC unroll 2
+  for (uint32_t r = 0; r < mr; r++) vec_sum4(sum[r][0], sum[r][1], sum[r][2], sum[r][3], out + r * (size_t)TILE);
+}
+
+static void logits_by_dots(const moi_attend *a, const tile *t, const part *p) {
+  const uint32_t n = units(a->dk);
+  for (uint32_t j = p->first / 4 * 4; j < p->last; j += 4) { /* keys beside the part's give logits that nobody reads */
+    const float *k = t->rows + (size_t)j * n;
+    float *out = t->logits + j;
+    uint32_t r = p->row_begin;
+    for (; r + 2 <= p->row_end; r += 2) dots(2, (const float *)a->q + (size_t)r * n, n, k, out + (size_t)r * TILE);
+    if (r < p->row_end) dots(1, (const float *)a->q + (size_t)r * n, n, k, out + (size_t)r * TILE);
+  }
+}
+#endif
+
+static inline __attribute__((always_inline)) void attend(const moi_attend *a,
+                                                         void (*logits)(const moi_attend *, const tile *, const part *)) {
+  const tile t = carve(a);
+  const uint32_t nk = units(a->dk);
+  if (a->fresh) {
+    for (uint32_t r = 0; r < a->m; r++) a->max[r] = -INFINITY;
+    memset(a->sum, 0, a->m * sizeof *a->sum);
+    memset(a->acc, 0, (size_t)a->m * MOI_ATTEND_PAD(a->dv) * sizeof *a->acc);
+  }
+  for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += TILE) {
+    const part p = part_of(a, key0);
+    if (p.row_begin == p.row_end) continue;
+    load_rows(a->k_format, a->k + key0, p.first, p.last, a->key_end - key0, a->dk, t.rows, nk);
+    logits(a, &t, &p);
+    for (uint32_t r = p.row_begin; r < p.row_end; r++) soften(a, &t, &p, r);
+#if UNIT == 1
+    const unit *values = t.rows;
+    size_t ldv = nk;
+    if (!a->v_in_k) {
+      values = t.values;
+      ldv = MOI_ATTEND_PAD(a->dv);
+      load_rows(a->v_format, a->v + key0, p.first, p.last, a->key_end - key0, a->dv, t.values, ldv);
+    }
+    const unit *seen = values + p.first * ldv;
+    const uint32_t keys = p.last - p.first;
+#else
+    const size_t ldv = MOI_ATTEND_PAD(a->dv);
+    size_t ldr = nk;
+    if (!a->v_in_k) {
+      ldr = units(a->dv);
+      load_rows(a->v_format, a->v + key0, p.first, p.last, a->key_end - key0, a->dv, t.rows, ldr);
+    }
+    pack_values(t.rows, ldr, p.first, p.last, (uint32_t)ldv, t.values);
+    for (uint32_t r = p.row_begin; r < p.row_end; r++)
+      pack_weights(t.logits + (size_t)r * TILE, p.first, p.last, t.weights + (size_t)r * (TILE / 2));
+    const unit *values = t.values, *seen = values + p.first / 2 * ldv;
+    const uint32_t keys = (p.last + 1) / 2 - p.first / 2;
+#endif
+    if (p.ragged && !all_finite(seen, ldv, keys, (a->dv + VEC - 1) / VEC * VEC)) add_values_apart(a, &t, &p, values, ldv);
+    else add_values(a, &t, values, ldv, p.row_begin, p.row_end, p.first, p.last);
+  }
+}
+
+void ATTEND(const moi_attend *a);
+void ATTEND(const moi_attend *a) { attend(a, logits_by_product); }
+
+#ifdef ATTEND_DOT
+void ATTEND_DOT(const moi_attend *a);
+void ATTEND_DOT(const moi_attend *a) { attend(a, logits_by_dots); }
+#endif
