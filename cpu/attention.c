@@ -93,8 +93,8 @@ static memory carve(const moi_plan *plan, moi_carve *c) {
     l.spans = moi_take(c, rows, sizeof *l.spans);
     l.begin = moi_take(c, rows, 4);
     l.end = moi_take(c, rows, 4);
-    l.k = moi_take(c, CHUNK, sizeof *l.k);
-    l.v = moi_take(c, CHUNK, sizeof *l.v);
+    l.k = moi_take(c, CHUNK + MOI_ATTEND_TILE, sizeof *l.k);
+    l.v = moi_take(c, CHUNK + MOI_ATTEND_TILE, sizeof *l.v);
     l.now = take_partial(c, rows, d->v_head_dim);
     l.chain = take_partial(c, rows, d->v_head_dim);
     l.scratch = moi_take(c, moi_attend_scratch(d->head_dim, d->v_head_dim), 1);
@@ -215,7 +215,9 @@ static void attend(const work *w, const block *b, const moi_cpu_kernel *row, lan
     uint32_t first = from > base ? from : base, last = to - base < CHUNK ? to : base + CHUNK;
     a.key_begin = first - base;
     a.key_end = last - base;
-    for (uint32_t j = first; j < last; j++) {
+    uint32_t ahead = b->end - base < CHUNK + MOI_ATTEND_TILE ? b->end : base + CHUNK + MOI_ATTEND_TILE;
+    a.ahead_end = ahead - base;
+    for (uint32_t j = first; j < ahead; j++) {
       const uint8_t *k = moi_kv_at(&keys, j);
       l->k[j - base] = k ? k : absent;
       if (a.v_in_k) continue;

@@ -10,15 +10,19 @@ enum {
   MOI_ISA_AVX2 = 1 << 0,       /* AVX2, FMA, F16C */
   MOI_ISA_AVX512 = 1 << 1,     /* AVX-512 F, BW, DQ, VL (and AVX2) */
   MOI_ISA_AVX512VNNI = 1 << 2, /* and VNNI */
-  MOI_ISA_AVX512BF16 = 1 << 3  /* and BF16 */
+  MOI_ISA_AVX512BF16 = 1 << 3, /* and BF16 */
+  MOI_ISA_NEON = 1 << 8,       /* Advanced SIMD with FMA: every AArch64 */
+  MOI_ISA_DOTPROD = 1 << 9,    /* FEAT_DotProd, and of Armv8.2 FEAT_FP16, FEAT_RDM, FEAT_LSE (and Advanced SIMD) */
+  MOI_ISA_I8MM = 1 << 10,      /* and FEAT_I8MM */
+  MOI_ISA_NEONBF16 = 1 << 11   /* FEAT_BF16 (and FEAT_DotProd; Armv8.6 has I8MM and BF16, some older cores one of them) */
 };
 
 /* The ISA bits of this CPU and operating system, capped by MOI_DEBUG=cpu=... */
 uint32_t moi_isa_detect(void);
-/* "avx2", "avx512", ...: the lowest level that has all of `bits`; "" for none. */
+/* "avx2", "dotprod", ...: the lowest level of this architecture that has all of `bits`; "" for none. */
 const char *moi_isa_name(uint32_t bits);
 
-/* What MOI_DEBUG says that is not understood, NULL if there is nothing. */
+/* What MOI_DEBUG says that is not understood, NULL if there is nothing. A level of another architecture is not. */
 const char *moi_isa_bad_cap(void);
 
 #endif

@@ -93,7 +93,8 @@ typedef struct moi_attend {
   float softcap;
   uint32_t key_begin, key_end; /* the keys that exist for this call; all begin/end lie inside */
   const uint32_t *begin, *end; /* [m] */
-  const uint8_t *const *k;     /* [key_end] rows of the cache, from key_begin on never NULL; no other memory is read */
+  uint32_t ahead_end;          /* up to here k and v name rows, of which those from key_end on may be fetched early */
+  const uint8_t *const *k;     /* [ahead_end] rows of the cache, from key_begin on never NULL; no other memory is read */
   const uint8_t *const *v;
   int fresh;              /* 0: max, sum and acc hold the result over the keys before these, to go on from */
   float *max, *sum;       /* out: [m rounded up to 16] */

@@ -14,7 +14,10 @@
  *   pack_values(rows, ldr, first, last, width, dst)   UNIT 2: rows of keys 2i and 2i+1 as pairs in row i of dst, 0 for keys
  *                   outside first..last-1
  *   pack_weights(p, first, last, dst)                 UNIT 2: floats 2i, 2i+1 as a pair, rounded to nearest even, in unit i
- *   ATTEND          the kernel's name; ATTEND_DOT with vec_sum4(a, b, c, d, float *out): the kernel for few rows
+ *   ATTEND          the kernel's name
+ *   ATTEND_DOT      if defined, the name of a kernel for few rows; with DOT_ROWS rows and as many vectors beside them (8: 32
+ *                   registers, 4: 16), vec_sum4(a, b, c, d, float *out), the sum over the lanes of each, and
+ *                   load_vec(format, const uint8_t *row, i): VEC decoded elements from i, a multiple of VEC, on
  *
  * A row's bits depend on nothing but the row, its keys and its interval: the order of every sum is fixed by the tiles. */
 #include <math.h>
@@ -108,19 +111,16 @@ static tile carve(const moi_attend *a) {
   return t;
 }
 
-/* How many keys ahead rows are fetched: a head's rows lie apart in the cache, which hardware does not foresee. */
-enum { AHEAD = 16 };
-
-static void load_rows(moi_format format, const uint8_t *const *src, uint32_t begin, uint32_t end, uint32_t last,
-                      uint32_t n, unit *dst, size_t ldd) {
-  for (uint32_t j = begin; j < end; j++) {
-    if (j + AHEAD < last) {
-      const char *next = (const char *)src[j + AHEAD];
-      for (uint32_t at = 0; at < n * 2; at += 64) __builtin_prefetch(next + at);
-    }
-    load_units(format, src[j], dst + j * ldd, n);
-  }
+static void load_rows(moi_format format, const uint8_t *const *src, uint32_t begin, uint32_t end, uint32_t n, unit *dst,
+                      size_t ldd) {
+  for (uint32_t j = begin; j < end; j++) load_units(format, src[j], dst + j * ldd, n);
 }
+
+/* What the rows see of the tile: rows row_begin .. row_end - 1 see something of its keys first .. last - 1. */
+typedef struct part {
+  uint32_t key0, first, last, row_begin, row_end;
+  int ragged; /* some of these rows do not see all of these keys */
+} part;
 
 static void transpose_keys(const tile *t, uint32_t dk, uint32_t begin, uint32_t end) {
   const uint32_t n = units(dk);
@@ -142,12 +142,6 @@ static inline vec soft(vec x, float c) {
   const vec big = vec_sub(vec_splat(1), vec_div(vec_splat(2), grown));
   return vec_mul(vec_choose_less(x2, vec_splat(0.0625f), series, big), vec_splat(c * LOG2E));
 }
-
-/* What the rows see of the tile: rows row_begin .. row_end - 1 see something of its keys first .. last - 1. */
-typedef struct part {
-  uint32_t key0, first, last, row_begin, row_end;
-  int ragged; /* some of these rows do not see all of these keys */
-} part;
 
 static part part_of(const moi_attend *a, uint32_t key0) {
   part p = {key0, 0, 0, a->m, 0, 0};
@@ -272,56 +266,24 @@ static void logits_by_product(const moi_attend *a, const tile *t, const part *p)
           t->logits + (size_t)p->row_begin * TILE + from, TILE, NULL);
 }
 
-#ifdef ATTEND_DOT
-/* The logits of few rows, by dot products along the keys as they lie: no transposition. */
-static inline __attribute__((always_inline)) void dots(const uint32_t mr, const float *q, uint32_t n, const float *k,
-                                                       float *out) {
-  vec sum[2][4];
-#pragma GCC unroll 2
-  for (uint32_t r = 0; r < mr; r++)
-#pragma GCC unroll 4
-    for (uint32_t j = 0; j < 4; j++) sum[r][j] = vec_zero();
-  for (uint32_t i = 0; i < n; i += VEC) {
-    vec x[2];
-#pragma GCC unroll 2
-    for (uint32_t r = 0; r < mr; r++) x[r] = vec_load(q + r * (size_t)n + i);
-#pragma GCC unroll 4
-    for (uint32_t j = 0; j < 4; j++) {
-      const vec y = vec_load(k + j * (size_t)n + i);
-#pragma GCC unroll 2
-      for (uint32_t r = 0; r < mr; r++) sum[r][j] = vec_fma(x[r], y, sum[r][j]);
-    }
-  }
-#pragma GCC unroll 2
-  for (uint32_t r = 0; r < mr; r++) vec_sum4(sum[r][0], sum[r][1], sum[r][2], sum[r][3], out + r * (size_t)TILE);
-}
-
-static void logits_by_dots(const moi_attend *a, const tile *t, const part *p) {
-  const uint32_t n = units(a->dk);
-  for (uint32_t j = p->first / 4 * 4; j < p->last; j += 4) { /* keys beside the part's give logits that nobody reads */
-    const float *k = t->rows + (size_t)j * n;
-    float *out = t->logits + j;
-    uint32_t r = p->row_begin;
-    for (; r + 2 <= p->row_end; r += 2) dots(2, (const float *)a->q + (size_t)r * n, n, k, out + (size_t)r * TILE);
-    if (r < p->row_end) dots(1, (const float *)a->q + (size_t)r * n, n, k, out + (size_t)r * TILE);
-  }
-}
-#endif
-
-static inline __attribute__((always_inline)) void attend(const moi_attend *a,
-                                                         void (*logits)(const moi_attend *, const tile *, const part *)) {
-  const tile t = carve(a);
-  const uint32_t nk = units(a->dk);
+static void begin_rows(const moi_attend *a) {
   if (a->fresh) {
     for (uint32_t r = 0; r < a->m; r++) a->max[r] = -INFINITY;
     memset(a->sum, 0, a->m * sizeof *a->sum);
     memset(a->acc, 0, (size_t)a->m * MOI_ATTEND_PAD(a->dv) * sizeof *a->acc);
   }
+}
+
+void ATTEND(const moi_attend *a);
+void ATTEND(const moi_attend *a) {
+  const tile t = carve(a);
+  const uint32_t nk = units(a->dk);
+  begin_rows(a);
   for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += TILE) {
     const part p = part_of(a, key0);
     if (p.row_begin == p.row_end) continue;
-    load_rows(a->k_format, a->k + key0, p.first, p.last, a->key_end - key0, a->dk, t.rows, nk);
-    logits(a, &t, &p);
+    load_rows(a->k_format, a->k + key0, p.first, p.last, a->dk, t.rows, nk);
+    logits_by_product(a, &t, &p);
     for (uint32_t r = p.row_begin; r < p.row_end; r++) soften(a, &t, &p, r);
 #if UNIT == 1
     const unit *values = t.rows;
@@ -329,7 +291,7 @@ static inline __attribute__((always_inline)) void attend(const moi_attend *a,
     if (!a->v_in_k) {
       values = t.values;
       ldv = MOI_ATTEND_PAD(a->dv);
-      load_rows(a->v_format, a->v + key0, p.first, p.last, a->key_end - key0, a->dv, t.values, ldv);
+      load_rows(a->v_format, a->v + key0, p.first, p.last, a->dv, t.values, ldv);
     }
     const unit *seen = values + p.first * ldv;
     const uint32_t keys = p.last - p.first;
@@ -338,7 +300,7 @@ static inline __attribute__((always_inline)) void attend(const moi_attend *a,
     size_t ldr = nk;
     if (!a->v_in_k) {
       ldr = units(a->dv);
-      load_rows(a->v_format, a->v + key0, p.first, p.last, a->key_end - key0, a->dv, t.rows, ldr);
+      load_rows(a->v_format, a->v + key0, p.first, p.last, a->dv, t.rows, ldr);
     }
     pack_values(t.rows, ldr, p.first, p.last, (uint32_t)ldv, t.values);
     for (uint32_t r = p.row_begin; r < p.row_end; r++)
@@ -351,10 +313,193 @@ static inline __attribute__((always_inline)) void attend(const moi_attend *a,
   }
 }
 
-void ATTEND(const moi_attend *a);
-void ATTEND(const moi_attend *a) { attend(a, logits_by_product); }
-
 #ifdef ATTEND_DOT
+/* ---- few rows: keys and values go from memory through registers, each decoded once for up to 8 rows */
+
+/* The tile after this one goes into the second-level cache meanwhile: memory and arithmetic are to be busy at the same
+ * time, and a head's rows lie apart, which hardware does not foresee. */
+static inline void fetch_row(const moi_attend *a, const uint8_t *const *rows, uint32_t j, uint32_t bytes) {
+  if (j >= a->ahead_end) return;
+  const char *row = (const char *)rows[j];
+  for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+}
+
+static inline uint32_t row_bytes(moi_format format, uint32_t n) {
+  return format == MOI_FORMAT_F32 ? n * 4 : format == MOI_FORMAT_FP8 ? n : format == MOI_FORMAT_Q8_0 ? n / 32 * 34 : n * 2;
+}
+
+/* mr rows times nk keys: logits[r][j] for keys k[0] .. k[nk-1] */
+static inline __attribute__((always_inline)) void dots(moi_format format, const uint32_t mr, const uint32_t nk,
+                                                       const float *q, uint32_t ldq, const uint8_t *const *k, uint32_t n,
+                                                       float *out) {
+  vec sum[8][4];
+#pragma GCC unroll 8
+  for (uint32_t r = 0; r < mr; r++)
+#pragma GCC unroll 4
+    for (uint32_t j = 0; j < nk; j++) sum[r][j] = vec_zero();
+  for (uint32_t i = 0; i < n; i += VEC) {
+    vec y[4];
+#pragma GCC unroll 4
+    for (uint32_t j = 0; j < nk; j++) y[j] = load_vec(format, k[j], i);
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < mr; r++) {
+      const vec x = vec_load(q + r * (size_t)ldq + i);
+#pragma GCC unroll 4
+      for (uint32_t j = 0; j < nk; j++) sum[r][j] = vec_fma(x, y[j], sum[r][j]);
+    }
+  }
+  if (nk == 4) {
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < mr; r++) vec_sum4(sum[r][0], sum[r][1], sum[r][2], sum[r][3], out + r * (size_t)TILE);
+  } else if (nk == 2) {
+    float two[4];
+#pragma GCC unroll 4
+    for (uint32_t r = 0; r < mr; r += 2) {
+      vec_sum4(sum[r][0], sum[r][1], sum[r + 1][0], sum[r + 1][1], two);
+      memcpy(out + r * (size_t)TILE, two, 8);
+      memcpy(out + (r + 1) * (size_t)TILE, two + 2, 8);
+    }
+  } else {
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < mr; r++) out[r * (size_t)TILE] = vec_sum(sum[r][0]);
+  }
+}
+
+/* The same order of sums for every key, whichever group it is in: a group's lanes are added by vec_sum4 or, at the ragged
+ * end, one by one, so ends are filled up with the last key instead. */
+static inline __attribute__((always_inline)) void dot_rows(moi_format format, const uint32_t mr, const uint32_t nk,
+                                                           const moi_attend *a, const tile *t, const part *p,
+                                                           uint32_t row) {
+  const uint32_t ldq = units(a->dk);
+  const float *q = (const float *)a->q + (size_t)row * ldq;
+  float *out = t->logits + (size_t)row * TILE;
+  const uint32_t bytes = row_bytes(format, a->dk);
+  for (uint32_t j = p->first / nk * nk; j < p->last; j += nk) {
+    const uint8_t *k[4];
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < nk; i++) {
+      const uint32_t at = j + i < p->first ? p->first : j + i < p->last ? j + i : p->last - 1;
+      k[i] = a->k[p->key0 + at];
+      if (row == p->row_begin) fetch_row(a, a->k, p->key0 + TILE + j + i, bytes);
+    }
+    dots(format, mr, nk, q, ldq, k, a->dk, out + j);
+  }
+}
+
+static inline __attribute__((always_inline)) void logits_few(moi_format format, const moi_attend *a, const tile *t,
+                                                             const part *p) {
+  uint32_t r = p->row_begin;
+#if DOT_ROWS == 8
+  for (; r + 8 <= p->row_end; r += 8) dot_rows(format, 8, 2, a, t, p, r);
+#endif
+  for (; r + 4 <= p->row_end; r += 4) dot_rows(format, 4, DOT_ROWS / 2, a, t, p, r);
+  if (r + 2 <= p->row_end) {
+    dot_rows(format, 2, 4, a, t, p, r);
+    r += 2;
+  }
+  if (r < p->row_end) dot_rows(format, 1, 4, a, t, p, r);
+}
+
+/* acc[r][i..] = acc * factor + sum_j p[r][j] v[j][i..], mr rows, nv vectors of columns */
+static inline __attribute__((always_inline)) void weigh(moi_format format, const uint32_t mr, const uint32_t nv,
+                                                        const moi_attend *a, const tile *t, const part *p, uint32_t row,
+                                                        uint32_t column, const int fetch) {
+  const uint32_t ldc = MOI_ATTEND_PAD(a->dv), bytes = row_bytes(format, a->dv);
+  float *acc = a->acc + (size_t)row * ldc + column;
+  const float *weights = t->logits + (size_t)row * TILE;
+  vec sum[8][4];
+#pragma GCC unroll 8
+  for (uint32_t r = 0; r < mr; r++)
+#pragma GCC unroll 4
+    for (uint32_t v = 0; v < nv; v++)
+      sum[r][v] = vec_mul(vec_load(acc + r * (size_t)ldc + v * VEC), vec_splat(t->factor[row + r]));
+  for (uint32_t j = p->first; j < p->last; j++) {
+    const uint8_t *v_row = a->v[p->key0 + j];
+    if (fetch) fetch_row(a, a->v, p->key0 + TILE + j, bytes);
+    vec y[4];
+#pragma GCC unroll 4
+    for (uint32_t v = 0; v < nv; v++) y[v] = load_vec(format, v_row, column + v * VEC);
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < mr; r++) {
+      const vec x = vec_splat(weights[r * (size_t)TILE + j]);
+#pragma GCC unroll 4
+      for (uint32_t v = 0; v < nv; v++) sum[r][v] = vec_fma(x, y[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (uint32_t r = 0; r < mr; r++)
+#pragma GCC unroll 4
+    for (uint32_t v = 0; v < nv; v++) vec_store(acc + r * (size_t)ldc + v * VEC, sum[r][v]);
+}
+
+static inline __attribute__((always_inline)) void weigh_rows(moi_format format, const uint32_t mr, const uint32_t nv,
+                                                             const moi_attend *a, const tile *t, const part *p,
+                                                             uint32_t row) {
+  uint32_t column = 0;
+  const int fetch = !a->v_in_k && row == p->row_begin;
+  for (; column + nv * VEC <= a->dv; column += nv * VEC) {
+    if (fetch && !column) weigh(format, mr, nv, a, t, p, row, column, 1);
+    else weigh(format, mr, nv, a, t, p, row, column, 0);
+  }
+  for (; column < a->dv; column += VEC) weigh(format, mr, 1, a, t, p, row, column, 0);
+}
+
+static inline __attribute__((always_inline)) void values_few(moi_format format, const moi_attend *a, const tile *t,
+                                                             const part *p) {
+  uint32_t r = p->row_begin;
+#if DOT_ROWS == 8
+  for (; r + 8 <= p->row_end; r += 8) weigh_rows(format, 8, 2, a, t, p, r);
+#endif
+  for (; r + 4 <= p->row_end; r += 4) weigh_rows(format, 4, DOT_ROWS / 2, a, t, p, r);
+  if (r + 2 <= p->row_end) {
+    weigh_rows(format, 2, 4, a, t, p, r);
+    r += 2;
+  }
+  if (r < p->row_end) weigh_rows(format, 1, 4, a, t, p, r);
+}
+
+#define EACH_FORMAT(call)                                                                                              \
+  call(F32) call(F16) call(BF16) call(FP8) call(Q8_0)
+#define FEW(NAME)                                                                                                      \
+  static __attribute__((noinline)) void logits_few_##NAME(const moi_attend *a, const tile *t, const part *p) {        \
+    logits_few(MOI_FORMAT_##NAME, a, t, p);                                                                            \
+  }                                                                                                                    \
+  static __attribute__((noinline)) void values_few_##NAME(const moi_attend *a, const tile *t, const part *p) {        \
+    values_few(MOI_FORMAT_##NAME, a, t, p);                                                                            \
+  }
+EACH_FORMAT(FEW)
+
 void ATTEND_DOT(const moi_attend *a);
-void ATTEND_DOT(const moi_attend *a) { attend(a, logits_by_dots); }
+void ATTEND_DOT(const moi_attend *a) {
+  if (a->dk % VEC || a->dv % VEC) { /* rows that end inside a vector */
+    ATTEND(a);
+    return;
+  }
+  void (*logits)(const moi_attend *, const tile *, const part *) = logits_few_F32;
+  void (*values)(const moi_attend *, const tile *, const part *) = values_few_F32;
+#define PICK(NAME)                                                                                                     \
+  if (a->k_format == MOI_FORMAT_##NAME) logits = logits_few_##NAME;                                                    \
+  if (a->v_format == MOI_FORMAT_##NAME) values = values_few_##NAME;
+  EACH_FORMAT(PICK)
+  const tile t = carve(a);
+  begin_rows(a);
+  for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += TILE) {
+    const part p = part_of(a, key0);
+    if (p.row_begin == p.row_end) continue;
+    logits(a, &t, &p);
+    for (uint32_t r = p.row_begin; r < p.row_end; r++) soften(a, &t, &p, r);
+    if (p.ragged) { /* rows see other keys: each over its own, for a weight of 0 cannot hide a value that is not finite */
+      for (uint32_t r = p.row_begin; r < p.row_end; r++) {
+        part own = p;
+        own.first = a->begin[r] > key0 + p.first ? a->begin[r] - key0 : p.first;
+        own.last = a->end[r] < key0 + p.last ? a->end[r] - key0 : p.last;
+        own.row_begin = r;
+        own.row_end = r + 1;
+        if (a->begin[r] < a->end[r] && a->end[r] > key0 && own.first < own.last) values(a, &t, &own);
+      }
+    } else {
+      values(a, &t, &p);
+    }
+  }
+}
 #endif

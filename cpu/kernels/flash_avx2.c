@@ -15,6 +15,7 @@ typedef float unit;
 #define UNIT 1
 #define ATTEND moi_attend_avx2
 #define ATTEND_DOT moi_attend_dot_avx2
+#define DOT_ROWS 4
 
 static inline vec vec_zero(void) { return _mm256_setzero_ps(); }
 static inline vec vec_load(const float *p) { return _mm256_loadu_ps(p); }
@@ -100,6 +101,21 @@ static inline __m256 e4m3_floats(__m128i bytes) {
   const __m256 v = _mm256_mul_ps(_mm256_cvtph_ps(h), _mm256_set1_ps(256));
   return _mm256_blendv_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)),
                           _mm256_castsi256_ps(_mm256_cvtepi8_epi32(nan)));
+}
+
+static inline __attribute__((always_inline)) vec load_vec(moi_format format, const uint8_t *row, uint32_t i) {
+  switch (format) {
+    case MOI_FORMAT_F32: return _mm256_loadu_ps((const float *)(const void *)row + i);
+    case MOI_FORMAT_BF16:
+      return _mm256_castsi256_ps(
+          _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(row + i * 2))), 16));
+    case MOI_FORMAT_F16: return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(row + i * 2)));
+    case MOI_FORMAT_FP8: return e4m3_floats(_mm_loadl_epi64((const __m128i *)(row + i)));
+    default: { /* Q8_0 */
+      const uint8_t *b = row + i / 32 * 34;
+      return _mm256_mul_ps(_mm256_cvtph_ps(_mm_set1_epi16((short)moi_load_u16(b))), q8_floats(b + 2 + i % 32));
+    }
+  }
 }
 
 static inline void load_units(moi_format format, const uint8_t *row, unit *dst, uint32_t n) {
