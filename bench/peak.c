@@ -15,6 +15,14 @@
 #else
 #define HAS_X86 0
 #endif
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+#include "cpu/isa.h"
+#define HAS_ARM 1
+#else
+#define HAS_ARM 0
+#endif
 
 static double now(void) {
   struct timespec t;
@@ -94,6 +102,49 @@ FMA_LOOP(fma_avx2, "avx2,fma", __m256, _mm256_set1_ps(1e-9f), F32_256, 16)
 FMA_LOOP(fma_avx512, "avx512f", __m512, _mm512_set1_ps(1e-9f), F32_512, 32)
 FMA_LOOP(fma_vnni, "avx512f,avx512vnni", __m512i, _mm512_set1_epi8(1), INT8_512, 128)
 FMA_LOOP(fma_bf16, "avx512f,avx512bf16", __m512, _mm512_set1_ps(1e-9f), BF16_512, 64)
+#endif
+
+#if HAS_ARM
+static uint64_t read_neon(const uint8_t *p, size_t bytes) {
+  size_t quarter = bytes / 4;
+  uint8x16_t s[8];
+  for (int i = 0; i < 8; i++) s[i] = vdupq_n_u8(0);
+  for (size_t i = 0; i < quarter; i += 32)
+    for (size_t j = 0; j < 4; j++) {
+      s[2 * j] = veorq_u8(s[2 * j], vld1q_u8(p + j * quarter + i));
+      s[2 * j + 1] = veorq_u8(s[2 * j + 1], vld1q_u8(p + j * quarter + i + 16));
+    }
+  for (int i = 1; i < 8; i++) s[0] = veorq_u8(s[0], s[i]);
+  return vgetq_lane_u64(vreinterpretq_u64_u8(s[0]), 0) ^ vgetq_lane_u64(vreinterpretq_u64_u8(s[0]), 1);
+}
+
+/* 24 accumulators: six units of four cycles. The instructions are written out because arm_neon.h gives those beyond the
+ * baseline only to files that are compiled for them. */
+#define ARM_STEP(i, code) __asm__ volatile(code : "+w"(a[i]) : "w"(x), "w"(y))
+#define ARM_STEP4(i, code) ARM_STEP(i, code); ARM_STEP(i + 1, code); ARM_STEP(i + 2, code); ARM_STEP(i + 3, code);
+#define ARM_LOOP(name, start, code, per_step)                                                                          \
+  static double name(uint64_t rounds, float *sink) {                                                                   \
+    float32x4_t a[24], x = start, y = start;                                                                           \
+    for (int i = 0; i < 24; i++) a[i] = start;                                                                         \
+    for (uint64_t r = 0; r < rounds; r++) {                                                                            \
+      ARM_STEP4(0, code) ARM_STEP4(4, code) ARM_STEP4(8, code)                                                         \
+      ARM_STEP4(12, code) ARM_STEP4(16, code) ARM_STEP4(20, code)                                                      \
+    }                                                                                                                  \
+    for (int i = 0; i < 24; i++) *sink += vgetq_lane_f32(a[i], 0);                                                     \
+    return (double)rounds * 24 * per_step;                                                                             \
+  }
+#ifdef __clang__
+#define EXTENDED __attribute__((target("dotprod,i8mm,bf16")))
+#else
+#define EXTENDED __attribute__((target("arch=armv8.2-a+dotprod+i8mm+bf16")))
+#endif
+#define ARM_FLOATS vdupq_n_f32(1e-9f)
+#define ARM_BYTES vreinterpretq_f32_u8(vdupq_n_u8(1))
+ARM_LOOP(fma_neon, ARM_FLOATS, "fmla %0.4s, %1.4s, %2.4s", 8)
+EXTENDED ARM_LOOP(fma_sdot, ARM_BYTES, "sdot %0.4s, %1.16b, %2.16b", 32)
+EXTENDED ARM_LOOP(fma_smmla, ARM_BYTES, "smmla %0.4s, %1.16b, %2.16b", 64)
+EXTENDED ARM_LOOP(fma_bfdot, ARM_FLOATS, "bfdot %0.4s, %1.8h, %2.8h", 16)
+EXTENDED ARM_LOOP(fma_bfmmla, ARM_FLOATS, "bfmmla %0.4s, %1.8h, %2.8h", 32)
 #endif
 
 /* ---- threads */
@@ -197,12 +248,26 @@ void moi_peak_measure(uint32_t threads, uint64_t memory, uint64_t block, moi_pea
     out->isa = "avx2";
   }
 #endif
+#if HAS_ARM
+  read = read_neon;
+  fma = fma_neon;
+  out->isa = "neon";
+#endif
   job *jobs = calloc(threads, sizeof *jobs);
   if (!jobs) exit(3);
   out->f32_flops = best_of_fma(fma, jobs, threads);
 #if HAS_X86
   if (__builtin_cpu_supports("avx512vnni")) out->int8_ops = best_of_fma(fma_vnni, jobs, threads);
   if (__builtin_cpu_supports("avx512bf16")) out->bf16_flops = best_of_fma(fma_bf16, jobs, threads);
+#endif
+#if HAS_ARM
+  const uint32_t isa = moi_isa_machine();
+  if (isa & MOI_ISA_DOTPROD) out->int8_ops = best_of_fma(fma_sdot, jobs, threads);
+  if (isa & MOI_ISA_I8MM) out->i8mm_ops = best_of_fma(fma_smmla, jobs, threads);
+  if (isa & MOI_ISA_NEONBF16) {
+    const double dot = best_of_fma(fma_bfdot, jobs, threads), matrix = best_of_fma(fma_bfmmla, jobs, threads);
+    out->bf16_flops = dot > matrix ? dot : matrix;
+  }
 #endif
   size_t size = (size_t)3 << 29; /* 1.5 GiB: beyond every cache */
   if (size > memory) size = (size_t)memory & ~(size_t)0xfffff;

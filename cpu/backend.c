@@ -17,28 +17,11 @@ static moi_status device_count(uint32_t *count) {
   return MOI_OK;
 }
 
-static void cpu_name(char *name, size_t size) {
-  snprintf(name, size, "CPU");
-#if defined(__linux__)
-  FILE *file = fopen("/proc/cpuinfo", "r");
-  if (!file) return;
-  char line[256];
-  while (fgets(line, sizeof line, file)) {
-    char *colon = strchr(line, ':');
-    if (strncmp(line, "model name", 10) || !colon) continue;
-    line[strcspn(line, "\n")] = 0;
-    snprintf(name, size, "%s", colon + 2);
-    break;
-  }
-  fclose(file);
-#endif
-}
-
 static moi_status device_get(uint32_t index, moi_device_info *info) {
   if (index) return moi_fail(MOI_NO_DEVICE, "moi_device_get", "index: %u, the CPU is device 0", index);
   uint32_t isa = moi_isa_detect();
   info->backend = MOI_BACKEND_CPU;
-  cpu_name(info->name, sizeof info->name);
+  moi_cpu_name(info->name, sizeof info->name);
   snprintf(info->driver, sizeof info->driver, "%s", isa ? moi_isa_name(isa) : "scalar");
   size_t at = 0;
   for (uint32_t bit = 1; bit && bit <= isa; bit <<= 1)

@@ -10,6 +10,9 @@
 #include "cpu/operands.h"
 #include "cpu/pool.h"
 
+/* What to call this CPU: its model, or board and cores; "CPU" where the system does not tell. */
+void moi_cpu_name(char *name, size_t size);
+
 /* a context's state */
 typedef struct moi_cpu {
   uint32_t isa; /* after MOI_DEBUG */

@@ -109,6 +109,14 @@ moi_prepare_fn moi_form_prepare(moi_form form, uint32_t isa) {
     if (form == MOI_FORM_I16) return moi_prepare_i16_avx2;
     if (form == MOI_FORM_I16_EO) return moi_prepare_i16_eo_avx2;
   }
+#elif defined(__aarch64__)
+  if (isa & MOI_ISA_NEON) {
+    if (form == MOI_FORM_BF16) return moi_prepare_bf16_neon;
+    if (form == MOI_FORM_I16) return moi_prepare_i16_neon;
+    if (form == MOI_FORM_I16_EO) return moi_prepare_i16_eo_neon;
+    if (form == MOI_FORM_I8X2) return moi_prepare_i8x2_neon;
+    if (form == MOI_FORM_I8X2_EO) return moi_prepare_i8x2_eo_neon;
+  }
 #else
   (void)isa;
 #endif

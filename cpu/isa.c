@@ -62,11 +62,11 @@ static int has(const char *feature) {
 }
 #endif
 
-static uint32_t machine(void) {
+uint32_t moi_isa_machine(void) {
   uint32_t bits = 0;
 #if defined(__aarch64__)
-  /* The extensions' files are compiled for Armv8.2 with FP16, so its other parts are asked for as well. Names of bits are
-   * younger than some systems' headers; the bits themselves are the kernel's ABI. */
+  /* The extensions' files are compiled for Armv8.2 with FP16, so their parts are asked for as well. The names of bits
+   * are younger than some systems' headers; the bits themselves are Linux's ABI. */
   int v82 = 0, dotprod = 0, i8mm = 0, bf16 = 0;
 #if defined(__linux__)
   enum {
@@ -121,7 +121,11 @@ static uint32_t machine(void) {
   bits |= MOI_ISA_AVX512;
   if (!__builtin_cpu_supports("avx512vnni")) return bits;
   bits |= MOI_ISA_AVX512VNNI;
+#ifdef MOI_EMULATE_BF16 /* the kernels do the instruction's arithmetic themselves */
+  bits |= MOI_ISA_AVX512BF16;
+#else
   if (__builtin_cpu_supports("avx512bf16")) bits |= MOI_ISA_AVX512BF16;
+#endif
 #endif
   return bits;
 }
@@ -129,7 +133,7 @@ static uint32_t machine(void) {
 uint32_t moi_isa_detect(void) {
   uint32_t cap;
   read_cap(&cap);
-  return machine() & cap;
+  return moi_isa_machine() & cap;
 }
 
 const char *moi_isa_name(uint32_t bits) {

@@ -12,13 +12,15 @@ enum {
   MOI_ISA_AVX512VNNI = 1 << 2, /* and VNNI */
   MOI_ISA_AVX512BF16 = 1 << 3, /* and BF16 */
   MOI_ISA_NEON = 1 << 8,       /* Advanced SIMD with FMA: every AArch64 */
-  MOI_ISA_DOTPROD = 1 << 9,    /* FEAT_DotProd, and of Armv8.2 FEAT_FP16, FEAT_RDM, FEAT_LSE (and Advanced SIMD) */
+  MOI_ISA_DOTPROD = 1 << 9,    /* FEAT_DotProd, and FEAT_FP16, FEAT_RDM, FEAT_LSE (and Advanced SIMD) */
   MOI_ISA_I8MM = 1 << 10,      /* and FEAT_I8MM */
-  MOI_ISA_NEONBF16 = 1 << 11   /* FEAT_BF16 (and FEAT_DotProd; Armv8.6 has I8MM and BF16, some older cores one of them) */
+  MOI_ISA_NEONBF16 = 1 << 11   /* FEAT_BF16 (and DotProd); Armv8.6 has it and I8MM, other cores perhaps one of them */
 };
 
 /* The ISA bits of this CPU and operating system, capped by MOI_DEBUG=cpu=... */
 uint32_t moi_isa_detect(void);
+/* The same without the cap. */
+uint32_t moi_isa_machine(void);
 /* "avx2", "dotprod", ...: the lowest level of this architecture that has all of `bits`; "" for none. */
 const char *moi_isa_name(uint32_t bits);
 

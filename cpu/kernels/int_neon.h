@@ -8,6 +8,12 @@
 #ifndef MOI_CPU_KERNELS_INT_NEON_H
 #define MOI_CPU_KERNELS_INT_NEON_H
 
+#if defined(__GNUC__) && !defined(__clang__)
+/* Before the registers are given out, gcc would move the loads of a whole unrolled group to its front and then spill half
+ * of them. */
+#pragma GCC optimize("no-schedule-insns")
+#endif
+
 #include <arm_neon.h>
 #include <string.h>
 

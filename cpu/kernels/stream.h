@@ -4,13 +4,13 @@
  *   vec, LANES, vec_zero(), vec_load(const float *), vec_fma(a, b, c), vec_splat(float), vec_mul(a, b), vec_sum(vec)
  *   decode_<format>(const uint8_t *p, vec *w0, vec *w1)     2 * LANES elements
  *   nan_vec, nan_zero(), nan_add(nan_vec, const uint8_t *)  notes whether one of 64 E4M3 codes is NaN; nan_any(nan_vec)
+ *   PAIRS_FROM_3     1 where the registers hold the sums of four rows for two tokens, but not for three or four
  *
  * Rows of weights are short (a page or less), too short for the hardware's prefetchers to run up: while one group of rows
  * is used, the next is fetched. A (token, row) has one chain of operations that depends on k alone: BATCH_INVARIANT. */
 #ifndef MOI_CPU_KERNELS_STREAM_H
 #define MOI_CPU_KERNELS_STREAM_H
 
-#include <immintrin.h>
 #include <string.h>
 
 #include "cpu/kernel.h"
@@ -18,6 +18,10 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum { STEP = 2 * LANES, TOKENS = 4, BLOCK = 128 /* elements between two looks at prefetch, NaN and scale */ };
+
+/* What follows the products: nothing; or codes of E4M3, which decode to 2^-8 of their values and may have a scale for each
+ * tile of 128 x 128. */
+enum { PLAIN = 0, E4M3_SCALED = 1, E4M3 = 2 };
 
 typedef void (*decode_fn)(const uint8_t *p, vec *w0, vec *w1);
 
@@ -72,14 +76,14 @@ INLINE void stream_group(const int rows, const int tokens, const int fp8, decode
     x[t] = (const float *)(const void *)(tile->x + tile->rows[t0 + (uint32_t)t] * tile->x_stride);
   /* fp8: one scale for a tile of 128 x 128; a group starts at a multiple of its rows, so they share one row of tiles */
   const float *scale = (const float *)(const void *)m->scales;
-  if (fp8) scale += (size_t)(n / 128) * ((k + 127) / 128);
+  if (fp8 == E4M3_SCALED) scale += (size_t)(n / 128) * ((k + 127) / 128);
   for (size_t k0 = 0; k0 < k; k0 += BLOCK) {
     const size_t size = k - k0 < BLOCK ? k - k0 : BLOCK;
     if (ahead)
       for (int r = 0; r < rows; r++)
-        for (size_t i = 0; i < BLOCK * element; i += 64) _mm_prefetch((const char *)row[r] + ahead + i, _MM_HINT_T0);
+        for (size_t i = 0; i < BLOCK * element; i += 64) __builtin_prefetch(row[r] + ahead + i, 0, 3);
     if (fp8) {
-      vec part[4][TOKENS], s = vec_splat(scale[k0 / 128]), lift = vec_splat(256.0f);
+      vec part[4][TOKENS], s = vec_splat(fp8 == E4M3_SCALED ? scale[k0 / 128] : 1.0f), lift = vec_splat(256.0f);
       for (int r = 0; r < rows; r++) {
         for (int t = 0; t < tokens; t++) part[r][t] = vec_zero();
         if (size == BLOCK) nans = nan_add(nan_add(nans, row[r]), row[r] + 64);
@@ -115,10 +119,10 @@ INLINE void stream_group(const int rows, const int tokens, const int fp8, decode
   }
 }
 
-/* fp8 keeps two sums for each (token, row): from three tokens on, two rows at a time fit the registers. */
+/* From three tokens on two rows at a time where four do not fit the registers; fp8 has two sums for each (token, row). */
 INLINE void stream_tokens(const int rows, const int tokens, const int fp8, decode_fn decode, const size_t element,
                           const moi_gemm_tile *tile, uint32_t n, uint32_t t0, size_t ahead) {
-  if (!fp8) {
+  if (!fp8 && !PAIRS_FROM_3) {
     stream_group(rows, tokens, fp8, decode, element, tile, n, t0, ahead);
     return;
   }
@@ -142,11 +146,12 @@ INLINE void stream_gemm(const int rows, const int fp8, decode_fn decode, const s
   }
 }
 
-/* (format, rows of W at once, bytes of an element, whether fp8) */
+/* (format, rows of W at once, bytes of an element, PLAIN or which E4M3) */
 #define STREAM(format, rows, element, fp8)                                                                             \
   void STREAM_NAME(format)(const moi_gemm_tile *tile);                                                                 \
   void STREAM_NAME(format)(const moi_gemm_tile *tile) { stream_gemm(rows, fp8, decode_##format, element, tile); }
 
-#define STREAM_ALL STREAM(f32, 4, 4, 0) STREAM(f16, 4, 2, 0) STREAM(bf16, 4, 2, 0) STREAM(fp8_b128, 4, 1, 1)
+#define STREAM_ALL                                                                                                     \
+  STREAM(f32, 4, 4, PLAIN) STREAM(f16, 4, 2, PLAIN) STREAM(bf16, 4, 2, PLAIN) STREAM(fp8_b128, 4, 1, E4M3_SCALED)
 
 #endif

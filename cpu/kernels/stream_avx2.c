@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #define LANES 8
+#define PAIRS_FROM_3 0
 typedef __m256 vec;
 #define vec_zero _mm256_setzero_ps
 #define vec_load _mm256_loadu_ps

@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #define LANES 16
+#define PAIRS_FROM_3 0
 typedef __m512 vec;
 #define vec_zero _mm512_setzero_ps
 #define vec_load _mm512_loadu_ps

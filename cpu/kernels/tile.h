@@ -4,7 +4,7 @@
  *   MR      tokens in a register tile, at most 6
  *   elem    element of prepared activations and of decoded weights; STEP of them make an operand
  *   operand, operand_load(const elem *), vec_dot(operand w, operand x, vec sum)
- *   vec_sum4(vec, vec, vec, vec) -> __m128, the sum over the lanes of each
+ *   vec_sum4(vec, vec, vec, vec) -> 4 floats in a vector, the sum over the lanes of each
  *
  * and, for K-ordered formats (with TILE_OUTER), vec_load(float *), vec_store(float *, vec), vec_splat(float),
  * vec_fma(vec, vec, vec), vec_add(vec, vec), vec_mul(vec, vec).
@@ -15,7 +15,6 @@
 #ifndef MOI_CPU_TILE_H
 #define MOI_CPU_TILE_H
 
-#include <immintrin.h>
 #include <string.h>
 
 #include "cpu/kernel.h"
@@ -24,14 +23,18 @@
 enum { TILE_SCRATCH_ROWS = 32 };
 
 /* NR rows of weights meet MR tokens in registers. ROW_BLOCK rows of K_BLOCK elements are decoded at once: K_BLOCK such
- * that a tile's tokens stay in the first-level cache while those rows come by from the second. FEW: up to here decoding
- * is most of the work, so NR rows at a time, which stay in the first. AHEAD_TOKENS: up to here memory is what a kernel
- * waits for, so the next rows are fetched early; beyond, that costs more than it hides. */
-enum { NR = 4, ROW_BLOCK = 2 * VEC, K_BLOCK = 64 * VEC, FEW = 2 * MR, AHEAD_TOKENS = 32 };
+ * that the reduction at its end is little of the work, and that a tile's tokens stay in the first-level cache while those
+ * rows come by from the second. FEW: up to here decoding is most of the work, so NR rows at a time, which stay in the
+ * first. AHEAD_TOKENS: up to here memory is what a kernel waits for, so the next rows are fetched early; beyond, that
+ * costs more than it hides. */
+enum { NR = 4, ROW_BLOCK = 2 * VEC, K_BLOCK = 64 * (VEC > 8 ? VEC : 8), FEW = 2 * MR, AHEAD_TOKENS = 32 };
 
 static inline uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 #define TILE_ROWS(F) F(0) F(1) F(2) F(3) F(4) F(5)
+
+/* what __m128 and float32x4_t are */
+typedef float quad __attribute__((vector_size(16)));
 
 #define TILE_ZERO(t) vec a##t##0 = vec_zero(), a##t##1 = vec_zero(), a##t##2 = vec_zero(), a##t##3 = vec_zero();
 #define TILE_X(t) const elem *x##t = mt > t ? x[t] : NULL;
@@ -79,15 +82,17 @@ typedef const elem *(*decode_fn)(const moi_matrix *w, uint32_t n, uint32_t k0, u
 #define DOT_END(t)                                                                                                     \
   if (mt > t) dot_end(vec_sum4(a##t##0, a##t##1, a##t##2, a##t##3), out, out->c + t * out->ldc);
 
-static inline void dot_end(__m128 s, const tile_out *out, float *c) {
+static inline void dot_end(quad s, const tile_out *out, float *c) {
   const int whole = out->width == NR;
   float part[NR] = {0};
   if (!out->first) {
     if (!whole) memcpy(part, c, out->width * sizeof *c);
-    s = _mm_add_ps(_mm_loadu_ps(whole ? c : part), s);
+    quad before;
+    memcpy(&before, whole ? c : part, sizeof before);
+    s = before + s;
   }
-  if (out->last) s = _mm_mul_ps(_mm_set1_ps(out->global), s);
-  _mm_storeu_ps(whole ? c : part, s);
+  if (out->last) s = (quad){out->global, out->global, out->global, out->global} * s;
+  memcpy(whole ? c : part, &s, sizeof s);
   if (!whole) memcpy(c, part, out->width * sizeof *c);
 }
 
@@ -129,7 +134,7 @@ static inline void gemm_dot(const moi_gemm_tile *tile, decode_fn decode, size_t 
           if (ahead && n + r + block < w->n) {
             const size_t at = (size_t)(n + r + block) * row_bytes + k0 / kc * ahead;
             const size_t end = k1 < k ? at + ahead : (size_t)(n + r + block + 1) * row_bytes;
-            for (size_t i = at; i < end; i += 64) _mm_prefetch((const char *)w->data + i, _MM_HINT_T1);
+            for (size_t i = at; i < end; i += 64) __builtin_prefetch(w->data + i, 0, 2);
           }
           rows_at[r] = decode(w, n + r, k0, k1, decoded + (size_t)r * kc);
         } else {
