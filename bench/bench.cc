@@ -1,11 +1,13 @@
 // moiety bench: rows of layers on Google Benchmark, against the peaks of the same machine measured in the same run.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +16,7 @@
 #include <unistd.h>
 #endif
 
+#include "bench/bench_attention.h"
 #include "bench/bench_layer.h"
 #include "bench/commands.h"
 #include "bench/memory.h"
@@ -29,13 +32,16 @@ namespace {
 struct Settings {
   const char *preset = nullptr, *op = "moe", *tokens = "1,8,64,512", *backend = "all", *format = "native";
   const char *kernel = nullptr, *json = nullptr, *weights = nullptr;
-  uint64_t threads = 0, layer = 0, repetitions = 1;
+  const char *kv = "4096", *batch = "1,8", *kv_format = "native";
+  uint64_t threads = 0, layer = 0, repetitions = 1, page_size = 0;
   double min_time = 0.5, memory_gb = 0;
 };
 
+// Of a layer's experts and routing, or of its attention: the other pointers are null.
 struct Row {
   moi_bench_layer *layer;
   moi_bench_row *row;
+  moi_bench_attention *attention;
   std::string name;
   double compute_peak;
   const char *compute_name;
@@ -55,8 +61,52 @@ std::vector<std::string> split(const char *list) {
   return out;
 }
 
+void count(benchmark::State &state, const Row &r, double bytes, double flops, double seconds) {
+  state.counters["bytes_per_second"] = bytes / seconds;
+  state.counters["flops_per_second"] = flops / seconds;
+  state.counters["bandwidth_fraction"] = bytes / seconds / peak.read_bytes;
+  state.counters["compute_fraction"] = flops / seconds / r.compute_peak;
+  state.SetLabel(r.compute_name);
+}
+
+void measure_attention(benchmark::State &state, const Row &r) {
+  char error[512];
+  if (filled) moi_bench_layer_drop(filled);
+  filled = nullptr;
+  if (moi_bench_attention_prepare(r.attention, error, sizeof error)) {
+    moi_bench_attention_release(r.attention);
+    state.SkipWithError(error);
+    return;
+  }
+  uint64_t i = 0;
+  moi_status status = moi_bench_attention_run(r.attention, 1);
+  auto start = std::chrono::steady_clock::now();
+  for (auto _ : state) {
+    (void)_;
+    if (status) break;
+    status = moi_bench_attention_run(r.attention, i++);
+  }
+  double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  moi_bench_attention_release(r.attention);
+  if (status) {
+    state.SkipWithError(moi_last_error());
+    return;
+  }
+  const moi_bench_attention_shape *shape = moi_bench_attention_shape_of(r.attention);
+  count(state, r, moi_bench_attention_bytes(r.attention) * double(i), moi_bench_attention_flops(r.attention) * double(i),
+        seconds);
+  state.counters["rows"] = shape->rows;
+  state.counters["sequences"] = shape->sequences;
+  state.counters["kv_len"] = shape->kv_len;
+  state.counters["page_size"] = shape->page_size;
+}
+
 void measure(benchmark::State &state, const Row &r) {
   char error[512];
+  if (r.attention) {
+    measure_attention(state, r);
+    return;
+  }
   if (filled != r.layer) { // rows of a layer follow each other
     if (filled) moi_bench_layer_drop(filled);
     filled = r.layer;
@@ -85,11 +135,7 @@ void measure(benchmark::State &state, const Row &r) {
     state.SkipWithError(moi_last_error());
     return;
   }
-  state.counters["bytes_per_second"] = bytes / seconds;
-  state.counters["flops_per_second"] = flops / seconds;
-  state.counters["bandwidth_fraction"] = bytes / seconds / peak.read_bytes;
-  state.counters["compute_fraction"] = flops / seconds / r.compute_peak;
-  state.SetLabel(r.compute_name);
+  count(state, r, bytes, flops, seconds);
 }
 
 // Names are said without what Google Benchmark adds about its own settings; one line for each row: the median.
@@ -112,9 +158,32 @@ template <class Run> auto error_of(const Run &run, long) -> decltype(run.skip_me
   return run.skip_message.empty() ? std::string() : run.skip_message + " ";
 }
 
+// What a row of attention is, as members of their own: Google Benchmark's counters are numbers.
+std::string with_kinds(const std::string &json) {
+  std::string out;
+  std::istringstream lines(json);
+  for (std::string line; std::getline(lines, line);) {
+    out += line + (lines.eof() ? "" : "\n");
+    size_t name = line.find("\"run_name\": \"attention/"), kind = line.find("/kind:");
+    if (name == std::string::npos || kind == std::string::npos) continue;
+    size_t format = name;
+    for (int i = 0; i < 3; i++) format = line.find('/', format + 1);
+    out += "      \"kind\": \"" + line.substr(kind + 6, line.find('/', kind + 6) - kind - 6) + "\",\n";
+    out += "      \"kv_format\": \"" + line.substr(format + 1, line.find('/', format + 1) - format - 1) + "\",\n";
+  }
+  return out;
+}
+
 class Json : public benchmark::JSONReporter {
  public:
-  void ReportRuns(const Runs &runs) override { benchmark::JSONReporter::ReportRuns(plain_names(runs)); }
+  void ReportRuns(const Runs &runs) override {
+    std::ostream &out = GetOutputStream();
+    std::ostringstream text;
+    SetOutputStream(&text);
+    benchmark::JSONReporter::ReportRuns(plain_names(runs));
+    SetOutputStream(&out);
+    out << with_kinds(text.str());
+  }
 };
 
 class Table : public benchmark::BenchmarkReporter {
@@ -169,7 +238,15 @@ double compute_peak(const char *needs, const char **name) {
     *name = "of int8 VNNI";
     return peak.int8_ops;
   }
-  if (!std::strcmp(needs, "avx512bf16") && peak.bf16_flops > 0) {
+  if (!std::strcmp(needs, "dotprod") && peak.int8_ops > 0) {
+    *name = "of int8 SDOT";
+    return peak.int8_ops;
+  }
+  if (!std::strcmp(needs, "i8mm") && peak.i8mm_ops > 0) {
+    *name = "of int8 SMMLA";
+    return peak.i8mm_ops;
+  }
+  if ((!std::strcmp(needs, "avx512bf16") || !std::strcmp(needs, "neonbf16")) && peak.bf16_flops > 0) {
     *name = "of bf16";
     return peak.bf16_flops;
   }
@@ -187,6 +264,9 @@ struct LayerFree {
 struct RowFree {
   void operator()(moi_bench_row *r) const { moi_bench_row_free(r); }
 };
+struct AttentionFree {
+  void operator()(moi_bench_attention *a) const { moi_bench_attention_free(a); }
+};
 struct ContextFree {
   void operator()(moi_context *c) const { moi_context_destroy(c); }
 };
@@ -202,12 +282,12 @@ moi_status open_context(moi_backend backend, uint32_t threads, std::unique_ptr<m
   return status;
 }
 
-int parse_numbers(const char *list, std::vector<uint32_t> *out) {
+int parse_numbers(const char *option, const char *list, unsigned long most, std::vector<uint32_t> *out) {
   for (const std::string &word : split(list)) {
     char *end = nullptr;
     unsigned long n = std::strtoul(word.c_str(), &end, 10);
-    if (word.empty() || *end || n < 1 || n > 1u << 20)
-      return moi_usage_error("bench", "--tokens: '%s' is no number of 1 to 1048576", word.c_str());
+    if (word.empty() || *end || n < 1 || n > most)
+      return moi_usage_error("bench", "%s: '%s' is no number of 1 to %lu", option, word.c_str(), most);
     out->push_back(static_cast<uint32_t>(n));
   }
   return 0;
@@ -215,7 +295,7 @@ int parse_numbers(const char *list, std::vector<uint32_t> *out) {
 
 int parse_ops(const char *list, std::vector<std::pair<moi_op, std::string>> *out) {
   const std::vector<std::pair<moi_op, std::string>> all = {
-      {MOI_OP_ROUTE, "route"}, {MOI_OP_EXPERTS, "experts"}, {MOI_OP_MOE, "moe"}};
+      {MOI_OP_ROUTE, "route"}, {MOI_OP_EXPERTS, "experts"}, {MOI_OP_MOE, "moe"}, {MOI_OP_ATTENTION, "attention"}};
   for (const std::string &word : split(list)) {
     bool found = false;
     for (const auto &op : all)
@@ -223,7 +303,21 @@ int parse_ops(const char *list, std::vector<std::pair<moi_op, std::string>> *out
         out->push_back(op);
         found = true;
       }
-    if (!found) return moi_usage_error("bench", "--op: no '%s'; there are route, experts, moe, all", word.c_str());
+    if (!found) return moi_usage_error("bench", "--op: no '%s'; there are route, experts, moe, attention, all", word.c_str());
+  }
+  return 0;
+}
+
+int parse_kv_formats(const char *list, std::vector<moi_format> *out) {
+  for (const std::string &word : split(list)) {
+    moi_format format = MOI_FORMAT_NONE;
+    if (word != "native") {
+      if (!moi_list_has("f32,f16,bf16,fp8,q8_0", word.c_str()))
+        return moi_usage_error("bench", "--kv-format: no '%s'; there are native, f32, f16, bf16, fp8, q8_0",
+                               word.c_str());
+      format = moi_format_from_name(word.c_str());
+    }
+    out->push_back(format);
   }
   return 0;
 }
@@ -257,6 +351,49 @@ int open_layers(const Settings &s, uint64_t memory, std::vector<std::unique_ptr<
   return 0;
 }
 
+struct AttentionRows {
+  const std::vector<uint32_t> &kv, &batch, &tokens;
+  const std::vector<moi_format> &formats;
+  uint32_t page_size;
+  uint64_t memory;
+  const char *kernel;
+};
+
+// Prompts and decodes of each kind of a preset's attention; MLA has a form for each of the two.
+void open_attention(const moi_preset *preset, moi_backend backend, moi_context *context, moi_context *reference,
+                    const AttentionRows &asked, std::vector<std::unique_ptr<moi_bench_attention, AttentionFree>> *owned,
+                    std::vector<Row> *rows) {
+  if (!preset->n_attention)
+    std::fprintf(stderr, "moiety bench: %s: no attention of it is built in: %s\n", preset->name, preset->note);
+  for (uint32_t k = 0; k < preset->n_attention; k++)
+    for (moi_format format : asked.formats) {
+      const moi_preset_attention *kind = &preset->attention[k];
+      std::vector<moi_bench_attention_shape> shapes;
+      for (uint32_t n : asked.tokens)
+        if (n > 16 && std::strcmp(kind->kind, "mla-absorbed")) shapes.push_back({1, n, n, asked.page_size, format});
+      for (uint32_t n : asked.kv)
+        for (uint32_t sequences : asked.batch)
+          if (std::strcmp(kind->kind, "mla")) shapes.push_back({sequences, 1, n, asked.page_size, format});
+      for (const moi_bench_attention_shape &shape : shapes) {
+        char error[512];
+        moi_bench_attention *row = nullptr;
+        if (moi_bench_attention_open(preset, kind, &shape, asked.memory, context, reference, asked.kernel, &row, error,
+                                     sizeof error)) {
+          std::fprintf(stderr, "moiety bench: %s, attention %s, %s, %u x %u over %u keys: %s\n", preset->name, kind->kind,
+                       moi_backend_name(backend), shape.sequences, shape.rows, shape.kv_len, error);
+          failed = true;
+          continue;
+        }
+        owned->emplace_back(row);
+        Row r = {nullptr, nullptr, row, "", 0, ""};
+        r.compute_peak = compute_peak(moi_bench_attention_needs(row), &r.compute_name);
+        r.name = std::string("attention/") + moi_backend_name(backend) + "/" + moi_bench_attention_kernel(row) + "/" +
+                 moi_bench_attention_name(row);
+        rows->push_back(r);
+      }
+    }
+}
+
 int parse(int argc, char **argv, Settings *s) {
   static const moi_command command = {
       "bench", "time, GB/s and the fraction of this device's measured peak",
@@ -267,15 +404,16 @@ int parse(int argc, char **argv, Settings *s) {
       "in a model. bytes: the weights of the experts that a call touches, and its activations. Fractions are of the "
       "peaks\n"
       "measured before the rows, on as many threads: reading memory in order, and multiply-adds of the kind that the\n"
-      "kernel uses. Each result is checked against the reference before it is timed; a wrong one fails the row, and\n"
+      "kernel uses. Attention: prompts of --tokens, and decodes of --batch sequences over --kv keys, for each kind of\n"
+      "layer; bytes are the keys and values that a call sees. Each result is checked against the reference before it is timed; a wrong one fails the row, and\n"
       "the exit status is 1.\n",
       nullptr};
   moi_option options[] = {
       {"--preset", MOI_OPTION_TEXT, &s->preset, "NAME,...", "models, see moiety presets (default: qwen3-30b-a3b)", 0},
       {"--weights", MOI_OPTION_TEXT, &s->weights, "FILE", "a GGUF or safetensors checkpoint instead of a preset", 0},
       {"--layer", MOI_OPTION_UINT, &s->layer, "N", "the checkpoint's layer (default: 0)", 0},
-      {"--op", MOI_OPTION_TEXT, &s->op, "OP,...", "of route, experts, moe; all (default: moe)", 0},
-      {"--tokens", MOI_OPTION_TEXT, &s->tokens, "N,...", "tokens of a call (default: 1,8,64,512)", 0},
+      {"--op", MOI_OPTION_TEXT, &s->op, "OP,...", "of route, experts, moe, attention; all (default: moe)", 0},
+      {"--tokens", MOI_OPTION_TEXT, &s->tokens, "N,...", "tokens of a call (default: 1,8,64,512); of a prompt, if above 16", 0},
       {"--backend", MOI_OPTION_TEXT, &s->backend, "NAME,...", "of cpu, cuda, vulkan; all that are here (default)", 0},
       {"--format", MOI_OPTION_TEXT, &s->format, "NAME,...", "weight formats, or native: the preset's own (default)", 0},
       {"--threads", MOI_OPTION_UINT, &s->threads, "N", "CPU threads (default: one for each core)", 0},
@@ -283,6 +421,10 @@ int parse(int argc, char **argv, Settings *s) {
       {"--json", MOI_OPTION_TEXT, &s->json, "FILE", "write the results for compare and tables", 0},
       {"--repetitions", MOI_OPTION_UINT, &s->repetitions, "R", "of every row; the median counts (default: 1)", 0},
       {"--min-time", MOI_OPTION_REAL, &s->min_time, "S", "seconds for each repetition (default: 0.5)", 0},
+      {"--kv", MOI_OPTION_TEXT, &s->kv, "N,...", "keys of a sequence that attention decodes (default: 4096)", 0},
+      {"--batch", MOI_OPTION_TEXT, &s->batch, "N,...", "sequences that it decodes in a call (default: 1,8)", 0},
+      {"--kv-format", MOI_OPTION_TEXT, &s->kv_format, "NAME,...", "native (default), f32, f16, bf16, fp8, q8_0", 0},
+      {"--page-size", MOI_OPTION_UINT, &s->page_size, "N", "tokens of a page of the KV cache (default: 0, no pages)", 0},
       {"--memory", MOI_OPTION_REAL, &s->memory_gb, "GB", "for weights (default and bound: 60 % of what is free)", 0},
   };
   int n_positional, n = sizeof options / sizeof *options;
@@ -291,6 +433,7 @@ int parse(int argc, char **argv, Settings *s) {
   if (s->weights && options[0].given) return moi_usage_error("bench", "--weights and --preset exclude each other");
   if (s->weights && options[6].given) return moi_usage_error("bench", "--format: a file has its own");
   if (!s->weights && options[2].given) return moi_usage_error("bench", "--layer goes with --weights");
+  if (s->page_size > 1 << 20) return moi_usage_error("bench", "--page-size: at most 1048576");
   if (s->threads > 1024) return moi_usage_error("bench", "--threads: at most 1024");
   if (!s->repetitions || s->repetitions > 1000) return moi_usage_error("bench", "--repetitions: 1 to 1000");
   if (!s->preset) s->preset = "qwen3-30b-a3b";
@@ -320,6 +463,7 @@ void add_context(const std::string &command, uint32_t threads, const std::string
   benchmark::AddCustomContext("peak_blocks_gbs", text("%.2f", peak.block_bytes / 1e9));
   benchmark::AddCustomContext("peak_f32_gflops", text("%.1f", peak.f32_flops / 1e9));
   benchmark::AddCustomContext("peak_int8_gops", text("%.1f", peak.int8_ops / 1e9));
+  if (peak.i8mm_ops > 0) benchmark::AddCustomContext("peak_i8mm_gops", text("%.1f", peak.i8mm_ops / 1e9));
   benchmark::AddCustomContext("peak_bf16_gflops", text("%.1f", peak.bf16_flops / 1e9));
 }
 
@@ -332,7 +476,17 @@ extern "C" int moi_command_bench(int argc, char **argv) {
   if (status >= 0) return status;
   std::vector<uint32_t> tokens;
   std::vector<std::pair<moi_op, std::string>> ops;
-  if ((status = parse_numbers(s.tokens, &tokens)) || (status = parse_ops(s.op, &ops))) return status;
+  std::vector<uint32_t> kv, batch;
+  std::vector<moi_format> kv_formats;
+  if ((status = parse_numbers("--tokens", s.tokens, 1 << 20, &tokens)) || (status = parse_ops(s.op, &ops)) ||
+      (status = parse_numbers("--kv", s.kv, 1 << 24, &kv)) || (status = parse_numbers("--batch", s.batch, 64, &batch)) ||
+      (status = parse_kv_formats(s.kv_format, &kv_formats)))
+    return status;
+  bool attention = std::find(ops.begin(), ops.end(), std::make_pair(MOI_OP_ATTENTION, std::string("attention"))) != ops.end();
+  if (attention && s.weights) {
+    if (std::strcmp(s.op, "all")) return moi_usage_error("bench", "--op: attention goes with a preset, not with --weights");
+    attention = false;
+  }
 
   if (s.json) { // Google Benchmark ends the program without a word about why
     std::FILE *file = std::fopen(s.json, "a");
@@ -373,7 +527,8 @@ extern "C" int moi_command_bench(int argc, char **argv) {
   uint64_t memory = moi_memory_available() * 6 / 10;
   if (s.memory_gb > 0 && s.memory_gb * 1e9 < double(memory)) memory = uint64_t(s.memory_gb * 1e9);
   std::vector<std::unique_ptr<moi_bench_layer, LayerFree>> layers;
-  if ((status = open_layers(s, memory, &layers))) return status;
+  bool only_attention = attention && ops.size() == 1;
+  if (!only_attention && (status = open_layers(s, memory, &layers))) return status;
 
   uint32_t threads = static_cast<uint32_t>(s.threads);
   if (!threads) {
@@ -381,23 +536,26 @@ extern "C" int moi_command_bench(int argc, char **argv) {
     threads = moi_device_get(MOI_BACKEND_CPU, 0, &info) ? 1 : info.n_workers;
   }
   std::fprintf(stderr, "moiety bench: measuring the peaks of this machine, %u threads\n", threads);
-  moi_peak_measure(threads, moi_memory_available() / 2, moi_bench_layer_expert_bytes(layers[0].get()), &peak);
+  uint64_t block = layers.empty() ? uint64_t(4) << 20 : moi_bench_layer_expert_bytes(layers[0].get());
+  moi_peak_measure(threads, moi_memory_available() / 2, block, &peak);
   std::printf(
       "memory: %.1f GB/s in order, %.1f GB/s in random blocks of %.1f MB; compute (%s, %u threads): %.0f GFLOP/s f32",
-      peak.read_bytes / 1e9, peak.block_bytes / 1e9, double(moi_bench_layer_expert_bytes(layers[0].get())) / 1e6,
+      peak.read_bytes / 1e9, peak.block_bytes / 1e9, double(block) / 1e6,
       peak.isa, threads, peak.f32_flops / 1e9);
   if (peak.int8_ops > 0) std::printf(", %.0f GOP/s int8", peak.int8_ops / 1e9);
+  if (peak.i8mm_ops > 0) std::printf(", %.0f GOP/s int8 SMMLA", peak.i8mm_ops / 1e9);
   if (peak.bf16_flops > 0) std::printf(", %.0f GFLOP/s bf16", peak.bf16_flops / 1e9);
   std::printf("\n");
 
   std::vector<Row> rows;
   std::vector<std::unique_ptr<moi_bench_row, RowFree>> owned;
+  std::vector<std::unique_ptr<moi_bench_attention, AttentionFree>> owned_attention;
   size_t width = 20;
   std::string sizes;
   for (const auto &layer : layers) {
     sizes += std::string(sizes.empty() ? "" : "; ") + moi_bench_layer_text(layer.get());
     for (const auto &op : ops)
-      for (size_t b = 0; b < opened.size(); b++)
+      for (size_t b = 0; b < opened.size() && op.first != MOI_OP_ATTENTION; b++)
         for (uint32_t n : tokens) {
           moi_bench_row *row = nullptr;
           if (moi_bench_row_open(layer.get(), op.first, n, contexts[b].get(), reference.get(), s.kernel, &row)) {
@@ -407,7 +565,7 @@ extern "C" int moi_command_bench(int argc, char **argv) {
             continue;
           }
           owned.emplace_back(row);
-          Row r = {layer.get(), row, "", 0, ""};
+          Row r = {layer.get(), row, nullptr, "", 0, ""};
           r.compute_peak = compute_peak(moi_bench_row_needs(row), &r.compute_name);
           r.name = op.second + "/" + moi_backend_name(opened[b]) + "/" + moi_bench_row_kernel(row) + "/" +
                    moi_bench_layer_format(layer.get()) + "/" + moi_bench_layer_name(layer.get()) + "/tokens:" +
@@ -415,6 +573,18 @@ extern "C" int moi_command_bench(int argc, char **argv) {
           if (r.name.size() > width) width = r.name.size();
           rows.push_back(r);
         }
+  }
+  if (attention) {
+    AttentionRows asked = {kv, batch, tokens, kv_formats, static_cast<uint32_t>(s.page_size), memory, s.kernel};
+    for (const std::string &name : split(s.preset)) {
+      const moi_preset *preset;
+      if ((status = moi_find_preset("bench", name.c_str(), &preset))) return status;
+      sizes += std::string(sizes.empty() ? "" : "; ") + preset->name + ": attention over " +
+               (preset->n_attention ? "several random KV caches" : "nothing that is built in");
+      for (size_t b = 0; b < opened.size(); b++)
+        open_attention(preset, opened[b], contexts[b].get(), reference.get(), asked, &owned_attention, &rows);
+    }
+    for (const Row &r : rows) width = std::max(width, r.name.size());
   }
   if (rows.empty()) return 1;
   add_context(command, threads, sizes);

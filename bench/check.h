@@ -11,5 +11,8 @@ int moi_check_experts_case(moi_format format, uint32_t index, uint64_t seed, moi
 int moi_check_route_case(uint32_t index, uint64_t seed, moi_case *out);
 /* A preset scaled down: widths by eight, but no rounder than they were, up to 128 experts. */
 int moi_check_moe_case(const moi_preset *preset, moi_format format, uint32_t index, uint64_t seed, moi_case *out);
+/* Attention, KV append and merge; and a preset's kinds of attention: fewer heads in the same ratio, shorter windows. */
+int moi_check_attention_case(uint32_t index, uint64_t seed, moi_case *out);
+int moi_check_attention_preset_case(const moi_preset *preset, uint32_t index, uint64_t seed, moi_case *out);
 
 #endif

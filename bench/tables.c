@@ -1,4 +1,5 @@
 /* moiety tables: Markdown for README.md and docs/performance.md, from the kernel lists and from committed results. */
+#include <ctype.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -6,17 +7,54 @@
 #include "bench/options.h"
 #include "bench/results.h"
 
-static int is_generic(const moi_kernel_info *info) { return !(info->plan_flags & MOI_NO_FALLBACK); }
+/* What the table needs of a kernel: `needs` as the list writes it, "" for plain C. */
+typedef struct support_row {
+  moi_op op;
+  moi_format format;
+  char needs[32];
+  int generic;
+} support_row;
+
+/* The CPU's list holds the rows of this architecture; the table is to be the same on all. */
+enum { STEADY = 0, FALLBACK = 1 };
+static const support_row cpu_rows[] = {
+#define MOI_EVERY_ARCHITECTURE
+#define GEMM(name, format, needs, form, m_max, scratch, flags, fn)                                                     \
+  {MOI_OP_GEMM, MOI_FORMAT_##format, #needs, ((flags) & FALLBACK) != 0},
+#define ROUTE(name, needs, flags, fn) {MOI_OP_ROUTE, MOI_FORMAT_NONE, #needs, ((flags) & FALLBACK) != 0},
+#define ATTENTION(name, needs, form, m_max, flags, fn)                                                                 \
+  {MOI_OP_ATTENTION, MOI_FORMAT_NONE, #needs, ((flags) & FALLBACK) != 0},
+#define REFERENCE(op) {MOI_OP_##op, MOI_FORMAT_NONE, "", 1},
+#include "cpu/kernels.def"
+};
+
+/* Row i of a backend; 0 past its last. */
+static int row_at(moi_backend backend, uint32_t i, support_row *out) {
+  if (backend == MOI_BACKEND_CPU) {
+    if (i >= sizeof cpu_rows / sizeof *cpu_rows) return 0;
+    *out = cpu_rows[i];
+    if (!strcmp(out->needs, "SCALAR")) out->needs[0] = 0;
+    for (char *c = out->needs; *c; c++) *c = (char)tolower((unsigned char)*c);
+    return 1;
+  }
+  moi_kernel_info info = MOI_KERNEL_INFO_INIT;
+  if (moi_kernel_get(backend, i, &info)) return 0;
+  out->op = info.op;
+  out->format = info.format;
+  out->generic = !(info.plan_flags & MOI_NO_FALLBACK);
+  snprintf(out->needs, sizeof out->needs, "%s", info.needs);
+  return 1;
+}
 
 /* The instruction sets or features of the tuned kernels of a format, "generic", or "-". */
 static void support_of(moi_backend backend, moi_op op, moi_format format, char *out, size_t size) {
-  moi_kernel_info info = MOI_KERNEL_INFO_INIT;
+  support_row info;
   size_t at = 0;
   int generic = 0;
   out[0] = 0;
-  for (uint32_t i = 0; !moi_kernel_get(backend, i, &info); i++) {
+  for (uint32_t i = 0; row_at(backend, i, &info); i++) {
     if (info.op != op || (info.format != format && info.format != MOI_FORMAT_NONE)) continue;
-    if (is_generic(&info)) {
+    if (info.generic) {
       generic = 1;
       continue;
     }
@@ -59,12 +97,24 @@ static int support(void) {
     }
     printf("\n");
   }
-  printf("| attention | |");
-  for (int b = 0; b < MOI_BACKEND_COUNT; b++) printf(" none |");
+  printf("| attention, KV append, merge | (KV: `f32`, `f16`, `bf16`, `fp8`, `q8_0`) |");
+  for (int b = 0; b < MOI_BACKEND_COUNT; b++) {
+    support_of((moi_backend)b, MOI_OP_ATTENTION, MOI_FORMAT_NONE, text, sizeof text);
+    printf(" %s |", present[b] ? text : "none");
+  }
   printf("\n\nA name is the instruction set or feature that a tuned kernel needs; where a machine lacks it, the next\n"
          "one or the generic kernel serves. generic: right and portable, not fast. none: a plan answers\n"
          "`MOI_UNSUPPORTED`.\n");
   return 0;
+}
+
+/* What tells rows of attention apart: "attention full, 4096 keys". */
+static void attention_of(const cJSON *row, char *op, size_t size) {
+  const cJSON *kind = cJSON_GetObjectItemCaseSensitive(row, "kind");
+  double keys = moi_result_number(row, "kv_len"), page = moi_result_number(row, "page_size");
+  if (!cJSON_IsString(kind) || keys <= 0) return;
+  int n = snprintf(op, size, "attention %s, %.0f keys", kind->valuestring, keys);
+  if (page > 0 && n >= 0 && (size_t)n < size) snprintf(op + n, size - (size_t)n, ", pages of %.0f", page);
 }
 
 /* field i of "op/backend/kernel/format/preset/tokens:N" */
@@ -90,6 +140,7 @@ static int speed(int n_files, char **files) {
       double s = moi_result_seconds(row);
       if (s <= 0) continue;
       for (int k = 0; k < 6; k++) field(moi_result_name(row), k, f[k], sizeof f[k]);
+      attention_of(row, f[0], sizeof f[0]);
       char time[32];
       if (s >= 1e-2) snprintf(time, sizeof time, "%.1f ms", s * 1e3);
       else if (s >= 1e-3) snprintf(time, sizeof time, "%.2f ms", s * 1e3);

@@ -41,17 +41,35 @@
                                                .top_k = 1,                                                             \
                                                .input_type = MOI_FORMAT_BF16,                                          \
                                                UNWRAP shared_};
+#define ATTENTION(...)
+#define NO_ATTENTION(id)
 #include "core/presets.def"
 #undef PRESET
+#undef ATTENTION
+#undef NO_ATTENTION
+
+#define PRESET(...)
+#define ATTENTION(id, ...)                                                                                             \
+  static const moi_preset_attention id##_attention[] = {__VA_ARGS__};                                                  \
+  enum { id##_n_attention = sizeof id##_attention / sizeof *id##_attention };
+#define NO_ATTENTION(id)                                                                                               \
+  static const moi_preset_attention id##_attention[1];                                                                 \
+  enum { id##_n_attention = 0 };
+#include "core/presets.def"
+#undef PRESET
+#undef ATTENTION
+#undef NO_ATTENTION
 
 #define SHARED_HAS(id) &id##_shared
 #define SHARED_NONE(id) NULL
+#define ATTENTION(...)
+#define NO_ATTENTION(id)
 
 static const moi_preset presets[] = {
 #define PRESET(id, name, models, rule, note, layers, moe_layers, h, i, e, k, format_, route_, experts_, has_shared, shared_, \
                gate, scale)                                                                                            \
   {sizeof(moi_preset), name, models, rule, note, layers, moe_layers, &id##_route, &id##_experts,                       \
-   SHARED_##has_shared(id), GATE_##gate, scale},
+   SHARED_##has_shared(id), GATE_##gate, scale, id##_n_attention, id##_attention},
 #include "core/presets.def"
 #undef PRESET
 };

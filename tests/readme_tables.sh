@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# readme_tables.sh SOURCE_DIR MOIETY [--write]: README.md's tables are what the program prints, between the lines
+# readme_tables.sh [--write] SOURCE_DIR MOIETY...: README.md's tables are what the program prints, between the lines
 # "<!-- begin: COMMAND -->" and "<!-- end -->". Compares them, or with --write puts them there.
 set -euo pipefail
-root=$1 moiety=$2 write=${3:-}
+write=
+if [ "$1" = --write ]; then write=1; shift; fi
+root=$1
+shift
 new=$(mktemp)
 trap 'rm -f "$new"' EXIT
 cd "$root"
@@ -11,7 +14,7 @@ while IFS= read -r line; do
   if [[ $line =~ ^'<!-- begin: moiety '(.*)' -->'$ ]]; then
     printf '%s\n' "$line"
     # shellcheck disable=SC2086  # words of a command line, globs among them
-    "$moiety" ${BASH_REMATCH[1]}
+    "$@" ${BASH_REMATCH[1]}
     inside=1
   elif [ "$line" = '<!-- end -->' ]; then
     inside=0
@@ -20,4 +23,4 @@ while IFS= read -r line; do
     printf '%s\n' "$line"
   fi
 done <README.md >"$new"
-if [ "$write" = --write ]; then cp "$new" README.md; else diff -u README.md "$new"; fi
+if [ -n "$write" ]; then cp "$new" README.md; else diff -u README.md "$new"; fi

@@ -7,7 +7,7 @@
 
 static const moi_experts_desc *ffn_of(const moi_case *c) { return &c->experts; }
 
-static int writes_rows(const moi_case *c) { return c->op != MOI_OP_ROUTE; }
+static int writes_rows(const moi_case *c) { return c->op != MOI_OP_ROUTE && c->op != MOI_OP_ATTENTION; }
 static int writes_route(const moi_case *c) { return c->op == MOI_OP_ROUTE || (c->op == MOI_OP_MOE && c->has_route); }
 
 static uint32_t row_width(const moi_case *c) { return c->op == MOI_OP_GEMM ? c->gemm.n : ffn_of(c)->hidden; }
@@ -72,6 +72,12 @@ void moi_case_make(moi_case *c, uint32_t arena_flags) {
   moi_moe_operands *o = &c->operands;
   bind_moe(c);
   switch (c->op) {
+    case MOI_OP_ATTENTION:
+      c->attention.seed = c->seed;
+      c->attention.stride_extra = c->stride_extra;
+      moi_make_attention(arena, &c->attention);
+      c->n_tokens = c->attention.n_rows;
+      break;
     case MOI_OP_GEMM: make_gemm(c); break;
     case MOI_OP_ROUTE:
       moi_make_route(arena, &c->route, c->n_tokens, c->logits, c->stride_extra, c->seed, &o->route);
@@ -106,6 +112,7 @@ moi_outputs moi_case_outputs(const moi_case *c, moi_arena *arena) {
   if (writes_rows(c))
     out.output = moi_make_output(arena, row_type(c), c->n_tokens, row_width(c), row_stride(c),
                                  flags & MOI_EXPERTS_ACCUMULATE ? c->seed * 13 + 1 : 0);
+  if (c->op == MOI_OP_ATTENTION) out.attention = moi_attention_outputs_make(arena, &c->attention);
   out.route = c->operands.route;
   if (writes_route(c)) moi_make_route_outputs(arena, &c->route, &out.route);
   return out;
@@ -118,6 +125,7 @@ moi_status moi_case_plan(const moi_case *c, moi_context *context, const char *ke
   bind_moe(&copy);
   copy.route.max_tokens = copy.experts.max_tokens = copy.shared.max_tokens = copy.gemm.max_rows = bound;
   switch (c->op) {
+    case MOI_OP_ATTENTION: return moi_attention_operands_plan(&c->attention, context, kernel, plan_flags, out);
     case MOI_OP_GEMM:
       copy.gemm.kernel = kernel;
       copy.gemm.plan_flags |= plan_flags;
@@ -149,6 +157,7 @@ moi_status moi_case_run(const moi_case *c, const moi_plan *plan, const moi_outpu
   if (moe.route) moe.route = &route;
   if (moe.shared) moe.shared = &c->operands.shared;
   switch (c->op) {
+    case MOI_OP_ATTENTION: return moi_attention_operands_run(&c->attention, plan, &outputs->attention, workspace);
     case MOI_OP_GEMM: return moi_gemm_run(plan, &gemm, workspace, queue);
     case MOI_OP_ROUTE: return moi_route_run(plan, &route, workspace, queue);
     case MOI_OP_EXPERTS: return moi_experts_run(plan, &experts, workspace, queue);
@@ -196,6 +205,8 @@ static int may_be_nothing(const moi_case *c) {
 moi_verdict moi_case_compare(const moi_case *c, const char *kernel, const moi_outputs *result,
                              const moi_outputs *reference) {
   moi_verdict v = {.ok = 1};
+  if (c->op == MOI_OP_ATTENTION)
+    return moi_attention_compare(&c->attention, kernel, &result->attention, &reference->attention);
   uint32_t n = tokens_run(c), k = c->route.top_k;
   moi_format format = c->op == MOI_OP_GEMM    ? c->gemm.format
                       : c->op == MOI_OP_ROUTE ? moi_or(c->route.router_type, MOI_FORMAT_F32)
@@ -235,12 +246,19 @@ moi_verdict moi_case_compare(const moi_case *c, const char *kernel, const moi_ou
 static int same(moi_buffer a, moi_buffer b) { return !a.ptr || !memcmp(a.ptr, b.ptr, a.size); }
 
 int moi_case_same_bits(const moi_case *c, const moi_outputs *a, const moi_outputs *b) {
+  if (c->op == MOI_OP_ATTENTION) return moi_attention_same_bits(&a->attention, &b->attention);
   int ok = !writes_rows(c) || same(a->output, b->output);
   if (writes_route(c))
     ok = ok && same(a->route.ids, b->route.ids) && same(a->route.weights, b->route.weights) &&
          same(a->route.counts, b->route.counts) && same(a->route.offsets, b->route.offsets) &&
          same(a->route.permutation, b->route.permutation) && same(a->route.logits_out, b->route.logits_out);
   return ok;
+}
+
+int moi_case_known(const moi_case *c, const moi_outputs *outputs) {
+  if (c->op != MOI_OP_ATTENTION || c->attention.task == MOI_RIG_ATTEND) return 0;
+  moi_attention_expected(&c->attention, &outputs->attention);
+  return 1;
 }
 
 /* ---- one token */
@@ -258,6 +276,11 @@ void moi_case_token(const moi_case *c, uint32_t t, moi_case *out) {
   memset(&out->arena, 0, sizeof out->arena);
   out->n_tokens = 1;
   out->device_tokens = 0;
+  if (c->op == MOI_OP_ATTENTION) {
+    out->arena.flags = MOI_ARENA_GUARD;
+    if (!moi_attention_row(&c->attention, t, &out->arena, &out->attention)) out->n_tokens = 0;
+    return;
+  }
   moi_route_args *r = &out->operands.route;
   moi_experts_args *x = &out->operands.experts;
   moi_gemm_args *g = &out->gemm_args;
@@ -286,6 +309,7 @@ void moi_case_token(const moi_case *c, uint32_t t, moi_case *out) {
 }
 
 int moi_case_same_row(const moi_case *c, uint32_t t, const moi_outputs *whole, const moi_outputs *single) {
+  if (c->op == MOI_OP_ATTENTION) return moi_attention_same_row(&c->attention, t, &whole->attention, &single->attention);
   int ok = 1;
   size_t k = c->route.top_k, n = c->route.n_experts + c->route.n_identity;
   if (writes_rows(c)) {

@@ -2,12 +2,13 @@
 #ifndef MOI_BENCH_RIG_CASE_H
 #define MOI_BENCH_RIG_CASE_H
 
+#include "bench/rig/attention.h"
 #include "bench/rig/operands.h"
 #include "bench/rig/tolerance.h"
 
 typedef struct moi_case {
   moi_op op;
-  uint32_t n_tokens;     /* rows of a GEMM */
+  uint32_t n_tokens;     /* rows of a GEMM; of attention: set by moi_case_make */
   uint32_t stride_extra; /* elements between rows beyond their width */
   uint32_t device_tokens; /* n_tokens_device holds this; 0: the view is absent */
   moi_traffic traffic;
@@ -18,6 +19,7 @@ typedef struct moi_case {
   moi_experts_desc experts, shared;
   moi_gemm_desc gemm;
   moi_moe_desc moe; /* its route, experts and shared are set by moi_case_make */
+  moi_attention_operands attention; /* its seed and stride_extra are those above */
   int has_route, has_shared, hostile_offsets;
   /* made */
   moi_arena arena;
@@ -30,6 +32,7 @@ typedef struct moi_case {
 typedef struct moi_outputs {
   moi_buffer output;    /* of experts, gemm and moe */
   moi_route_args route; /* outputs of route and moe, the other members as in the case */
+  moi_attention_outputs attention;
 } moi_outputs;
 
 /* Makes the operands. `c` must stay where it is. */
@@ -51,7 +54,11 @@ moi_verdict moi_case_compare(const moi_case *c, const char *kernel, const moi_ou
 /* 1 if all outputs hold the same bits. */
 int moi_case_same_bits(const moi_case *c, const moi_outputs *a, const moi_outputs *b);
 
-/* The case reduced to its token `token` (a row of a GEMM); it shares the operands of `c`, which must outlive it. */
+/* Fills `outputs` and returns 1 if the rig itself knows what they must be (append and merge of attention). */
+int moi_case_known(const moi_case *c, const moi_outputs *outputs);
+
+/* The case reduced to its token `token` (a row of a GEMM or of attention); it shares the operands of `c`, which must outlive
+ * it. */
 void moi_case_token(const moi_case *c, uint32_t token, moi_case *out);
 /* 1 if the only row of `single` has the bits of row `token` of `whole`. */
 int moi_case_same_row(const moi_case *c, uint32_t token, const moi_outputs *whole, const moi_outputs *single);

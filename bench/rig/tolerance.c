@@ -66,6 +66,17 @@ moi_error moi_moe_error(moi_accumulator accumulator, const moi_moe_desc *desc) {
   return error;
 }
 
+moi_error moi_attention_error(const char *kernel, const moi_attention_desc *desc, double logits, uint32_t keys,
+                              uint64_t positions) {
+  double tau = 1;
+  if (desc->temperature_floor)
+    tau = fmax(1, fabs(1 + desc->temperature * log(1 + (double)(positions / desc->temperature_floor))));
+  double spread = logits * tau, e = dot_error(MOI_ACCUMULATE_F32, desc->head_dim) * spread + 3 * 5 * spread * 0x1p-24;
+  e += 4 * fabs(desc->softcap) * 0x1p-24 + 0x1p-21 + dot_error(MOI_ACCUMULATE_F32, keys ? keys : 1);
+  if (kernel && strstr(kernel, "bf16")) e += 0x1p-10;
+  return (moi_error){e, 0};
+}
+
 double moi_logit_error(moi_accumulator accumulator, const moi_route_desc *desc) {
   moi_format type = desc->logits_type ? desc->logits_type : MOI_FORMAT_F32;
   double e = 0x1p-22;
