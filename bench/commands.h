@@ -15,6 +15,7 @@ int moi_command_check(int argc, char **argv);
 int moi_command_bench(int argc, char **argv);
 int moi_command_compare(int argc, char **argv);
 int moi_command_tables(int argc, char **argv);
+int moi_command_report(int argc, char **argv);
 
 /* Lookups of names that options give: 0, or 2 after a message with the nearest name. */
 int moi_find_preset(const char *command, const char *name, const moi_preset **out);

@@ -1,4 +1,4 @@
-/* moiety: devices, presets, check, bench, compare, tables. */
+/* moiety: devices, presets, check, bench, compare, tables, report. */
 #include <stdio.h>
 #include <string.h>
 
@@ -11,11 +11,12 @@ static const struct {
   const char *summary;
 } commands[] = {
     {"devices", moi_command_devices, "the backends and devices of this machine, and what is missing"},
-    {"presets", moi_command_presets, "the models whose MoE layers are built in"},
+    {"presets", moi_command_presets, "the models whose MoE and attention layers are built in"},
     {"check", moi_command_check, "every kernel that runs here against the reference"},
     {"bench", moi_command_bench, "time, GB/s and the fraction of this device's measured peak"},
     {"compare", moi_command_compare, "two JSON results of bench, row by row"},
     {"tables", moi_command_tables, "the support and speed tables in Markdown"},
+    {"report", moi_command_report, "JSON results of bench as one HTML page"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 

@@ -1,11 +1,13 @@
 /* moiety presets */
 #include <cjson/cJSON.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "bench/commands.h"
 #include "bench/options.h"
+#include "bench/rig/attention.h"
 #include "bench/rig/operands.h"
 
 static void formats(const moi_preset *p, char *out, size_t size) {
@@ -13,6 +15,75 @@ static void formats(const moi_preset *p, char *out, size_t size) {
   moi_format down = moi_or(p->experts->down_format, p->experts->format);
   if (down == p->experts->format) snprintf(out, size, "%s", format);
   else snprintf(out, size, "%s/%s", format, moi_format_name(down));
+}
+
+static double scale_of(const moi_attention_desc *d) { return d->scale != 0 ? d->scale : 1 / sqrt(d->head_dim); }
+
+static void add_attention(cJSON *preset, const moi_preset *p) {
+  cJSON *list = cJSON_AddArrayToObject(preset, "attention");
+  for (uint32_t i = 0; i < p->n_attention; i++) {
+    const moi_attention_desc *d = p->attention[i].desc;
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddStringToObject(o, "kind", p->attention[i].kind);
+    cJSON_AddNumberToObject(o, "layers", p->attention[i].layers);
+    cJSON_AddNumberToObject(o, "heads", d->n_heads);
+    cJSON_AddNumberToObject(o, "kv_heads", d->n_kv_heads);
+    cJSON_AddNumberToObject(o, "head_dim", d->head_dim);
+    cJSON_AddNumberToObject(o, "v_head_dim", d->v_head_dim);
+    cJSON_AddNumberToObject(o, "scale", scale_of(d));
+    cJSON_AddNumberToObject(o, "softcap", d->softcap);
+    cJSON_AddNumberToObject(o, "window", d->window);
+    cJSON_AddNumberToObject(o, "chunk", d->chunk);
+    cJSON_AddNumberToObject(o, "temperature", d->temperature);
+    cJSON_AddNumberToObject(o, "temperature_floor", d->temperature_floor);
+    cJSON_AddBoolToObject(o, "sinks", (d->flags & MOI_ATTENTION_SINKS) != 0);
+    cJSON_AddBoolToObject(o, "v_in_k", (d->flags & MOI_ATTENTION_V_IN_K) != 0);
+    cJSON_AddNumberToObject(o, "kv_token_bytes", (double)moi_kv_token_bytes(d));
+    cJSON_AddItemToArray(list, o);
+  }
+}
+
+/* "window 128, sinks" */
+static void rules_of(const moi_attention_desc *d, char *out, size_t size) {
+  const struct {
+    int there;
+    const char *format;
+    double value;
+  } rules[] = {{d->window > 0, "window %.0f", d->window},
+               {d->chunk > 0, "chunk %.0f", d->chunk},
+               {(d->flags & MOI_ATTENTION_SINKS) != 0, "sinks", 0},
+               {d->softcap > 0, "softcap %g", (double)d->softcap},
+               {d->temperature_floor > 0, "temperature %g", (double)d->temperature},
+               {d->scale != 0, "scale %g", (double)d->scale},
+               {(d->flags & MOI_ATTENTION_V_IN_K) != 0, "V in K", 0}};
+  size_t at = 0;
+  out[0] = 0;
+  for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
+    char word[48];
+    if (!rules[i].there) continue;
+    snprintf(word, sizeof word, rules[i].format, rules[i].value); /* a format without a number ignores it */
+    at += (size_t)snprintf(out + at, at < size ? size - at : 0, "%s%s", at ? ", " : "", word);
+  }
+}
+
+static void print_attention(void) {
+  printf("%-24s %-13s %6s %6s %8s %9s %9s  %s\n", "preset", "attention", "layers", "heads", "KV heads", "head_dim",
+         "KV bytes", "rules");
+  for (uint32_t i = 0; i < moi_preset_count(); i++) {
+    const moi_preset *p = moi_preset_at(i);
+    for (uint32_t k = 0; k < p->n_attention; k++) {
+      const moi_attention_desc *d = p->attention[k].desc;
+      char dims[32], rules[128];
+      if (d->v_head_dim != d->head_dim) snprintf(dims, sizeof dims, "%u/%u", d->head_dim, d->v_head_dim);
+      else snprintf(dims, sizeof dims, "%u", d->head_dim);
+      rules_of(d, rules, sizeof rules);
+      printf("%-24s %-13s %6u %6u %8u %9s %9llu  %s\n", k ? "" : p->name, p->attention[k].kind, p->attention[k].layers,
+             d->n_heads, d->n_kv_heads, dims, (unsigned long long)moi_kv_token_bytes(d), rules);
+    }
+    if (!p->n_attention) printf("%-24s %-13s\n", p->name, "(none here)");
+  }
+  printf("\nKV bytes: of a token in one layer, bf16. mla is the plain form, for prompts, mla-absorbed the same layers over "
+         "the\nlatent cache. --json has what is left out, as \"note\".\n");
 }
 
 static int print_json(void) {
@@ -38,6 +109,7 @@ static int print_json(void) {
     cJSON_AddNumberToObject(o, "layer_bytes", (double)moi_ffn_weights_bytes(p->experts));
     cJSON_AddNumberToObject(o, "token_bytes", moi_preset_bytes(p));
     cJSON_AddNumberToObject(o, "token_flops", moi_preset_flops(p));
+    add_attention(o, p);
     cJSON_AddItemToArray(list, o);
   }
   char *text = cJSON_Print(list);
@@ -49,7 +121,7 @@ static int print_json(void) {
 }
 
 int moi_command_presets(int argc, char **argv) {
-  static const moi_command command = {"presets", "the models whose MoE layers are built in", NULL, NULL};
+  static const moi_command command = {"presets", "the models whose MoE and attention layers are built in", NULL, NULL};
   int json = 0, n_positional;
   moi_option options[] = {{"--json", MOI_OPTION_FLAG, &json, NULL, "all numbers as JSON", 0}};
   int status = moi_options_parse(&command, options, 1, argc, argv, &n_positional);
@@ -71,6 +143,7 @@ int moi_command_presets(int argc, char **argv) {
            p->shared ? p->shared->intermediate : 0, moi_preset_bytes(p) / 1e6, moi_preset_flops(p) / 1e6, layer / 1e9,
            layer * p->moe_layers / 1e9);
   }
-  printf("\nMB/token and MFLOP: what one token reads and computes in one layer; model: all MoE layers' experts\n");
+  printf("\nMB/token and MFLOP: what one token reads and computes in one layer; model: all MoE layers' experts\n\n");
+  print_attention();
   return 0;
 }
