@@ -275,7 +275,13 @@ static void test_fallback_warns(void **state) {
   refused(layer_plan(&l, MOI_OP_MOE, context, &plan), MOI_UNSUPPORTED, "NO_FALLBACK");
   moi_context_destroy(context);
 
-  static const char *const nonsense[] = {"cpu=mmx", "gpu", "cpu=", "avx2", "cpu=avx2,x"};
+  static const char *const nonsense[] = {"cpu=mmx", "gpu", "cpu=", "avx2", "cpu=avx2,x", "neon",
+#if defined(__aarch64__)
+                                         "cpu=avx2",
+#else
+                                         "cpu=neon",
+#endif
+  };
   for (size_t i = 0; i < sizeof nonsense / sizeof nonsense[0]; i++) {
     assert_int_equal(setenv("MOI_DEBUG", nonsense[i], 1), 0);
     context = open_logged(&book);
@@ -307,7 +313,11 @@ static void test_fallback_warns(void **state) {
 /* Each cap of MOI_DEBUG leaves no kernel beyond it. */
 static void test_debug_caps(void **state) {
   (void)state;
+#if defined(__aarch64__)
+  static const char *const caps[] = {"scalar", "neon", "dotprod", "i8mm", "neonbf16"};
+#else
   static const char *const caps[] = {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16"};
+#endif
   uint32_t before = 0;
   for (size_t c = 0; c < 5; c++) {
     char value[32];
