@@ -55,7 +55,8 @@ typedef struct moi_kv_head {
 static inline moi_kv_head moi_kv_head_of(const moi_attention_desc *d, const moi_kv_cache *c, int values, uint32_t seq,
                                          uint32_t head) {
   moi_kv_head h;
-  h.base = (uint8_t *)moi_view(values ? c->v : c->k) + head * (values ? c->v_head_stride : c->k_head_stride);
+  h.base = moi_view(values ? c->v : c->k); /* null if the cache holds nothing */
+  if (h.base) h.base += head * (values ? c->v_head_stride : c->k_head_stride);
   h.token_stride = values ? c->v_token_stride : c->k_token_stride;
   h.page_stride = values ? c->v_page_stride : c->k_page_stride;
   h.page_size = d->page_size;

@@ -270,7 +270,7 @@ static bool read_file(moi_checkpoint *c, const char *path, bool first, uint32_t 
     moi_metadata m;
     if (!read_metadata(&r, c, &m) || !moi_store_metadata(c, &m, error)) return false;
   }
-  const moi_metadata *own = c->metadata + metadata_before;
+  const moi_metadata *own = n_metadata ? c->metadata + metadata_before : NULL;
   double number;
   uint64_t alignment = 32;
   if (n_metadata && find_number(own, n_metadata, "general.alignment", &number)) {
