@@ -158,27 +158,33 @@ static const float *decode_bf16(const moi_matrix *w, uint32_t n, uint32_t k0, ui
   return dst;
 }
 
+/* count codes with one scale; zeros up to a multiple of 16 */
+static inline void decode_e4m3(const uint8_t *row, uint32_t count, float scale, float *dst) {
+  /* 256 * scale must be finite; what is not, NaN with it, goes the slow way */
+  const int plain = scale < 0x1p119f && scale > -0x1p119f;
+  const __m256 unit = _mm256_set1_ps(plain ? 256 * scale : 0);
+  for (uint32_t i = 0; i < count; i += 16) {
+    const uint32_t here = least(16, count - i);
+    uint32_t nan;
+    const __m256i h = e4m3_halves(load_part(row + i, here), &nan);
+    _mm256_store_ps(dst + i, _mm256_mul_ps(half_low(h), unit));
+    _mm256_store_ps(dst + i + 8, _mm256_mul_ps(half_high(h), unit));
+    if (nan || !plain)
+      for (uint32_t j = 0; j < here; j++) dst[i + j] = moi_e4m3_value(row[i + j]) * scale;
+  }
+}
+
+static const float *decode_fp8(const moi_matrix *w, uint32_t n, uint32_t k0, uint32_t k1, float *dst) {
+  decode_e4m3(w->data + (size_t)n * w->k + k0, k1 - k0, 1, dst);
+  return dst;
+}
+
 static const float *decode_fp8_b128(const moi_matrix *w, uint32_t n, uint32_t k0, uint32_t k1, float *dst) {
   const uint8_t *row = w->data + (size_t)n * w->k;
   const uint8_t *scales = w->scales + (size_t)(n >> 7) * ((w->k + 127) >> 7) * 4;
-  const float *start = dst;
-  for (uint32_t k = k0; k < k1; k += 128, dst += 128) {
-    const float scale = moi_bits_f32(moi_load_u32(scales + (k >> 7) * 4));
-    const uint32_t count = least(128, k1 - k);
-    /* 256 * scale must be finite; what is not, NaN with it, goes the slow way */
-    const int plain = scale < 0x1p119f && scale > -0x1p119f;
-    const __m256 unit = _mm256_set1_ps(plain ? 256 * scale : 0);
-    for (uint32_t i = 0; i < count; i += 16) {
-      const uint32_t here = least(16, count - i);
-      uint32_t nan;
-      const __m256i h = e4m3_halves(load_part(row + k + i, here), &nan);
-      _mm256_store_ps(dst + i, _mm256_mul_ps(half_low(h), unit));
-      _mm256_store_ps(dst + i + 8, _mm256_mul_ps(half_high(h), unit));
-      if (nan || !plain)
-        for (uint32_t j = 0; j < here; j++) dst[i + j] = moi_e4m3_value(row[k + i + j]) * scale;
-    }
-  }
-  return start;
+  for (uint32_t k = k0; k < k1; k += 128)
+    decode_e4m3(row + k, least(128, k1 - k), moi_bits_f32(moi_load_u32(scales + (k >> 7) * 4)), dst + (k - k0));
+  return dst;
 }
 
 static const float *decode_mxfp4(const moi_matrix *w, uint32_t n, uint32_t k0, uint32_t k1, float *dst) {
@@ -200,6 +206,16 @@ static const float *decode_nvfp4(const moi_matrix *w, uint32_t n, uint32_t k0, u
   scales_e4m3(block_at(w->scales, n, w->k, k0, 16, 1), blocks, s);
   for (uint32_t i = 0; i < blocks; i++)
     nibbles_even_odd(load8(p + i * 8), e2m1_codes(), _mm256_set1_ps(0.5f * s[i]), dst + i * 16);
+  return dst;
+}
+
+static const float *decode_fp4_g16(const moi_matrix *w, uint32_t n, uint32_t k0, uint32_t k1, float *dst) {
+  const uint8_t *p = block_at(w->data, n, w->k, k0, 16, 8);
+  float s[MOST_SCALES] SCALES;
+  const uint32_t blocks = (k1 - k0) / 16;
+  scales_half_e8m0(block_at(w->scales, n, w->k, k0, 16, 1), blocks, s);
+  for (uint32_t i = 0; i < blocks; i++)
+    nibbles_even_odd(load8(p + i * 8), e2m1_codes(), _mm256_set1_ps(s[i]), dst + i * 16);
   return dst;
 }
 

@@ -163,29 +163,35 @@ static const float *decode_bf16(const moi_matrix *w, uint32_t n, uint32_t k0, ui
   return dst;
 }
 
+/* count codes with one scale; zeros up to a multiple of 32 */
+static inline void decode_e4m3(const uint8_t *row, uint32_t count, float scale, float *dst) {
+  /* 256 * scale must be finite; what is not, NaN with it, goes the slow way */
+  const int plain = scale < 0x1p119f && scale > -0x1p119f;
+  const __m512 unit = _mm512_set1_ps(plain ? 256 * scale : 0);
+  for (uint32_t i = 0; i < count; i += 32) {
+    const uint32_t here = least(32, count - i);
+    const __m256i bytes = here == 32 ? _mm256_loadu_si256((const __m256i *)(row + i))
+                                     : _mm256_maskz_loadu_epi8(mask32(here), row + i);
+    __mmask32 nan;
+    const __m512i h = e4m3_halves(bytes, &nan);
+    _mm512_store_ps(dst + i, _mm512_mul_ps(half_low(h), unit));
+    if (here > 16) _mm512_store_ps(dst + i + 16, _mm512_mul_ps(half_high(h), unit));
+    if (nan || !plain)
+      for (uint32_t j = 0; j < here; j++) dst[i + j] = moi_e4m3_value(row[i + j]) * scale;
+  }
+}
+
+static const float *decode_fp8(const moi_matrix *w, uint32_t n, uint32_t k0, uint32_t k1, float *dst) {
+  decode_e4m3(w->data + (size_t)n * w->k + k0, k1 - k0, 1, dst);
+  return dst;
+}
+
 static const float *decode_fp8_b128(const moi_matrix *w, uint32_t n, uint32_t k0, uint32_t k1, float *dst) {
   const uint8_t *row = w->data + (size_t)n * w->k;
   const uint8_t *scales = w->scales + (size_t)(n >> 7) * ((w->k + 127) >> 7) * 4;
-  const float *start = dst;
-  for (uint32_t k = k0; k < k1; k += 128, dst += 128) {
-    const float scale = moi_bits_f32(moi_load_u32(scales + (k >> 7) * 4));
-    const uint32_t count = least(128, k1 - k);
-    /* 256 * scale must be finite; what is not, NaN with it, goes the slow way */
-    const int plain = scale < 0x1p119f && scale > -0x1p119f;
-    const __m512 unit = _mm512_set1_ps(plain ? 256 * scale : 0);
-    for (uint32_t i = 0; i < count; i += 32) {
-      const uint32_t here = least(32, count - i);
-      const __m256i bytes = here == 32 ? _mm256_loadu_si256((const __m256i *)(row + k + i))
-                                       : _mm256_maskz_loadu_epi8(mask32(here), row + k + i);
-      __mmask32 nan;
-      const __m512i h = e4m3_halves(bytes, &nan);
-      _mm512_store_ps(dst + i, _mm512_mul_ps(half_low(h), unit));
-      if (here > 16) _mm512_store_ps(dst + i + 16, _mm512_mul_ps(half_high(h), unit));
-      if (nan || !plain)
-        for (uint32_t j = 0; j < here; j++) dst[i + j] = moi_e4m3_value(row[k + i + j]) * scale;
-    }
-  }
-  return start;
+  for (uint32_t k = k0; k < k1; k += 128)
+    decode_e4m3(row + k, least(128, k1 - k), moi_bits_f32(moi_load_u32(scales + (k >> 7) * 4)), dst + (k - k0));
+  return dst;
 }
 
 static const float *decode_mxfp4(const moi_matrix *w, uint32_t n, uint32_t k0, uint32_t k1, float *dst) {
@@ -203,6 +209,16 @@ static const float *decode_nvfp4(const moi_matrix *w, uint32_t n, uint32_t k0, u
   float s[MOST_SCALES] SCALES;
   const uint32_t blocks = (k1 - k0) / 16;
   scales_e4m3(block_at(w->scales, n, w->k, k0, 16, 1), blocks, s);
+  for (uint32_t i = 0; i < blocks; i++)
+    nibbles_even_odd(p + i * 8, _mm512_mul_ps(e2m1_table(), _mm512_set1_ps(s[i])), dst + i * 16);
+  return dst;
+}
+
+static const float *decode_fp4_g16(const moi_matrix *w, uint32_t n, uint32_t k0, uint32_t k1, float *dst) {
+  const uint8_t *p = block_at(w->data, n, w->k, k0, 16, 8);
+  float s[MOST_SCALES] SCALES;
+  const uint32_t blocks = (k1 - k0) / 16;
+  scales_e8m0(block_at(w->scales, n, w->k, k0, 16, 1), blocks, s);
   for (uint32_t i = 0; i < blocks; i++)
     nibbles_even_odd(p + i * 8, _mm512_mul_ps(e2m1_table(), _mm512_set1_ps(s[i])), dst + i * 16);
   return dst;

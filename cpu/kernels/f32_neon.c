@@ -463,8 +463,6 @@ static void decode_awq_g128(const moi_matrix *w, uint32_t n, uint32_t width, uin
 
 #define KERNEL_NAME(format) moi_gemm_##format##_neon
 #include "cpu/kernels/f32_list.h"
-MOI_DOT(fp8, 1, 1)
-MOI_DOT(fp4_g16, 16, 8)
 
 #endif
 typedef int moi_f32_neon_unit; /* never an empty translation unit */

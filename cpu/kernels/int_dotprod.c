@@ -1,8 +1,8 @@
 /* GEMMs for few tokens in SDOT: 16-bit integer activations in two signed digits, weights streamed once.
  *
- * x is d * (256*hi + lo), so a block's sum of c*q is (sum c*hi) << 8 plus sum c*lo: SDOT adds the second to the first in
- * place. One conversion and one FMA by a lane of v * d follow for each token. A (token, row) has one chain of operations
- * that depends on k alone: BATCH_INVARIANT. */
+ * x is d * (256*hi + lo), so a block's sum of c*q is (sum c*hi) << 8 plus sum c*lo: SDOT adds the second to the first
+ * in place. One conversion and one FMA by a lane of v * d follow for each token. A (token, row) has one chain of
+ * operations that depends on k alone: BATCH_INVARIANT. */
 #if defined(__aarch64__)
 
 #include "cpu/kernels/int_neon.h"
@@ -81,3 +81,4 @@ INLINE void block(int f, uint32_t m, const walk *at, const row *w, const uint8_t
 MOI_INT_FORMATS
 
 #endif
+typedef int moi_int_dotprod_unit; /* never an empty translation unit */

@@ -1,10 +1,10 @@
 /* GEMMs for few tokens in SMMLA, the product of a 2x8 by an 8x2 matrix of signed bytes: the two digits of a token's
  * 16-bit activations meet two rows of weights.
  *
- * x is d * (256*hi + lo): a lane of an accumulator is the sum of c*hi or of c*lo for one row, an exact integer below 2^24,
- * and the four go through fp32 apart, [hi row 0 | hi row 1 | lo row 0 | lo row 1], until the end of k, where 256 * hi + lo
- * is the result. Tokens never share an instruction, so any number of them is as good; a (token, row) has one chain of
- * operations that depends on k alone: BATCH_INVARIANT. */
+ * x is d * (256*hi + lo): a lane of an accumulator is the sum of c*hi or of c*lo for one row, an exact integer below
+ * 2^24, and the four go through fp32 apart, [hi row 0 | hi row 1 | lo row 0 | lo row 1], until the end of k, where
+ * 256 * hi + lo is the result. Tokens never share an instruction, so any number of them is as good; a (token, row) has
+ * one chain of operations that depends on k alone: BATCH_INVARIANT. */
 #if defined(__aarch64__)
 
 #include "cpu/kernels/int_neon.h"
@@ -104,3 +104,4 @@ INLINE void block(int f, uint32_t m, const walk *at, const row *w, const uint8_t
 MOI_INT_FORMATS
 
 #endif
+typedef int moi_int_i8mm_unit; /* never an empty translation unit */

@@ -2,15 +2,15 @@
  *
  * x is d * q for each 32 elements (kernel.h), a weight is v * c - of with a signed byte c: a block is
  *   v * d * sum c*q - of * (d * sum q)
- * where the sums are exact integers. Only formats with a zero point or minimum of their own have an `of`. In the others c
- * holds all of the weight and nothing cancels: SDOT and SMMLA multiply signed by signed, so no offset is in the way. Where
- * it saves an instruction c is a multiple of the code and v that much smaller, which is exact: see counts_of. */
+ * where the sums are exact integers. Only formats with a zero point or minimum of their own have an `of`. In the others
+ * c holds all of the weight and nothing cancels: SDOT and SMMLA multiply signed by signed, so no offset is in the way.
+ * Where it saves an instruction c is a multiple of the code and v that much smaller, which is exact: see counts_of. */
 #ifndef MOI_CPU_KERNELS_INT_NEON_H
 #define MOI_CPU_KERNELS_INT_NEON_H
 
 #if defined(__GNUC__) && !defined(__clang__)
-/* Before the registers are given out, gcc would move the loads of a whole unrolled group to its front and then spill half
- * of them. */
+/* Before the registers are given out, gcc would move the loads of a whole unrolled group to its front and then spill
+ * half of them. */
 #pragma GCC optimize("no-schedule-insns")
 #endif
 
@@ -153,8 +153,8 @@ INLINE uint8x16_t right(uint8x16_t v, int by) { return v >> vdupq_n_u8((uint8_t)
 /* The signed values of the 16 codes: twice those of E2M1, and IQ4_NL's. */
 INLINE uint8x16_t values_of(int f) { return vsubq_u8(vld1q_u8(codes_of(f)), vdupq_n_u8((uint8_t)offset_of(f))); }
 
-/* Block b of the group, n (32, or 16 at the end of a row) elements: c of elements 0..15 and 16..31, or, in formats that are
- * is_even_odd, of the even and the odd ones. */
+/* Block b of the group, n (32, or 16 at the end of a row) elements: c of elements 0..15 and 16..31, or, in formats that
+ * are is_even_odd, of the even and the odd ones. */
 INLINE void block_of_weights(int f, const row *w, size_t k0, uint32_t half, uint32_t b, uint32_t n, int8x16_t out[2]) {
   uint8x16_t u[2];
   if (is_superblock(f)) {

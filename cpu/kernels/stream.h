@@ -152,6 +152,7 @@ INLINE void stream_gemm(const int rows, const int fp8, decode_fn decode, const s
   void STREAM_NAME(format)(const moi_gemm_tile *tile) { stream_gemm(rows, fp8, decode_##format, element, tile); }
 
 #define STREAM_ALL                                                                                                     \
-  STREAM(f32, 4, 4, PLAIN) STREAM(f16, 4, 2, PLAIN) STREAM(bf16, 4, 2, PLAIN) STREAM(fp8_b128, 4, 1, E4M3_SCALED)
+  STREAM(f32, 4, 4, PLAIN) STREAM(f16, 4, 2, PLAIN) STREAM(bf16, 4, 2, PLAIN) STREAM(fp8, 4, 1, E4M3)                   \
+  STREAM(fp8_b128, 4, 1, E4M3_SCALED)
 
 #endif

@@ -48,12 +48,13 @@ INLINE void decode_bf16(const uint8_t *p, vec *w0, vec *w1) {
   *w1 = bf16_to_f32(p + 16);
 }
 /* As f16 bits the code's exponent and mantissa mean its value times 2^-8, subnormals too; the scale makes up for it. */
-INLINE void decode_fp8_b128(const uint8_t *p, vec *w0, vec *w1) {
+INLINE void decode_fp8(const uint8_t *p, vec *w0, vec *w1) {
   __m256i b = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)p));
   b = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(b, 8), 1), _mm256_set1_epi16((short)0xbf80));
   *w0 = _mm256_cvtph_ps(_mm256_castsi256_si128(b));
   *w1 = _mm256_cvtph_ps(_mm256_extracti128_si256(b, 1));
 }
+#define decode_fp8_b128 decode_fp8
 
 #define STREAM_NAME(format) moi_gemm_##format##_stream_avx2
 STREAM_ALL

@@ -43,7 +43,7 @@ INLINE void decode_bf16(const uint8_t *p, vec *w0, vec *w1) {
 }
 /* As f16 bits the code's exponent and mantissa mean its value times 2^-8, subnormals too; the scale makes up for it. They
  * go through memory because vcvtph2ps takes one port less from there, and both vector ports are what bounds this. */
-INLINE void decode_fp8_b128(const uint8_t *p, vec *w0, vec *w1) {
+INLINE void decode_fp8(const uint8_t *p, vec *w0, vec *w1) {
   uint16_t half[32] __attribute__((aligned(64)));
   __m512i b = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)p));
   _mm512_store_si512(half, _mm512_and_si512(_mm512_slli_epi16(b, 7), _mm512_set1_epi16((short)0xbf80)));
@@ -51,6 +51,7 @@ INLINE void decode_fp8_b128(const uint8_t *p, vec *w0, vec *w1) {
   *w0 = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)half));
   *w1 = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)(half + 16)));
 }
+#define decode_fp8_b128 decode_fp8
 
 #define STREAM_NAME(format) moi_gemm_##format##_stream_avx512
 STREAM_ALL

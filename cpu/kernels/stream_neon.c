@@ -66,7 +66,6 @@ INLINE void decode_fp8(const uint8_t *p, vec *w0, vec *w1) {
 
 #define STREAM_NAME(format) moi_gemm_##format##_stream_neon
 STREAM_ALL
-STREAM(fp8, 4, 1, E4M3)
 
 #endif
 typedef int moi_stream_neon_unit; /* never an empty translation unit */
