@@ -386,13 +386,18 @@ void moi_cpu_attention(const moi_plan *plan, const moi_run *run, moi_carve *c) {
   }
 
   uint32_t n_blocks = 0;
+  uint64_t work_of_all = 0;
   for (uint32_t s = 0; s < a->n_seqs; s++) {
+    const moi_seq *seq = &w.m.seqs[s];
+    work_of_all += (uint64_t)seq->n_rows * (seq->kv_len - seq->kv_begin) * d->n_heads;
     w.m.first_block[s] = n_blocks;
     n_blocks += (uint32_t)(((uint64_t)w.m.seqs[s].n_rows * w.group + w.state->block_rows - 1) / w.state->block_rows);
   }
   w.m.first_block[a->n_seqs] = n_blocks;
   n_blocks *= d->n_kv_heads;
   if (!n_blocks) return;
+  work_of_all = work_of_all > UINT32_MAX ? UINT32_MAX : work_of_all;
+  work_of_all *= d->head_dim + d->v_head_dim;
   plan_items(&w, n_blocks);
-  moi_pool_run(plan->context, w.n_items ? w.n_items : n_blocks, do_item, &w);
+  moi_pool_run_sized(plan->context, work_of_all, w.n_items ? w.n_items : n_blocks, do_item, &w);
 }

@@ -108,7 +108,9 @@ static void append_head(void *arg, uint32_t lane, uint32_t head) {
 
 void moi_cpu_kv_append(const moi_plan *plan, const moi_run *run) {
   work w = {plan, run};
-  moi_pool_run(plan->context, plan->attention.n_kv_heads, append_head, &w);
+  const moi_attention_desc *d = &plan->attention;
+  uint64_t numbers = (uint64_t)run->append.n_rows * d->n_kv_heads * (d->head_dim + d->v_head_dim);
+  moi_pool_run_sized(plan->context, numbers, d->n_kv_heads, append_head, &w);
 }
 
 /* ---- merge */
@@ -153,5 +155,7 @@ static void merge_rows(void *arg, uint32_t lane, uint32_t task) {
 
 void moi_cpu_merge(const moi_plan *plan, const moi_run *run) {
   work w = {plan, run};
-  moi_pool_run(plan->context, (run->merge.n_rows + MERGE_ROWS - 1) / MERGE_ROWS, merge_rows, &w);
+  const moi_attention_desc *d = &plan->attention;
+  uint64_t numbers = (uint64_t)run->merge.n_rows * d->n_heads * run->merge.n_parts * d->v_head_dim;
+  moi_pool_run_sized(plan->context, numbers, (run->merge.n_rows + MERGE_ROWS - 1) / MERGE_ROWS, merge_rows, &w);
 }

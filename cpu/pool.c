@@ -140,3 +140,14 @@ void moi_pool_run(const moi_context *context, uint32_t n_tasks, moi_task_fn task
   else cpu->pool->parallelize(cpu->pool->threads, lane_1d, &s, lanes, 0);
   (void)atomic_load_explicit(&s.done, memory_order_acquire);
 }
+
+/* some microseconds on one core */
+#define WORTH_WAKING 100000
+
+void moi_pool_run_sized(const moi_context *context, uint64_t work, uint32_t n_tasks, moi_task_fn task, void *arg) {
+  if (work >= WORTH_WAKING) {
+    moi_pool_run(context, n_tasks, task, arg);
+    return;
+  }
+  for (uint32_t i = 0; i < n_tasks; i++) task(arg, 0, i);
+}

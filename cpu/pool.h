@@ -18,4 +18,8 @@ uint32_t moi_cpu_cores(void);
 typedef void (*moi_task_fn)(void *arg, uint32_t lane, uint32_t i);
 void moi_pool_run(const moi_context *context, uint32_t n_tasks, moi_task_fn task, void *arg);
 
+/* The same, but in the caller's thread if all tasks together are `work` multiplications and that is less than waking
+ * threads costs. */
+void moi_pool_run_sized(const moi_context *context, uint64_t work, uint32_t n_tasks, moi_task_fn task, void *arg);
+
 #endif
