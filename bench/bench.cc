@@ -93,8 +93,8 @@ void measure_attention(benchmark::State &state, const Row &r) {
     return;
   }
   const moi_bench_attention_shape *shape = moi_bench_attention_shape_of(r.attention);
-  count(state, r, moi_bench_attention_bytes(r.attention) * double(i), moi_bench_attention_flops(r.attention) * double(i),
-        seconds);
+  count(state, r, moi_bench_attention_bytes(r.attention) * double(i),
+        moi_bench_attention_flops(r.attention) * double(i), seconds);
   state.counters["rows"] = shape->rows;
   state.counters["sequences"] = shape->sequences;
   state.counters["kv_len"] = shape->kv_len;
@@ -190,7 +190,8 @@ class Table : public benchmark::BenchmarkReporter {
  public:
   explicit Table(size_t width) : width_(static_cast<int>(width)) {}
   bool ReportContext(const Context &) override {
-    std::printf("%-*s %12s %9s %8s %10s %8s\n", width_, "row", "time", "GB/s", "of peak", "GFLOP/s", "of peak");
+    std::printf("%-*s %12s %9s %8s %10s %8s  %s\n", width_, "row", "time", "GB/s", "of peak", "GFLOP/s", "of peak",
+                "limit");
     return true;
   }
   void ReportRuns(const Runs &runs) override {
@@ -211,9 +212,11 @@ class Table : public benchmark::BenchmarkReporter {
                     : us >= 1e3 ? "%.2f ms"
                                 : "%.1f us",
                     us >= 1e3 ? us / 1e3 : us);
-      std::printf("%-*s %12s %9.2f %7.0f%% %10.1f %7.0f%%\n", width_, run.run_name.str().c_str(), time,
+      bool memory = number(run, "bandwidth_fraction") >= number(run, "compute_fraction");
+      std::printf("%-*s %12s %9.2f %7.0f%% %10.1f %7.0f%%  %s\n", width_, run.run_name.str().c_str(), time,
                   number(run, "bytes_per_second") / 1e9, 100 * number(run, "bandwidth_fraction"),
-                  number(run, "flops_per_second") / 1e9, 100 * number(run, "compute_fraction"));
+                  number(run, "flops_per_second") / 1e9, 100 * number(run, "compute_fraction"),
+                  memory ? "memory" : "compute");
     }
     std::fflush(stdout);
   }
@@ -303,7 +306,8 @@ int parse_ops(const char *list, std::vector<std::pair<moi_op, std::string>> *out
         out->push_back(op);
         found = true;
       }
-    if (!found) return moi_usage_error("bench", "--op: no '%s'; there are route, experts, moe, attention, all", word.c_str());
+    if (!found)
+      return moi_usage_error("bench", "--op: no '%s'; there are route, experts, moe, attention, all", word.c_str());
   }
   return 0;
 }
@@ -379,8 +383,8 @@ void open_attention(const moi_preset *preset, moi_backend backend, moi_context *
         moi_bench_attention *row = nullptr;
         if (moi_bench_attention_open(preset, kind, &shape, asked.memory, context, reference, asked.kernel, &row, error,
                                      sizeof error)) {
-          std::fprintf(stderr, "moiety bench: %s, attention %s, %s, %u x %u over %u keys: %s\n", preset->name, kind->kind,
-                       moi_backend_name(backend), shape.sequences, shape.rows, shape.kv_len, error);
+          std::fprintf(stderr, "moiety bench: %s, attention %s, %s, %u x %u over %u keys: %s\n", preset->name,
+                       kind->kind, moi_backend_name(backend), shape.sequences, shape.rows, shape.kv_len, error);
           failed = true;
           continue;
         }
@@ -404,16 +408,17 @@ int parse(int argc, char **argv, Settings *s) {
       "in a model. bytes: the weights of the experts that a call touches, and its activations. Fractions are of the "
       "peaks\n"
       "measured before the rows, on as many threads: reading memory in order, and multiply-adds of the kind that the\n"
-      "kernel uses. Attention: prompts of --tokens, and decodes of --batch sequences over --kv keys, for each kind of\n"
-      "layer; bytes are the keys and values that a call sees. Each result is checked against the reference before it is timed; a wrong one fails the row, and\n"
-      "the exit status is 1.\n",
+      "kernel uses; limit is the one that a row is nearer to. Each result is checked against the reference before it\n"
+      "is timed; a wrong one fails the row, and the exit status is 1.\n"
+      "Attention has rows for each kind of layer: prompts of --tokens above 16, and decodes of one token for each of\n"
+      "--batch sequences of --kv keys. bytes: the keys and values that a call sees, queries and output.\n",
       nullptr};
   moi_option options[] = {
       {"--preset", MOI_OPTION_TEXT, &s->preset, "NAME,...", "models, see moiety presets (default: qwen3-30b-a3b)", 0},
       {"--weights", MOI_OPTION_TEXT, &s->weights, "FILE", "a GGUF or safetensors checkpoint instead of a preset", 0},
       {"--layer", MOI_OPTION_UINT, &s->layer, "N", "the checkpoint's layer (default: 0)", 0},
       {"--op", MOI_OPTION_TEXT, &s->op, "OP,...", "of route, experts, moe, attention; all (default: moe)", 0},
-      {"--tokens", MOI_OPTION_TEXT, &s->tokens, "N,...", "tokens of a call (default: 1,8,64,512); of a prompt, if above 16", 0},
+      {"--tokens", MOI_OPTION_TEXT, &s->tokens, "N,...", "tokens of a call (default: 1,8,64,512)", 0},
       {"--backend", MOI_OPTION_TEXT, &s->backend, "NAME,...", "of cpu, cuda, vulkan; all that are here (default)", 0},
       {"--format", MOI_OPTION_TEXT, &s->format, "NAME,...", "weight formats, or native: the preset's own (default)", 0},
       {"--threads", MOI_OPTION_UINT, &s->threads, "N", "CPU threads (default: one for each core)", 0},
@@ -424,7 +429,7 @@ int parse(int argc, char **argv, Settings *s) {
       {"--kv", MOI_OPTION_TEXT, &s->kv, "N,...", "keys of a sequence that attention decodes (default: 4096)", 0},
       {"--batch", MOI_OPTION_TEXT, &s->batch, "N,...", "sequences that it decodes in a call (default: 1,8)", 0},
       {"--kv-format", MOI_OPTION_TEXT, &s->kv_format, "NAME,...", "native (default), f32, f16, bf16, fp8, q8_0", 0},
-      {"--page-size", MOI_OPTION_UINT, &s->page_size, "N", "tokens of a page of the KV cache (default: 0, no pages)", 0},
+      {"--page-size", MOI_OPTION_UINT, &s->page_size, "N", "tokens of a page of the KV cache (default: no pages)", 0},
       {"--memory", MOI_OPTION_REAL, &s->memory_gb, "GB", "for weights (default and bound: 60 % of what is free)", 0},
   };
   int n_positional, n = sizeof options / sizeof *options;
@@ -479,12 +484,15 @@ extern "C" int moi_command_bench(int argc, char **argv) {
   std::vector<uint32_t> kv, batch;
   std::vector<moi_format> kv_formats;
   if ((status = parse_numbers("--tokens", s.tokens, 1 << 20, &tokens)) || (status = parse_ops(s.op, &ops)) ||
-      (status = parse_numbers("--kv", s.kv, 1 << 24, &kv)) || (status = parse_numbers("--batch", s.batch, 64, &batch)) ||
+      (status = parse_numbers("--kv", s.kv, 1 << 24, &kv)) ||
+      (status = parse_numbers("--batch", s.batch, 64, &batch)) ||
       (status = parse_kv_formats(s.kv_format, &kv_formats)))
     return status;
-  bool attention = std::find(ops.begin(), ops.end(), std::make_pair(MOI_OP_ATTENTION, std::string("attention"))) != ops.end();
+  bool attention = false;
+  for (const auto &op : ops) attention = attention || op.first == MOI_OP_ATTENTION;
   if (attention && s.weights) {
-    if (std::strcmp(s.op, "all")) return moi_usage_error("bench", "--op: attention goes with a preset, not with --weights");
+    if (std::strcmp(s.op, "all"))
+      return moi_usage_error("bench", "--op: attention goes with a preset, not with --weights");
     attention = false;
   }
 

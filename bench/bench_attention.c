@@ -37,8 +37,9 @@ static void count(moi_bench_attention *r) {
   const moi_attention_desc *d = &o->desc;
   uint64_t keys, seen = moi_attention_seen(o, &keys, NULL);
   moi_format output = moi_or(d->output_type, d->input_type);
-  r->bytes = (double)(keys * moi_kv_token_bytes(d)) + (double)o->n_rows * d->n_heads *
-                                 (d->head_dim * moi_element_bytes(d->input_type) + d->v_head_dim * moi_element_bytes(output));
+  r->bytes = (double)(keys * moi_kv_token_bytes(d)) +
+             (double)o->n_rows * d->n_heads *
+                 (d->head_dim * moi_element_bytes(d->input_type) + d->v_head_dim * moi_element_bytes(output));
   r->flops = 2.0 * (double)seen * d->n_heads * (d->head_dim + d->v_head_dim);
 }
 
@@ -97,8 +98,8 @@ moi_status moi_bench_attention_open(const moi_preset *preset, const moi_preset_a
   int at = snprintf(r->name, sizeof r->name, "%s", moi_format_name(d->k_format));
   if (d->v_format && d->v_format != d->k_format)
     at += snprintf(r->name + at, sizeof r->name - (size_t)at, "+%s", moi_format_name(d->v_format));
-  at += snprintf(r->name + at, sizeof r->name - (size_t)at, "/%s/tokens:%u/kind:%s/sequences:%u/kv_len:%u", preset->name,
-                 o->n_rows, kind->kind, o->n_seqs, shape->kv_len);
+  at += snprintf(r->name + at, sizeof r->name - (size_t)at, "/%s/tokens:%u/kind:%s/sequences:%u/kv_len:%u",
+                 preset->name, o->n_rows, kind->kind, o->n_seqs, shape->kv_len);
   if (shape->page_size) snprintf(r->name + at, sizeof r->name - (size_t)at, "/page_size:%u", shape->page_size);
   *out = r;
   return MOI_OK;
@@ -118,7 +119,8 @@ const moi_bench_attention_shape *moi_bench_attention_shape_of(const moi_bench_at
 double moi_bench_attention_bytes(const moi_bench_attention *r) { return r->bytes; }
 double moi_bench_attention_flops(const moi_bench_attention *r) { return r->flops; }
 
-/* Row `row` of copy 0 through the reference, for the first query heads of the first KV head, and as many of the result. */
+/* Row `row` of copy 0 through the reference, for the first query heads of the first KV head, and as many of the result.
+ * */
 static int check_row(moi_bench_attention *r, uint32_t row, char *error, size_t error_size) {
   moi_arena arena = {0};
   moi_attention_operands one;

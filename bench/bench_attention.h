@@ -1,4 +1,5 @@
-/* A row of a measurement of attention: a kind of layer of a preset, over KV caches that are there several times over. */
+/* A row of a measurement of attention: a kind of layer of a preset, over KV caches that are there several times over.
+ * */
 #ifndef MOI_BENCH_BENCH_ATTENTION_H
 #define MOI_BENCH_BENCH_ATTENTION_H
 
@@ -18,8 +19,8 @@ typedef struct moi_bench_attention_shape {
   moi_format kv_format; /* NONE: the preset's own */
 } moi_bench_attention_shape;
 
-/* Plans. memory: bytes that the caches may take; MOI_OUT_OF_MEMORY if one copy of them is larger. On failure *error says
- * why. kernel may be NULL. */
+/* Plans. memory: bytes that the caches may take; MOI_OUT_OF_MEMORY if one copy of them is larger. On failure *error
+ * says why. kernel may be NULL. */
 moi_status moi_bench_attention_open(const moi_preset *preset, const moi_preset_attention *kind,
                                     const moi_bench_attention_shape *shape, uint64_t memory, moi_context *context,
                                     moi_context *reference, const char *kernel, moi_bench_attention **out, char *error,
@@ -34,8 +35,8 @@ const moi_bench_attention_shape *moi_bench_attention_shape_of(const moi_bench_at
 /* Makes caches and queries, and checks rows of the result against the reference. 0, or 1 and *error. */
 int moi_bench_attention_prepare(moi_bench_attention *row, char *error, size_t error_size);
 moi_status moi_bench_attention_run(moi_bench_attention *row, uint64_t iteration);
-/* Of an iteration: the keys and values that any row sees, each once, the queries and the output; and a multiplication and an
- * addition for each element of the keys and of the values that each row and head sees. */
+/* Of an iteration: the keys and values that any row sees, each once, the queries and the output; and a multiplication
+ * and an addition for each element of the keys and of the values that each row and head sees. */
 double moi_bench_attention_bytes(const moi_bench_attention *row);
 double moi_bench_attention_flops(const moi_bench_attention *row);
 void moi_bench_attention_release(moi_bench_attention *row);

@@ -301,7 +301,8 @@ static void run_all(check *ck) {
       if (ck->format && format != ck->format) continue;
       snprintf(selector, sizeof selector, " --format %s", moi_format_name(format));
       for (uint32_t i = 0; lists[list](format, i, ck->seed, c); i++)
-        if (ck->only_given ? i == ck->only : wanted(ck, i + f, 4)) check_case(ck, c, names[list], names[list], selector, i);
+        if (ck->only_given ? i == ck->only : wanted(ck, i + f, 4))
+          check_case(ck, c, names[list], names[list], selector, i);
     }
   }
   if (asked(ck, "moe")) {

@@ -47,22 +47,22 @@ static void add_attention(cJSON *preset, const moi_preset *p) {
 static void rules_of(const moi_attention_desc *d, char *out, size_t size) {
   const struct {
     int there;
-    const char *format;
-    double value;
-  } rules[] = {{d->window > 0, "window %.0f", d->window},
-               {d->chunk > 0, "chunk %.0f", d->chunk},
+    const char *name;
+    double value; /* 0: the name says all */
+  } rules[] = {{d->window > 0, "window", d->window},
+               {d->chunk > 0, "chunk", d->chunk},
                {(d->flags & MOI_ATTENTION_SINKS) != 0, "sinks", 0},
-               {d->softcap > 0, "softcap %g", (double)d->softcap},
-               {d->temperature_floor > 0, "temperature %g", (double)d->temperature},
-               {d->scale != 0, "scale %g", (double)d->scale},
+               {d->softcap > 0, "softcap", (double)d->softcap},
+               {d->temperature_floor > 0, "temperature", (double)d->temperature},
+               {d->scale != 0, "scale", (double)d->scale},
                {(d->flags & MOI_ATTENTION_V_IN_K) != 0, "V in K", 0}};
   size_t at = 0;
   out[0] = 0;
   for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
-    char word[48];
+    char value[24] = "";
     if (!rules[i].there) continue;
-    snprintf(word, sizeof word, rules[i].format, rules[i].value); /* a format without a number ignores it */
-    at += (size_t)snprintf(out + at, at < size ? size - at : 0, "%s%s", at ? ", " : "", word);
+    if (rules[i].value != 0) snprintf(value, sizeof value, " %g", rules[i].value);
+    at += (size_t)snprintf(out + at, at < size ? size - at : 0, "%s%s%s", at ? ", " : "", rules[i].name, value);
   }
 }
 
@@ -82,8 +82,8 @@ static void print_attention(void) {
     }
     if (!p->n_attention) printf("%-24s %-13s\n", p->name, "(none here)");
   }
-  printf("\nKV bytes: of a token in one layer, bf16. mla is the plain form, for prompts, mla-absorbed the same layers over "
-         "the\nlatent cache. --json has what is left out, as \"note\".\n");
+  printf("\nKV bytes: of a token in one layer, bf16. mla is the plain form, for prompts, mla-absorbed the same layers\n"
+         "over the latent cache. --json has what is left out, as \"note\".\n");
 }
 
 static int print_json(void) {

@@ -297,9 +297,9 @@ void moi_section_tokens(moi_view *view) {
   moi_page *page = view->page;
   int shown = 0, cut = 0;
   moi_page_put(
-      page, "<section id=\"tokens\"><h2>Time and throughput against tokens</h2>\n<p>With more tokens, what is "
-            "read (an expert&#39;s weights, the keys of a prompt) is read once for several of them: the time grows more slowly than the tokens, until the "
-            "multipliers are the limit.</p>\n");
+      page, "<section id=\"tokens\"><h2>Time and throughput against tokens</h2>\n<p>With more tokens, what is read (an "
+            "expert&#39;s weights, the keys of a prompt) is read once for several of them: the time grows more slowly "
+            "than the tokens, until the multipliers are the limit.</p>\n");
   if (moi_rows_sort(view->timed, view->n_timed, "poyfmbkts")) page->failed = 1;
   for (int i = 0, n; i < view->n_timed; i += n) {
     series all[MAX_SERIES];

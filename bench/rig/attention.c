@@ -34,8 +34,8 @@ static uint32_t pages_of(const moi_attention_desc *d) { return d->page_size ? (d
 
 static int32_t at_most(int32_t v, uint32_t high) { return v < 0 ? 0 : (uint32_t)v > high ? (int32_t)high : v; }
 
-/* The rows of sequence s as the offsets say: clamped to what is before them and to n_rows. Operands that are not made yet
- * have none. */
+/* The rows of sequence s as the offsets say: clamped to what is before them and to n_rows. Operands that are not made
+ * yet have none. */
 static uint32_t rows_of(const moi_attention_operands *o, uint32_t s, uint32_t *first) {
   const int32_t *offsets = o->args.q_offsets.ptr;
   if (!offsets) {
@@ -216,8 +216,7 @@ static void make_places(moi_arena *arena, moi_attention_operands *o) {
   for (uint32_t s = 0; s < n && tight; s++) {
     int64_t low, high;
     if (!s) c->capacity = 1;
-    if (seen_by_any(o, s, &low, &high))
-      c->capacity += (uint32_t)((high - 1) / d->page_size - low / d->page_size + 1);
+    if (seen_by_any(o, s, &low, &high)) c->capacity += (uint32_t)((high - 1) / d->page_size - low / d->page_size + 1);
   }
   c->page_table_stride = entries;
   c->page_table = moi_arena_view(arena, (uint64_t)n * entries * 4, 4, "page table");
@@ -229,7 +228,8 @@ static void make_places(moi_arena *arena, moi_attention_operands *o) {
       int seen = any && (int64_t)i * d->page_size < high && (int64_t)(i + 1) * d->page_size > low;
       int32_t *entry = (int32_t *)c->page_table.ptr + (uint64_t)s * entries + i;
       if (seen) *entry = (int32_t)shuffled(o, tight ? next++ : s * entries + i, c->capacity);
-      else *entry = i % 3 == 0 ? INT32_MIN : i % 3 == 1 ? INT32_MAX : (int32_t)shuffled(o, c->capacity - 1, c->capacity);
+      else
+        *entry = i % 3 == 0 ? INT32_MIN : i % 3 == 1 ? INT32_MAX : (int32_t)shuffled(o, c->capacity - 1, c->capacity);
       if (o->holes && seen && moi_random_below(o->seed ^ 0x401e, (uint64_t)s * entries + i, 4) == 0)
         *entry = i % 2 ? -1 : (int32_t)c->capacity;
     }
@@ -353,6 +353,12 @@ static moi_buffer head_rows(moi_arena *arena, moi_format type, uint32_t rows, ui
   return b;
 }
 
+/* The first row's first head: steps of a half under 127, which are ties of Q8_0. */
+static void add_ties(moi_format type, moi_buffer rows, uint32_t n) {
+  for (uint32_t i = 0; i < n && rows.size; i++)
+    moi_dense_store(type, rows.ptr, i, i % 32 == 5 ? -127.0f : (float)(i % 32) * 1.5f - 20);
+}
+
 static void make_merge(moi_arena *arena, moi_attention_operands *o) {
   const moi_attention_desc *d = &o->desc;
   moi_attention_merge_args *m = &o->merge;
@@ -365,7 +371,8 @@ static void make_merge(moi_arena *arena, moi_attention_operands *o) {
   moi_random_dense(MOI_FORMAT_F32, m->parts.ptr, heads * v_dim(d), 1, o->seed * 5 + 1);
   moi_random_dense(MOI_FORMAT_F32, m->part_lse.ptr, heads, 4, o->seed * 5 + 2);
   float *lse = m->part_lse.ptr;
-  for (size_t i = 0; i < heads; i++) { /* parts that saw nothing hold what they like; rows 3, 10, ... saw nothing at all */
+  for (size_t i = 0; i < heads;
+       i++) { /* parts that saw nothing hold what they like; rows 3, 10, ... saw nothing at all */
     int nothing = i / d->n_heads % o->n_rows % 7 == 3 || moi_random_below(o->seed * 5 + 3, i, 5) == 0;
     if (!nothing) continue;
     lse[i] = -INFINITY;
@@ -401,6 +408,8 @@ void moi_make_attention(moi_arena *arena, moi_attention_operands *o) {
     p->k = head_rows(arena, input_type(d), o->n_rows, d->n_kv_heads, d->head_dim, extra, 150, o->seed * 2, "new k");
     if (!v_in_k(d))
       p->v = head_rows(arena, input_type(d), o->n_rows, d->n_kv_heads, v_dim(d), extra, 1, o->seed * 2 + 1, "new v");
+    add_ties(input_type(d), p->k, d->head_dim);
+    if (p->v.ptr) add_ties(input_type(d), p->v, v_dim(d));
     if (extra) {
       p->k_head_stride = d->head_dim + extra;
       p->k_stride = d->n_kv_heads * p->k_head_stride + extra;
@@ -520,7 +529,8 @@ static void append_expected(const moi_attention_operands *o, const moi_attention
           uint8_t *to = place(o, values ? out->v.ptr : out->k.ptr, values, s, position + r, h);
           if (!to) continue;
           for (uint32_t i = 0; i < dim; i++)
-            x[i] = moi_dense_load(input_type(d), values ? p->v.ptr : p->k.ptr, (size_t)(first + r) * row + h * head + i);
+            x[i] =
+                moi_dense_load(input_type(d), values ? p->v.ptr : p->k.ptr, (size_t)(first + r) * row + h * head + i);
           moi_kv_encode(values ? v_format(d) : k_format(d), x, dim,
                         scale_of(values ? o->cache.v_scale : o->cache.k_scale, h), to);
         }
@@ -543,7 +553,8 @@ static void merge_expected(const moi_attention_operands *o, const moi_attention_
         for (uint32_t i = 0; i < o->parts; i++)
           if (lse[i * step + at] > -INFINITY)
             y += exp(lse[i * step + at] - most) / sum * parts[(i * step + at) * v_dim(d) + j];
-        moi_dense_store(output_type(d), out->output.ptr, (size_t)row * output_stride(o) + head * v_dim(d) + j, (float)y);
+        moi_dense_store(output_type(d), out->output.ptr, (size_t)row * output_stride(o) + head * v_dim(d) + j,
+                        (float)y);
       }
     }
 }
@@ -623,7 +634,8 @@ moi_verdict moi_attention_compare(const moi_attention_operands *o, const char *k
     for (size_t i = width; i < output_stride(o) * element; i++) {
       size_t at = r * element * output_stride(o) + i;
       if (((const uint8_t *)result->output.ptr)[at] != MOI_POISON)
-        complain(&v, "wrote between rows of the output, byte", at, ((const uint8_t *)result->output.ptr)[at], MOI_POISON);
+        complain(&v, "wrote between rows of the output, byte", at, ((const uint8_t *)result->output.ptr)[at],
+                 MOI_POISON);
     }
   return v;
 }

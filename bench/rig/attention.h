@@ -1,5 +1,5 @@
-/* Operands of attention: sequences, random q, and a KV cache of any layout that is encoded row by row; of the KV append and
- * of the merge of parts, with the results that they must have. */
+/* Operands of attention: sequences, random q, and a KV cache of any layout that is encoded row by row; of the KV append
+ * and of the merge of parts, with the results that they must have. */
 #ifndef MOI_BENCH_RIG_ATTENTION_H
 #define MOI_BENCH_RIG_ATTENTION_H
 
@@ -57,8 +57,8 @@ typedef struct moi_attention_outputs {
   moi_buffer k, v;        /* the cache, of an append */
 } moi_attention_outputs;
 
-/* Makes the operands; `o` must stay where it is. Numbers are drawn by position: the places of a cache that no row sees hold
- * NaN. Caches of many rows are dealt from fewer encoded ones. */
+/* Makes the operands; `o` must stay where it is. Numbers are drawn by position: the places of a cache that no row sees
+ * hold NaN. Caches of many rows are dealt from fewer encoded ones. */
 void moi_make_attention(moi_arena *arena, moi_attention_operands *o);
 moi_attention_outputs moi_attention_outputs_make(moi_arena *arena, const moi_attention_operands *o);
 moi_status moi_attention_operands_plan(const moi_attention_operands *o, moi_context *context, const char *kernel,

@@ -57,8 +57,8 @@ int moi_case_same_bits(const moi_case *c, const moi_outputs *a, const moi_output
 /* Fills `outputs` and returns 1 if the rig itself knows what they must be (append and merge of attention). */
 int moi_case_known(const moi_case *c, const moi_outputs *outputs);
 
-/* The case reduced to its token `token` (a row of a GEMM or of attention); it shares the operands of `c`, which must outlive
- * it. */
+/* The case reduced to its token `token` (a row of a GEMM or of attention); it shares the operands of `c`, which must
+ * outlive it. */
 void moi_case_token(const moi_case *c, uint32_t token, moi_case *out);
 /* 1 if the only row of `single` has the bits of row `token` of `whole`. */
 int moi_case_same_row(const moi_case *c, uint32_t token, const moi_outputs *whole, const moi_outputs *single);

@@ -71,8 +71,8 @@ moi_error moi_attention_error(const char *kernel, const moi_attention_desc *desc
   double tau = 1;
   if (desc->temperature_floor)
     tau = fmax(1, fabs(1 + desc->temperature * log(1 + (double)(positions / desc->temperature_floor))));
-  double spread = logits * tau, e = dot_error(MOI_ACCUMULATE_F32, desc->head_dim) * spread + 3 * 5 * spread * 0x1p-24;
-  e += 4 * fabs(desc->softcap) * 0x1p-24 + 0x1p-21 + dot_error(MOI_ACCUMULATE_F32, keys ? keys : 1);
+  double spread = logits * tau, e = (sqrt(desc->head_dim) + 5) * spread * 0x1p-24;
+  e += 2 * fabs(desc->softcap) * 0x1p-24 + 0x1p-23 + sqrt(keys) * 0x1p-24;
   if (kernel && strstr(kernel, "bf16")) e += 0x1p-10;
   return (moi_error){e, 0};
 }

@@ -15,11 +15,12 @@
  *   the whole       sum max(0, |y - r| - ulp(r))^2 <= (16 e^2 + 2 s^2 / rows) sum r^2
  *   16-bit outputs  at most a part 8 e / u of the elements, those of two rows that a single step may move, and 8 more
  *                   differ at all: a kernel that truncates fails here
- * Attention: a logit of size l (the largest: five standard deviations) is off by the error of its dot product, relative to
- * the logits' spread, and by 3 l 2^-24 (scaling, times log2 e, minus the maximum); a softcap c adds 4 c 2^-24. What a logit
- * is off by, its weight is off by, relatively; exp adds 2^-21, the sum over n keys 4 sqrt(n) 2^-24. Both sides read the same
- * bytes of the cache, so its format adds nothing. Rows whose name has "bf16" round the weights to it: 2^-10. An element of
- * the output is a mean of values under those weights, so that this is e of its row; 12 e bounds the log-sum-exp.
+ * Attention: with logits of standard deviation l, one is off by sqrt(k) l 2^-24 (its dot product) and by 5 l 2^-24 (five
+ * deviations are the largest: scaling, times log2 e, minus the maximum); a softcap c adds 2 c 2^-24. What a logit is off
+ * by, its weight is off by, relatively; exp adds 2^-23, the sum over n keys sqrt(n) 2^-24. Both sides read the same bytes
+ * of the cache, so its format adds nothing. Rows whose name has "bf16" round the weights to it: 2^-10. An element of the
+ * output is a mean of values under those weights, so that this is e of its row; 12 e bounds the log-sum-exp. (No factor 4
+ * as above: no zero points, and the sums of the kernels here stay below a third of this.)
  *
  * Rows of fewer than 16 elements use the rms of all rows where it is larger. A reference that is NaN or infinite asks
  * for NaN or infinity. The exception, counted as `excused`: a routing may differ at a near tie (moi_compare_route). */
@@ -44,8 +45,8 @@ typedef struct moi_error {
 moi_error moi_gemm_error(moi_accumulator accumulator, uint32_t k);
 moi_error moi_experts_error(moi_accumulator accumulator, const moi_experts_desc *desc);
 moi_error moi_moe_error(moi_accumulator accumulator, const moi_moe_desc *desc);
-/* logits: their standard deviation without the temperature; keys: the most that a row sees; positions: how many there are.
- */
+/* logits: their standard deviation without the temperature; keys: the most that a row sees; positions: how many there
+ * are. */
 moi_error moi_attention_error(const char *kernel, const moi_attention_desc *desc, double logits, uint32_t keys,
                               uint64_t positions);
 /* Of a logit, relative to the rms of a token's logits. */
