@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # run.sh BUILD_DIR: installs the build in a prefix under it, then builds and runs engines that embed moiety in each of the
-# supported ways. Ends with "N passed, N failed".
+# supported ways. Ends with "N passed, N failed". CC is the compiler of those that use no CMake; to cross-compile, set
+# CMAKE_TOOLCHAIN_FILE too, and EMULATOR to the words that programs are run with.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 build=$(cd "$1" && pwd)
 work=$build/embed
 prefix=$work/prefix
 cc=${CC:-cc}
+read -ra emulator <<<"${EMULATOR:-}"
 passed=0 failed=0
 rm -rf "$work"
 mkdir -p "$work"
@@ -36,7 +38,8 @@ project() { # NAME FOLDER CMAKE_ARGS...
   local name=$1 folder=$2
   shift 2
   cmake -S "$here/$folder" -B "$work/$name" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH="$prefix" "$@" &&
-    cmake --build "$work/$name" -j "$(nproc)" && "$work/$name/consumer"
+    cmake --build "$work/$name" -j "$(nproc)" &&
+    "${emulator[@]}" "$work/$name/consumer"
 }
 
 by_hand() { # NAME shared|static
@@ -44,13 +47,13 @@ by_hand() { # NAME shared|static
   if [ "$2" = shared ]; then
     # shellcheck disable=SC2046
     "$cc" -o "$program" "$here/consumer.c" $(pkg-config --cflags --libs moiety) -lm &&
-      readelf -d "$program" | grep -q 'NEEDED.*libmoiety' && LD_LIBRARY_PATH=$libdir "$program"
+      readelf -d "$program" | grep -q 'NEEDED.*libmoiety' && LD_LIBRARY_PATH=$libdir "${emulator[@]}" "$program"
   else
     # Not -static: the archive is linked, and the C library stays shared, for dlopen.
     # shellcheck disable=SC2046
     "$cc" -o "$program" "$here/consumer.c" \
       $(pkg-config --static --cflags --libs moiety | sed 's/-lmoiety/-l:libmoiety.a/') -lm &&
-      ! readelf -d "$program" | grep -q 'NEEDED.*libmoiety' && "$program"
+      ! readelf -d "$program" | grep -q 'NEEDED.*libmoiety' && "${emulator[@]}" "$program"
   fi
 }
 

@@ -19,6 +19,11 @@ done
 [ ${#targets[@]} != 0 ] || targets=(attention moe decode checkpoint report pack options)
 
 mkdir -p "$build/found"
+if ! echo 'int LLVMFuzzerTestOneInput(const char *p, long n) { return !p && n; }' |
+  clang -x c -fsanitize=fuzzer,address,undefined -o "$build/probe" - 2>"$build/probe.log"; then
+  echo "skipped: clang here has no libFuzzer (Debian and Ubuntu: clang, libclang-rt-dev)"
+  exit 0
+fi
 generator=()
 [ -e "$build/CMakeCache.txt" ] || generator=(-G Ninja)
 # All accesses of the library's own code are checked; what the compiler traces is what the fuzzer learns from.
