@@ -474,13 +474,6 @@ static void test_null_arguments(void **state) {
   assert_null(moi_preset_find(NULL));
 }
 
-static void test_attention_is_unsupported(void **state) {
-  (void)state;
-  moi_plan *plan = (moi_plan *)&l;
-  refused(moi_attention_plan(context, NULL, &plan), MOI_UNSUPPORTED, "attention");
-  assert_null(plan);
-}
-
 /* ---- errors */
 
 static void *other_thread(void *unused) {
@@ -549,6 +542,7 @@ static void test_formats(void **state) {
       {MOI_FORMAT_F16, 262144, 0, 0, 1, 1},
       {MOI_FORMAT_BF16, 262144, 0, 0, 1, 1},
       {MOI_FORMAT_BF16_KN, 262144, 0, 0, 1, 1},
+      {MOI_FORMAT_FP8, 131072, 0, 0, 1, 1},
       {MOI_FORMAT_FP8_B128, 131072, 32, 0, 1, 1},
       {MOI_FORMAT_MXFP4, 65536, 4096, 0, 32, 1},
       {MOI_FORMAT_NVFP4, 65536, 8192, 0, 16, 1},
@@ -759,7 +753,6 @@ int main(void) {
       cmocka_unit_test_setup(test_gemm_desc, make_layer),
       cmocka_unit_test_setup(test_moe_desc, make_layer),
       cmocka_unit_test_setup(test_null_arguments, make_layer),
-      cmocka_unit_test_setup(test_attention_is_unsupported, make_layer),
       cmocka_unit_test_setup(test_last_error, make_layer),
       cmocka_unit_test_setup(test_status_and_version, make_layer),
       cmocka_unit_test_setup(test_formats, make_layer),

@@ -48,6 +48,7 @@ typedef struct engine {
   moi_attention_args args;
   int32_t *table;
   float *y, *lse; /* of the last run: [n_rows, n_heads, v_head_dim], [n_rows, n_heads] */
+  double *want;   /* engine_check's: for each row and head v_head_dim values, lse, largest |v|, error; NULL: not yet */
   char kernel[128];
 } engine;
 
@@ -294,6 +295,7 @@ static inline void engine_make(engine *e, const world *w) {
 static inline void engine_free(engine *e) {
   free(e->y);
   free(e->lse);
+  free(e->want);
   moi_arena_free(&e->arena);
   memset(e, 0, sizeof *e);
 }
@@ -338,6 +340,24 @@ static inline int engine_run(engine *e, moi_context *context, const char *kernel
   return 1;
 }
 
+/* A row of a cache as numbers; zeros where there is none. */
+static inline void decode_row(moi_format format, uint8_t *row, uint32_t dim, float *x) {
+  moi_streams in = {row, NULL, NULL};
+  if (!row) memset(x, 0, dim * sizeof *x);
+  else if (format == MOI_FORMAT_F32) memcpy(x, row, dim * sizeof *x);
+  else
+    for (uint32_t i = 0; i < dim; i++) x[i] = moi_decode(format, in, 1, 0, i, 1, dim);
+}
+
+/* 1 if position p of sequence s sees key j. */
+static inline int sees(const engine *e, uint32_t s, int64_t p, int64_t j) {
+  const moi_attention_desc *d = &e->desc;
+  if (j < 0 || j >= keys_of(e, s) || (e->w->has_begin && j < e->w->begin[s])) return 0;
+  if (d->mask == MOI_MASK_CAUSAL && j > p) return 0;
+  if (d->window && j <= p - (int64_t)d->window) return 0;
+  return !d->chunk || (p >= 0 && j / d->chunk == p / d->chunk);
+}
+
 /* What one row and head must be. Returns the error that fp32 arithmetic may make, relative to the largest |v|. */
 static inline double exact(const engine *e, uint32_t row, uint32_t head, double *y, double *lse, double *largest_v) {
   const world *w = e->w;
@@ -354,25 +374,18 @@ static inline double exact(const engine *e, uint32_t row, uint32_t head, double 
   if (d->flags & MOI_ATTENTION_SINKS) most = (double)w->sinks[head], sum = most == -INFINITY ? 0 : 1;
   double tau = 1;
   if (d->temperature != 0 && p >= 0) tau += (double)d->temperature * log(1 + (double)((p + 1) / d->temperature_floor));
-  int64_t n = keys_of(e, (uint32_t)s), begin = w->has_begin ? w->begin[s] : 0;
-  const float *q = NULL;
-  static float qs[1024];
+  int64_t n = keys_of(e, (uint32_t)s);
+  static float q[1024], x[1024];
   uint64_t in = row_bytes(d->input_type, 1);
   uint32_t q_head = d->head_dim + w->stride_extra, q_row = d->n_heads * q_head + w->stride_extra;
   moi_streams from = {(uint8_t *)e->args.q.ptr + ((uint64_t)row * q_row + head * q_head) * in, NULL, NULL};
-  for (uint32_t i = 0; i < d->head_dim; i++) qs[i] = moi_decode(d->input_type, from, 1, 0, i, 1, d->head_dim);
-  q = qs;
-  for (int64_t j = begin < 0 ? 0 : begin; j < n && p >= 0; j++) {
-    if (d->mask == MOI_MASK_CAUSAL && j > p) break;
-    if (d->window && j <= p - (int64_t)d->window) continue;
-    if (d->chunk && j / d->chunk != p / d->chunk) continue;
-    moi_streams k = {cache_at(e, 0, (uint32_t)s, j, kv_head), NULL, NULL};
-    moi_streams v = {cache_at(e, 1, (uint32_t)s, j, kv_head), NULL, NULL};
+  for (uint32_t i = 0; i < d->head_dim; i++) q[i] = moi_decode(d->input_type, from, 1, 0, i, 1, d->head_dim);
+  for (int64_t j = 0; j < n; j++) {
+    if (!sees(e, (uint32_t)s, p, j)) continue;
+    int v_in_k = (d->flags & MOI_ATTENTION_V_IN_K) != 0;
     double l = 0, parts = 0;
-    for (uint32_t i = 0; i < d->head_dim && k.data; i++) {
-      double x = (double)q[i] * (double)moi_decode(d->k_format, k, 1, 0, i, 1, d->head_dim);
-      l += x, parts += fabs(x);
-    }
+    decode_row(d->k_format, cache_at(e, 0, (uint32_t)s, j, kv_head), d->head_dim, x);
+    for (uint32_t i = 0; i < d->head_dim; i++) l += (double)q[i] * (double)x[i], parts += fabs((double)q[i] * (double)x[i]);
     size = fmax(size, parts * fabs(scale * tau * ks));
     l *= scale * tau * ks;
     if (d->softcap > 0) l = (double)d->softcap * tanh(l / (double)d->softcap);
@@ -384,10 +397,10 @@ static inline double exact(const engine *e, uint32_t row, uint32_t head, double 
     }
     double weight = exp(l - most);
     sum += weight;
-    for (uint32_t i = 0; i < d->v_head_dim && v.data; i++) {
-      double x = (double)moi_decode(d->v_format, v, 1, 0, i, 1, d->flags & MOI_ATTENTION_V_IN_K ? d->head_dim : d->v_head_dim);
-      y[i] += weight * x;
-      *largest_v = fmax(*largest_v, fabs(x * vs));
+    if (!v_in_k) decode_row(d->v_format, cache_at(e, 1, (uint32_t)s, j, kv_head), d->v_head_dim, x);
+    for (uint32_t i = 0; i < d->v_head_dim; i++) {
+      y[i] += weight * (double)x[i];
+      *largest_v = fmax(*largest_v, fabs((double)x[i] * vs));
     }
   }
   for (uint32_t i = 0; i < d->v_head_dim; i++) y[i] = sum > 0 ? y[i] * vs / sum : 0;
@@ -396,21 +409,30 @@ static inline double exact(const engine *e, uint32_t row, uint32_t head, double 
   return expm1(2 * size * 4 * sqrt((double)d->head_dim) * 0x1p-24) + 0x1p-19;
 }
 
-/* Holds every row to `exact`. */
-static inline void engine_check(const engine *e, const char *what) {
+/* Holds every row to `exact`, which is computed once for an engine. */
+static inline void engine_check(engine *e, const char *what) {
   const moi_attention_desc *d = &e->desc;
+  size_t dim = d->v_head_dim, each = dim + 3;
+  if (!e->want) {
+    e->want = malloc((size_t)e->w->n_rows * d->n_heads * each * sizeof *e->want + 8);
+    assert_non_null(e->want);
+    for (uint32_t r = 0; r < e->w->n_rows; r++)
+      for (uint32_t h = 0; h < d->n_heads; h++) {
+        double *y = e->want + ((size_t)r * d->n_heads + h) * each;
+        y[dim + 2] = exact(e, r, h, y, &y[dim], &y[dim + 1]);
+      }
+  }
   int bf16 = strstr(e->kernel, "bf16") != NULL; /* may round exp(l) to bf16 */
   double type = d->output_type == MOI_FORMAT_BF16 ? 0x1p-8 : d->output_type == MOI_FORMAT_F16 ? 0x1p-11 : 0x1p-24;
-  static double y[1024];
   for (uint32_t r = 0; r < e->w->n_rows; r++)
     for (uint32_t h = 0; h < d->n_heads; h++) {
-      double lse, v, error = exact(e, r, h, y, &lse, &v);
-      const float *got = e->y + ((size_t)r * d->n_heads + h) * d->v_head_dim;
+      const double *y = e->want + ((size_t)r * d->n_heads + h) * each;
+      double lse = y[dim], v = y[dim + 1], error = y[dim + 2] + (bf16 ? 0x1p-8 : 0);
+      const float *got = e->y + ((size_t)r * d->n_heads + h) * dim;
       double got_lse = (double)e->lse[(size_t)r * d->n_heads + h];
-      if (bf16) error += 0x1p-8;
-      for (uint32_t i = 0; i < d->v_head_dim; i++)
+      for (size_t i = 0; i < dim; i++)
         if (!(fabs((double)got[i] - y[i]) <= error * v + type * fabs(y[i]) + (type > 0x1p-20 ? 0x1p-24 : 0)))
-          fail_msg("%s, %s, head_dim %u/%u: row %u, head %u: [%u] = %.9g, wanted %.9g +- %.2g", what, e->kernel,
+          fail_msg("%s, %s, head_dim %u/%u: row %u, head %u: [%zu] = %.9g, wanted %.9g +- %.2g", what, e->kernel,
                    d->head_dim, d->v_head_dim, r, h, i, (double)got[i], y[i], error * v);
       if (isinf(lse) ? got_lse != lse : !(fabs(got_lse - lse) <= error * (1 + fabs(lse))))
         fail_msg("%s, %s, head_dim %u/%u: row %u, head %u: lse %.9g, wanted %.9g +- %.2g", what, e->kernel, d->head_dim,

@@ -147,7 +147,7 @@ static void test_kernel_list(void **state) {
     if (status == MOI_INVALID_ARGUMENT) break;
     assert_int_equal(status, MOI_OK);
     assert_true(row.name && row.name[0] && row.needs);
-    assert_true(row.op == MOI_OP_GEMM || row.op == MOI_OP_ROUTE);
+    assert_true(row.op == MOI_OP_GEMM || row.op == MOI_OP_ROUTE || row.op == MOI_OP_ATTENTION);
     assert_int_equal(row.plan_flags & ~(MOI_NO_FALLBACK | MOI_DETERMINISTIC | MOI_BATCH_INVARIANT), 0);
     n_ref += !strcmp(row.name, "ref");
     moi_plan *plan = NULL;
@@ -156,6 +156,25 @@ static void test_kernel_list(void **state) {
       layer_make(&l);
       l.route.kernel = row.name;
       forced = moi_route_plan(context, &l.route, &plan);
+    } else if (row.op == MOI_OP_ATTENTION) {
+      moi_attention_desc attention = MOI_ATTENTION_DESC_INIT;
+      attention.max_rows = 4;
+      attention.max_seqs = 2;
+      attention.max_kv = 100;
+      attention.n_heads = 8;
+      attention.n_kv_heads = 2;
+      attention.head_dim = 64;
+      attention.scale = 0.125f;
+      attention.k_format = attention.input_type = MOI_FORMAT_BF16;
+      attention.kernel = row.name;
+      forced = moi_attention_plan(context, &attention, &plan);
+      for (uint32_t flag = 1; flag <= 4 && !forced; flag *= 2) {
+        attention.plan_flags = flag;
+        moi_plan *demanding = NULL;
+        if (row.plan_flags & flag) passes(moi_attention_plan(context, &attention, &demanding));
+        else refused(moi_attention_plan(context, &attention, &demanding), MOI_UNSUPPORTED, row.name);
+        moi_plan_destroy(demanding);
+      }
     } else {
       moi_gemm_desc gemm = MOI_GEMM_DESC_INIT;
       gemm.max_rows = 4;
@@ -194,7 +213,7 @@ static void test_kernel_list(void **state) {
     moi_plan_destroy(plan);
   }
   assert_true(n >= 4);
-  assert_int_equal(n_ref, 2);
+  assert_int_equal(n_ref, 3); /* routing, GEMM, attention */
   passes(moi_kernel_get(MOI_BACKEND_CPU, n - 1, &row));
   assert_string_equal(row.name, "ref"); /* the last */
   refused(moi_kernel_get(MOI_BACKEND_CPU, n, &row), MOI_INVALID_ARGUMENT, "index");
@@ -207,6 +226,12 @@ static void test_kernel_list(void **state) {
   refused(moi_experts_plan(context, &l.experts, &plan), MOI_UNSUPPORTED, "no such kernel");
   refused(moi_gemm_plan(context, &l.gemm, &plan), MOI_UNSUPPORTED, "no such kernel");
   refused(moi_route_plan(context, &l.route, &plan), MOI_UNSUPPORTED, "no such kernel");
+  moi_attention_desc attention = MOI_ATTENTION_DESC_INIT;
+  attention.max_rows = attention.max_seqs = attention.max_kv = attention.n_heads = attention.n_kv_heads = 1;
+  attention.head_dim = 64;
+  attention.scale = 1;
+  attention.kernel = "no such kernel";
+  refused(moi_attention_plan(context, &attention, &plan), MOI_UNSUPPORTED, "no such kernel");
   l.moe.kernel = "";
   refused(moi_moe_plan(context, &l.moe, &plan), MOI_UNSUPPORTED, "kernel");
   /* a forced kernel inside a moe desc is not ignored either */

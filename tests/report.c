@@ -252,7 +252,7 @@ static void test_attention(void **state) { /* as bench names it: prompts over th
   make_of(rows);
   has("f16, kind full, sequences 1, kv_len = tokens <");
   has("f16, kind full, sequences = tokens, kv_len 4096 <");
-  has("<td>kind full, sequences 1, kv_len 512</td>");
+  has("<td class=\"shape\">kind full, sequences 1, kv_len 512</td>");
   has("qwen, attention, kind full, sequences 8, kv_len 4096\n");
 }
 

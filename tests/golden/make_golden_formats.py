@@ -216,7 +216,16 @@ def fp4_g16(rng):
     write("fp4_g16", "fp4_g16", "numpy", w, nibbles_even_odd(q), scales.astype(np.uint8))
 
 
+def fp8_unscaled(rng):
+    codes = np.arange(256, dtype=np.uint8)[:, None]  # a column alone: see dense
+    write("fp8_codes", "fp8", "torch", floats(codes, torch.float8_e4m3fn), codes)
+    codes = (rng.integers(0, 0x7F, (6, 80)) | rng.integers(0, 2, (6, 80)) << 7).astype(np.uint8)
+    global_scale = np.float32(0.0073)
+    write("fp8", "fp8", "torch", floats(codes, torch.float8_e4m3fn) * global_scale, codes, global_scale=global_scale)
+
+
 if __name__ == "__main__":
     check_codes()
-    for i, make in enumerate((dense, fp8, mxfp4, nvfp4, int4, gptq_awq, gguf_blocks, fp4_g16)):
+    for i, make in enumerate((dense, fp8, mxfp4, nvfp4, int4, gptq_awq, gguf_blocks, fp4_g16,
+                              fp8_unscaled)):
         make(np.random.default_rng([SEED, i]))
