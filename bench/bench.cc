@@ -62,6 +62,11 @@ std::vector<std::string> split(const char *list) {
 }
 
 void count(benchmark::State &state, const Row &r, double bytes, double flops, double seconds) {
+  double error = 0, allowed = 0;
+  if (r.attention) moi_bench_attention_checked(r.attention, &error, &allowed);
+  else moi_bench_row_checked(r.row, &error, &allowed);
+  state.counters["error"] = error;
+  state.counters["tolerance"] = allowed;
   state.counters["bytes_per_second"] = bytes / seconds;
   state.counters["flops_per_second"] = flops / seconds;
   state.counters["bandwidth_fraction"] = bytes / seconds / peak.read_bytes;
@@ -457,6 +462,7 @@ void add_context(const std::string &command, uint32_t threads, const std::string
   uint32_t v = moi_version();
   benchmark::AddCustomContext("device", info.name);
   benchmark::AddCustomContext("isa", info.driver);
+  if (info.memory) benchmark::AddCustomContext("memory_gb", text("%.1f", double(info.memory) / 1e9));
   benchmark::AddCustomContext("threads", std::to_string(threads));
   benchmark::AddCustomContext("moiety_version", std::to_string(v >> 16) + "." + std::to_string((v >> 8) & 255) + "." +
                                                     std::to_string(v & 255));

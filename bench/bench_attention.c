@@ -18,6 +18,7 @@ struct moi_bench_attention {
   moi_plan *plan;
   char name[256], kernel[128], needs[32];
   double bytes, flops;
+  double error, allowed; /* of the check */
   uint32_t n_copies;
   moi_attention_operands *copies;
   moi_arena arena;
@@ -116,11 +117,15 @@ const char *moi_bench_attention_kernel(const moi_bench_attention *r) { return r-
 const char *moi_bench_attention_needs(const moi_bench_attention *r) { return r->needs; }
 const char *moi_bench_attention_name(const moi_bench_attention *r) { return r->name; }
 const moi_bench_attention_shape *moi_bench_attention_shape_of(const moi_bench_attention *r) { return &r->shape; }
+void moi_bench_attention_checked(const moi_bench_attention *r, double *error, double *allowed) {
+  *error = r->error;
+  *allowed = r->allowed;
+}
 double moi_bench_attention_bytes(const moi_bench_attention *r) { return r->bytes; }
 double moi_bench_attention_flops(const moi_bench_attention *r) { return r->flops; }
 
-/* Row `row` of copy 0 through the reference, for the first query heads of the first KV head, and as many of the result.
- * */
+/* Row `row` of copy 0 through the reference, for the first query heads of the first KV head, and as many of the
+ * result. */
 static int check_row(moi_bench_attention *r, uint32_t row, char *error, size_t error_size) {
   moi_arena arena = {0};
   moi_attention_operands one;
@@ -150,6 +155,7 @@ static int check_row(moi_bench_attention *r, uint32_t row, char *error, size_t e
     v = moi_compare(&y, &x, moi_attention_error(r->kernel, d, 2, keys, r->shape.kv_len), 1);
   }
   moi_arena_free(&arena);
+  if (v.error * r->allowed >= r->error * v.allowed) r->error = v.error, r->allowed = v.allowed;
   if (!v.ok) snprintf(error, error_size, "wrong result: token %u: %s", row, v.text);
   return !v.ok;
 }

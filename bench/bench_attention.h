@@ -1,5 +1,5 @@
-/* A row of a measurement of attention: a kind of layer of a preset, over KV caches that are there several times over.
- * */
+/* A row of a measurement of attention: a kind of layer of a preset, over KV caches that are there several times
+ * over. */
 #ifndef MOI_BENCH_BENCH_ATTENTION_H
 #define MOI_BENCH_BENCH_ATTENTION_H
 
@@ -34,6 +34,8 @@ const moi_bench_attention_shape *moi_bench_attention_shape_of(const moi_bench_at
 
 /* Makes caches and queries, and checks rows of the result against the reference. 0, or 1 and *error. */
 int moi_bench_attention_prepare(moi_bench_attention *row, char *error, size_t error_size);
+/* How far off they were, the worst of them, and may be: the verdict's error and allowed (rig/tolerance.h). */
+void moi_bench_attention_checked(const moi_bench_attention *row, double *error, double *allowed);
 moi_status moi_bench_attention_run(moi_bench_attention *row, uint64_t iteration);
 /* Of an iteration: the keys and values that any row sees, each once, the queries and the output; and a multiplication
  * and an addition for each element of the keys and of the values that each row and head sees. */

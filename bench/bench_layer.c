@@ -44,6 +44,7 @@ struct moi_bench_row {
   double bytes[MAX_VARIANTS], flops[MAX_VARIANTS];
   moi_outputs outputs;
   moi_buffer workspace;
+  double error, allowed; /* of the check */
 };
 
 static void *allocate(size_t size) {
@@ -400,6 +401,8 @@ static int verify(moi_bench_row *row, char *error, size_t error_size) {
   memset(&out.route.permutation, 0, sizeof out.route.permutation);
   moi_verdict v = moi_case_compare(&c, row->kernel, &out, &l->reference[row->op]);
   moi_arena_free(&arena);
+  row->error = v.error;
+  row->allowed = v.allowed;
   if (!v.ok) snprintf(error, error_size, "wrong result: %s", v.text);
   return !v.ok;
 }
@@ -473,6 +476,11 @@ moi_status moi_bench_row_run(moi_bench_row *row, uint64_t iteration) {
   }
   out.route.logits_out = (moi_buffer){0};
   return moi_case_run(c, row->plan, &out, row->workspace);
+}
+
+void moi_bench_row_checked(const moi_bench_row *row, double *error, double *allowed) {
+  *error = row->error;
+  *allowed = row->allowed;
 }
 
 double moi_bench_row_bytes(const moi_bench_row *row, uint64_t iteration) {

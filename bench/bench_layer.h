@@ -38,6 +38,8 @@ const char *moi_bench_row_needs(const moi_bench_row *row);
 
 /* Makes weights, inputs and outputs, and checks the result against the reference. 0, or 1 and *error. */
 int moi_bench_row_prepare(moi_bench_row *row, char *error, size_t error_size);
+/* How far off that result was, and may be: the verdict's error and allowed (rig/tolerance.h). */
+void moi_bench_row_checked(const moi_bench_row *row, double *error, double *allowed);
 moi_status moi_bench_row_run(moi_bench_row *row, uint64_t iteration);
 /* Weight bytes of the experts (and router, shared experts) that this iteration touches, and its activations. */
 double moi_bench_row_bytes(const moi_bench_row *row, uint64_t iteration);

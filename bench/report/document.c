@@ -174,6 +174,7 @@ static void put_other_context(const moi_view *view, const moi_report_file *f) {
                                       "git_commit",
                                       "isa",
                                       "layers",
+                                      "memory_gb",
                                       "moiety_version",
                                       "threads",
                                       "cpu_scaling_enabled"};
@@ -241,6 +242,7 @@ void moi_section_machines(moi_view *view) {
     if (!isnan(f->cpus)) moi_page_put(page, ", %s core%r", moi_words_count(f->cpus).s, f->cpus == 1 ? "" : "s");
     if (cJSON_IsNumber(mhz) && mhz->valuedouble > 0)
       moi_page_put(page, ", %s MHz", moi_words_number(mhz->valuedouble).s);
+    if (!isnan(f->memory)) moi_page_put(page, ", %s of memory", moi_words_giga(f->memory, "GB").s);
     moi_page_put(page, "</dd>\n<dt>Ran on</dt><dd>%s%r%s</dd>\n",
                  isnan(f->threads) ? "" : moi_words_count(f->threads).s,
                  isnan(f->threads) ? ""

@@ -136,6 +136,7 @@ static int read_context(const reader *r) {
   const cJSON *item;
   f->threads = context_number(cJSON_GetObjectItemCaseSensitive(f->context, "threads"));
   f->cpus = context_number(cJSON_GetObjectItemCaseSensitive(f->context, "num_cpus"));
+  f->memory = context_number(cJSON_GetObjectItemCaseSensitive(f->context, "memory_gb"));
   cJSON_ArrayForEach(item, f->context) {
     if (!item->string || strncmp(item->string, "peak_", 5) || f->n_peaks == MOI_REPORT_PEAKS) continue;
     const char *name = item->string + 5;

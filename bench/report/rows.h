@@ -36,7 +36,7 @@ typedef struct moi_report_file {
   cJSON *json;
   const cJSON *context;
   const char *device, *isa, *version, *commit, *date, *layers, *host, *command; /* "" if unknown */
-  double threads, cpus;
+  double threads, cpus, memory; /* GB; NAN: unknown */
   moi_report_peak peaks[MOI_REPORT_PEAKS];
   int n_peaks, n_rows, machine;
 } moi_report_file;

@@ -149,6 +149,8 @@ moi_verdict moi_compare(const moi_matrix_view *result, const moi_matrix_view *re
   }
   v.nmse = sum > 0 ? error / sum : error;
   double square_bound = 16 * e * e + 2 * s * s / (reference->rows ? reference->rows : 1);
+  v.error = sqrt(sum > 0 ? excess / sum : excess);
+  v.allowed = sqrt(square_bound);
   if (excess > square_bound * sum)
     fail(&v, "normalised squared error %.3g beyond the output's rounding, allowed is %.3g", excess / sum, square_bound);
   if (result->type != MOI_FORMAT_F32) {
@@ -326,6 +328,8 @@ moi_verdict moi_compare_route(const moi_route_desc *d, const moi_route_args *res
       if (d->score == MOI_SCORE_SPARSEMIXER) relative *= 2;
       double bound = relative * fabs(x) + 0x1p-30 * fabs(d->scale == 0 ? 1 : d->scale);
       if (weight_type == MOI_FORMAT_F16) bound += 0x1p-24;
+      if (isfinite(x) && x != 0 && fabs(y - x) / bound >= (v.allowed > 0 ? v.error / v.allowed : 0))
+        v.error = fabs((y - x) / x), v.allowed = bound / fabs(x);
       if (isfinite(x) ? !(fabs(y - x) <= bound) : isfinite(y))
         fail(&v, "token %u, slot %u: weight %.9g, the reference has %.9g, allowed is %.3g", t, j, y, x, bound);
     }

@@ -61,6 +61,8 @@ typedef struct moi_matrix_view {
 typedef struct moi_verdict {
   int ok;
   double nmse;       /* sum (y-r)^2 / sum r^2, for the reader */
+  double error, allowed; /* `the whole` above, as the root of sum r^2's factor: of an output; of a routing, the relative
+                            error of the weight that is nearest its bound */
   uint32_t excused;  /* near ties of a routing */
   char text[320];    /* what is wrong */
 } moi_verdict;
