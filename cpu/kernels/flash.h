@@ -316,12 +316,14 @@ void ATTEND(const moi_attend *a) {
 #ifdef ATTEND_DOT
 /* ---- few rows: keys and values go from memory through registers, each decoded once for up to 8 rows */
 
-/* The tile after this one goes into the second-level cache meanwhile: memory and arithmetic are to be busy at the same
- * time, and a head's rows lie apart, which hardware does not foresee. */
+/* The row that is 2 KB ahead of key j goes into the first-level cache meanwhile: memory and arithmetic are to be busy at
+ * the same time, and a head's rows lie apart, which hardware does not foresee. Farther ahead, or into the second level
+ * first, was slower: every line then occupies a fill buffer twice. */
 static inline void fetch_row(const moi_attend *a, const uint8_t *const *rows, uint32_t j, uint32_t bytes) {
+  j += bytes < 64 ? 32 : bytes > 512 ? 4 : 2048 / bytes;
   if (j >= a->ahead_end) return;
   const char *row = (const char *)rows[j];
-  for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+  for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 3);
 }
 
 static inline uint32_t row_bytes(moi_format format, uint32_t n) {
@@ -380,7 +382,7 @@ static inline __attribute__((always_inline)) void dot_rows(moi_format format, co
     for (uint32_t i = 0; i < nk; i++) {
       const uint32_t at = j + i < p->first ? p->first : j + i < p->last ? j + i : p->last - 1;
       k[i] = a->k[p->key0 + at];
-      if (row == p->row_begin) fetch_row(a, a->k, p->key0 + TILE + j + i, bytes);
+      if (row == p->row_begin) fetch_row(a, a->k, p->key0 + j + i, bytes);
     }
     dots(format, mr, nk, q, ldq, k, a->dk, out + j);
   }
@@ -415,7 +417,7 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, const
       sum[r][v] = vec_mul(vec_load(acc + r * (size_t)ldc + v * VEC), vec_splat(t->factor[row + r]));
   for (uint32_t j = p->first; j < p->last; j++) {
     const uint8_t *v_row = a->v[p->key0 + j];
-    if (fetch) fetch_row(a, a->v, p->key0 + TILE + j, bytes);
+    if (fetch) fetch_row(a, a->v, p->key0 + j, bytes);
     vec y[4];
 #pragma GCC unroll 4
     for (uint32_t v = 0; v < nv; v++) y[v] = load_vec(format, v_row, column + v * VEC);
