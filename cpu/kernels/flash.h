@@ -161,6 +161,8 @@ static part part_of(const moi_attend *a, uint32_t key0) {
   return p;
 }
 
+static const float lane_numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 /* Row r's logits become probabilities; its max and sum are brought forward, and factor[r] is for its acc. */
 static inline void soften(const moi_attend *a, const tile *t, const part *p, uint32_t r) {
   float *x = t->logits + (size_t)r * TILE;
@@ -172,19 +174,29 @@ static inline void soften(const moi_attend *a, const tile *t, const part *p, uin
     for (uint32_t j = v0; j < v1; j++) x[j] = 0;
     return;
   }
-  const vec scale = vec_splat(a->scale[r]);
+  /* vectors of which the row sees nothing weigh 0 */
+  const uint32_t s0 = begin > v0 ? begin / VEC * VEC : v0, s1 = least((end + VEC - 1) / VEC * VEC, v1);
+  for (uint32_t j = v0; j < s0; j += VEC) vec_store(x + j, vec_zero());
+  for (uint32_t j = s1; j < v1; j += VEC) vec_store(x + j, vec_zero());
+  const vec scale = vec_splat(a->scale[r]), none = vec_splat(-INFINITY);
   if (a->softcap > 0)
-    for (uint32_t j = v0; j < v1; j += VEC) vec_store(x + j, soft(vec_mul(vec_load(x + j), scale), a->softcap));
+    for (uint32_t j = s0; j < s1; j += VEC) vec_store(x + j, soft(vec_mul(vec_load(x + j), scale), a->softcap));
   else
-    for (uint32_t j = v0; j < v1; j += VEC) vec_store(x + j, vec_mul(vec_load(x + j), scale));
-  for (uint32_t j = v0; j < begin; j++) x[j] = -INFINITY;
-  for (uint32_t j = end; j < v1; j++) x[j] = -INFINITY;
-  vec highest = vec_splat(-INFINITY);
-  for (uint32_t j = v0; j < v1; j += VEC) highest = vec_max(highest, vec_load(x + j));
+    for (uint32_t j = s0; j < s1; j += VEC) vec_store(x + j, vec_mul(vec_load(x + j), scale));
+  if (begin > s0) {
+    const vec before = vec_splat((float)(begin - s0));
+    vec_store(x + s0, vec_choose_less(vec_load(lane_numbers), before, none, vec_load(x + s0)));
+  }
+  if (end < s1) {
+    const vec after = vec_splat((float)(end + VEC - s1));
+    vec_store(x + s1 - VEC, vec_choose_less(vec_load(lane_numbers), after, vec_load(x + s1 - VEC), none));
+  }
+  vec highest = none;
+  for (uint32_t j = s0; j < s1; j += VEC) highest = vec_max(highest, vec_load(x + j));
   const float before = a->max[r], here = vec_highest(highest), most = here <= before ? before : here;
   const vec shift = vec_splat(most == -INFINITY ? 0 : most);
   vec sum = vec_zero();
-  for (uint32_t j = v0; j < v1; j += VEC) {
+  for (uint32_t j = s0; j < s1; j += VEC) {
     const vec e = vec_exp2(vec_sub(vec_load(x + j), shift));
     sum = vec_add(sum, e);
     vec_store(x + j, e);
