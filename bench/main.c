@@ -2,6 +2,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#if defined(_WIN32)
+#include <fcntl.h>
+#include <io.h>
+#endif
+
 #include "bench/commands.h"
 #include "bench/options.h"
 
@@ -27,6 +32,9 @@ static void help(FILE *out) {
 }
 
 int main(int argc, char **argv) {
+#if defined(_WIN32) /* the same bytes as elsewhere, for what reads them */
+  _setmode(_fileno(stdout), _O_BINARY);
+#endif
   if (argc < 2) {
     help(stderr);
     return 2;

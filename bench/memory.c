@@ -5,6 +5,15 @@
 
 #include <moiety.h>
 
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+
+uint64_t moi_memory_available(void) {
+  MEMORYSTATUSEX status = {.dwLength = sizeof status};
+  return GlobalMemoryStatusEx(&status) ? status.ullAvailPhys : (uint64_t)1 << 30;
+}
+#else
 /* A container's limit is below what /proc/meminfo shows. */
 static uint64_t container_left(void) {
   unsigned long long limit = 0, used = 0;
@@ -33,3 +42,4 @@ uint64_t moi_memory_available(void) {
   uint64_t left = container_left();
   return bytes < left ? bytes : left;
 }
+#endif

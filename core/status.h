@@ -4,7 +4,9 @@
 
 #include <moiety.h>
 
-#if defined(__GNUC__)
+#if defined(__MINGW32__) && !defined(__clang__)
+#define MOI_PRINTF(at) __attribute__((format(gnu_printf, at, (at) + 1)))
+#elif defined(__GNUC__)
 #define MOI_PRINTF(at) __attribute__((format(printf, at, (at) + 1)))
 #else
 #define MOI_PRINTF(at)

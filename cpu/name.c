@@ -7,6 +7,9 @@
 
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
+#elif defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
 #endif
 
 #if defined(__linux__)
@@ -88,6 +91,14 @@ static void find_name(char *name, size_t size) {
   char brand[128];
   size_t length = sizeof brand;
   if (!sysctlbyname("machdep.cpu.brand_string", brand, &length, NULL, 0)) snprintf(name, size, "%s", brand);
+}
+#elif defined(_WIN32)
+static void find_name(char *name, size_t size) {
+  char text[128];
+  DWORD length = sizeof text;
+  if (!RegGetValueA(HKEY_LOCAL_MACHINE, "HARDWARE\\DESCRIPTION\\System\\CentralProcessor\\0", "ProcessorNameString",
+                    RRF_RT_REG_SZ, NULL, text, &length))
+    snprintf(name, size, "%s", text);
 }
 #else
 static void find_name(char *name, size_t size) {

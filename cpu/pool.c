@@ -19,20 +19,14 @@
 
 #define MAX_WORKERS 1024
 
-/* pthreadpool is loaded, not linked: an engine that brings its own threads needs nothing installed. */
-typedef void (*task_1d)(void *, size_t);
-struct moi_pool {
-  void *library;
-  void *threads;
-  void (*parallelize)(void *threadpool, task_1d task, void *context, size_t range, uint32_t flags);
-  void (*destroy)(void *threadpool);
-};
-
 uint32_t moi_cpu_cores(void) {
 #if defined(_WIN32)
-  SYSTEM_INFO info;
-  GetSystemInfo(&info);
-  return info.dwNumberOfProcessors;
+  DWORD_PTR ours = 0, all;
+  uint32_t n = 0;
+  if (GetActiveProcessorGroupCount() == 1 && GetProcessAffinityMask(GetCurrentProcess(), &ours, &all))
+    for (; ours; ours &= ours - 1) n++;
+  if (!n) n = GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
+  return n ? n : 1;
 #else
 #if defined(__linux__)
   cpu_set_t set;
@@ -43,64 +37,7 @@ uint32_t moi_cpu_cores(void) {
 #endif
 }
 
-#if defined(_WIN32)
-static void *load(void) { return (void *)LoadLibraryA("pthreadpool.dll"); }
-static void *find(void *library, const char *name) { return (void *)(uintptr_t)GetProcAddress((HMODULE)library, name); }
-static void unload(void *library) { FreeLibrary((HMODULE)library); }
-#else
-static void *load(void) {
-  void *library = dlopen("libpthreadpool.so.0", RTLD_NOW | RTLD_LOCAL);
-  if (!library) library = dlopen("libpthreadpool.so", RTLD_NOW | RTLD_LOCAL);
-#if defined(__APPLE__)
-  if (!library) library = dlopen("libpthreadpool.dylib", RTLD_NOW | RTLD_LOCAL);
-#endif
-  return library;
-}
-static void *find(void *library, const char *name) { return dlsym(library, name); }
-static void unload(void *library) { dlclose(library); }
-#endif
-
-moi_status moi_pool_open(const char *fn, moi_context *context, moi_pool **out) {
-  moi_context_desc *d = &context->desc;
-  *out = NULL;
-  if (d->n_workers > MAX_WORKERS)
-    return moi_fail(MOI_INVALID_ARGUMENT, fn, "desc->n_workers: %u, at most %u", d->n_workers, MAX_WORKERS);
-  if (d->parallel_for) {
-    if (!d->n_workers) return moi_fail(MOI_INVALID_ARGUMENT, fn, "desc->n_workers: 0, must be > 0 with parallel_for");
-    return MOI_OK;
-  }
-  if (!d->n_workers) d->n_workers = moi_cpu_cores();
-  if (d->n_workers > MAX_WORKERS) d->n_workers = MAX_WORKERS;
-  if (d->n_workers == 1) return MOI_OK;
-  moi_pool *pool = moi_allocate(context, sizeof *pool);
-  if (!pool) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *pool);
-  pool->library = load();
-  void *(*create)(size_t) = NULL;
-  if (pool->library) {
-    *(void **)&create = find(pool->library, "pthreadpool_create");
-    *(void **)&pool->parallelize = find(pool->library, "pthreadpool_parallelize_1d");
-    *(void **)&pool->destroy = find(pool->library, "pthreadpool_destroy");
-  }
-  pool->threads = create && pool->parallelize && pool->destroy ? create(d->n_workers) : NULL;
-  if (!pool->threads) {
-    moi_log_line(context, MOI_LOG_WARNING, "%s, and no parallel_for was given: 1 worker instead of %u",
-                 pool->library ? "pthreadpool failed to start" : "libpthreadpool is not installed", d->n_workers);
-    if (pool->library) unload(pool->library);
-    moi_release(context, pool, sizeof *pool);
-    d->n_workers = 1;
-    return MOI_OK;
-  }
-  *out = pool;
-  return MOI_OK;
-}
-
-void moi_pool_close(moi_context *context, moi_pool *pool) {
-  if (!pool) return;
-  pool->destroy(pool->threads);
-  unload(pool->library);
-  moi_release(context, pool, sizeof *pool);
-}
-
+/* One call of moi_pool_run. */
 typedef struct stage {
   moi_task_fn task;
   void *arg;
@@ -118,7 +55,129 @@ static void lane_body(void *arg, uint32_t lane) {
   atomic_fetch_add_explicit(&s->done, 1, memory_order_release);
 }
 
+/* The system's threads. start: for n_workers with the caller's; NULL, or why not. run: lane_body(s, lane) on some of the
+ * lanes < n, each on a thread of its own; returns when all of them have. */
+#if defined(_WIN32)
+/* Windows' own thread pool: threads of ours alone, as many as workers. */
+struct moi_pool {
+  TP_POOL *threads;
+  TP_CALLBACK_ENVIRON environment;
+  TP_WORK *work;
+  SRWLOCK turn; /* one run at a time */
+  stage *now;
+  atomic_uint lanes;
+};
+
+static void CALLBACK one_lane(TP_CALLBACK_INSTANCE *instance, void *arg, TP_WORK *work) {
+  (void)instance;
+  (void)work;
+  struct moi_pool *pool = arg;
+  lane_body(pool->now, atomic_fetch_add(&pool->lanes, 1));
+}
+
+static const char *start(moi_pool *pool, uint32_t n_workers) {
+  pool->threads = CreateThreadpool(NULL);
+  if (!pool->threads) return "Windows gives no thread pool";
+  SetThreadpoolThreadMaximum(pool->threads, n_workers - 1);
+  InitializeThreadpoolEnvironment(&pool->environment);
+  SetThreadpoolCallbackPool(&pool->environment, pool->threads);
+  pool->work = NULL;
+  if (SetThreadpoolThreadMinimum(pool->threads, n_workers - 1))
+    pool->work = CreateThreadpoolWork(one_lane, pool, &pool->environment);
+  if (!pool->work) {
+    CloseThreadpool(pool->threads);
+    return "Windows' thread pool starts no threads";
+  }
+  InitializeSRWLock(&pool->turn);
+  return NULL;
+}
+
+static void stop(moi_pool *pool) {
+  CloseThreadpoolWork(pool->work);
+  CloseThreadpool(pool->threads);
+}
+
+static void run(moi_pool *pool, uint32_t n, stage *s) {
+  AcquireSRWLockExclusive(&pool->turn);
+  pool->now = s;
+  atomic_store(&pool->lanes, 1);
+  for (uint32_t i = 1; i < n; i++) SubmitThreadpoolWork(pool->work);
+  lane_body(s, 0);
+  WaitForThreadpoolWorkCallbacks(pool->work, TRUE); /* what no thread has begun is not needed any more */
+  ReleaseSRWLockExclusive(&pool->turn);
+}
+#else
+/* pthreadpool is loaded, not linked: an engine that brings its own threads needs nothing installed. */
+struct moi_pool {
+  void *library;
+  void *threads;
+  void (*parallelize)(void *threadpool, void (*task)(void *, size_t), void *context, size_t range, uint32_t flags);
+  void (*destroy)(void *threadpool);
+};
+
+static void *load(void) {
+  void *library = dlopen("libpthreadpool.so.0", RTLD_NOW | RTLD_LOCAL);
+  if (!library) library = dlopen("libpthreadpool.so", RTLD_NOW | RTLD_LOCAL);
+#if defined(__APPLE__)
+  if (!library) library = dlopen("libpthreadpool.dylib", RTLD_NOW | RTLD_LOCAL);
+#endif
+  return library;
+}
+
+static const char *start(moi_pool *pool, uint32_t n_workers) {
+  pool->library = load();
+  if (!pool->library) return "libpthreadpool is not installed";
+  void *(*create)(size_t) = NULL;
+  *(void **)&create = dlsym(pool->library, "pthreadpool_create");
+  *(void **)&pool->parallelize = dlsym(pool->library, "pthreadpool_parallelize_1d");
+  *(void **)&pool->destroy = dlsym(pool->library, "pthreadpool_destroy");
+  pool->threads = create && pool->parallelize && pool->destroy ? create(n_workers) : NULL;
+  if (pool->threads) return NULL;
+  dlclose(pool->library);
+  return "pthreadpool failed to start";
+}
+
+static void stop(moi_pool *pool) {
+  pool->destroy(pool->threads);
+  dlclose(pool->library);
+}
+
 static void lane_1d(void *arg, size_t lane) { lane_body(arg, (uint32_t)lane); }
+
+static void run(moi_pool *pool, uint32_t n, stage *s) { pool->parallelize(pool->threads, lane_1d, s, n, 0); }
+#endif
+
+moi_status moi_pool_open(const char *fn, moi_context *context, moi_pool **out) {
+  moi_context_desc *d = &context->desc;
+  *out = NULL;
+  if (d->n_workers > MAX_WORKERS)
+    return moi_fail(MOI_INVALID_ARGUMENT, fn, "desc->n_workers: %u, at most %u", d->n_workers, MAX_WORKERS);
+  if (d->parallel_for) {
+    if (!d->n_workers) return moi_fail(MOI_INVALID_ARGUMENT, fn, "desc->n_workers: 0, must be > 0 with parallel_for");
+    return MOI_OK;
+  }
+  if (!d->n_workers) d->n_workers = moi_cpu_cores();
+  if (d->n_workers > MAX_WORKERS) d->n_workers = MAX_WORKERS;
+  if (d->n_workers == 1) return MOI_OK;
+  moi_pool *pool = moi_allocate(context, sizeof *pool);
+  if (!pool) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *pool);
+  const char *why = start(pool, d->n_workers);
+  if (why) {
+    moi_log_line(context, MOI_LOG_WARNING, "%s, and no parallel_for was given: 1 worker instead of %u", why,
+                 d->n_workers);
+    moi_release(context, pool, sizeof *pool);
+    d->n_workers = 1;
+    return MOI_OK;
+  }
+  *out = pool;
+  return MOI_OK;
+}
+
+void moi_pool_close(moi_context *context, moi_pool *pool) {
+  if (!pool) return;
+  stop(pool);
+  moi_release(context, pool, sizeof *pool);
+}
 
 void moi_pool_run(const moi_context *context, uint32_t n_tasks, moi_task_fn task, void *arg) {
   const moi_context_desc *d = &context->desc;
@@ -137,7 +196,7 @@ void moi_pool_run(const moi_context *context, uint32_t n_tasks, moi_task_fn task
   atomic_store_explicit(&s.done, 0, memory_order_relaxed);
   atomic_store_explicit(&s.next, 0, memory_order_release);
   if (d->parallel_for) d->parallel_for(d->parallel_for_user, lanes, lane_body, &s);
-  else cpu->pool->parallelize(cpu->pool->threads, lane_1d, &s, lanes, 0);
+  else run(cpu->pool, lanes, &s);
   (void)atomic_load_explicit(&s.done, memory_order_acquire);
 }
 

@@ -85,7 +85,11 @@ int main(void) {
   puts(text);
 
   size_t align, size = moi_plan_workspace(plan, &align);
+#if defined(_WIN32)
+  workspace = _aligned_malloc(size, align);
+#else
   workspace = aligned_alloc(align, (size + align - 1) / align * align);
+#endif
   if (!workspace || !y) goto done;
 
   /* Each step: name the memory, run. */
@@ -127,7 +131,11 @@ int main(void) {
 
 done:
   if (status) fprintf(stderr, "failed: %s\n", moi_last_error());
+#if defined(_WIN32)
+  _aligned_free(workspace);
+#else
   free(workspace);
+#endif
   moi_plan_destroy(plan);
   moi_context_destroy(context);
   free(router);

@@ -203,7 +203,7 @@ static void test_runs_allocate_nothing(void **state) {
         passes(status);
         assert_int_equal(book.calls, calls);
         assert_int_equal(after - before, 0);
-        free(workspace.ptr);
+        drop_aligned(workspace.ptr);
         moi_plan_destroy(plan);
       }
     moi_context_destroy(context);
@@ -218,8 +218,8 @@ static void test_malloc_is_counted(void **state) {
   unsigned before = atomic_load(&mallocs);
   void *volatile p = malloc(10);
   free(p);
-  p = aligned_alloc(64, 64);
-  free(p);
+  p = take_aligned(64, 64);
+  drop_aligned(p);
   assert_int_equal(atomic_load(&mallocs) - before, 2);
   moi_context *context = open_cpu(1); /* the default allocator is malloc, called from inside the library */
   assert_true(atomic_load(&mallocs) - before > 2);

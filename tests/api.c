@@ -54,7 +54,7 @@ static moi_status run_layer(moi_op op) {
   passes(layer_plan(&l, op, context, &plan));
   moi_buffer workspace = take_workspace(plan);
   moi_status status = layer_run(&l, op, plan, workspace);
-  free(workspace.ptr);
+  drop_aligned(workspace.ptr);
   moi_plan_destroy(plan);
   return status;
 }
@@ -65,7 +65,7 @@ static moi_status run_layer(moi_op op) {
     passes(layer_plan(&l, op, context, &plan));                                                                        \
     moi_buffer workspace = take_workspace(plan);                                                                       \
     moi_status status = fn(plan, s, workspace, no_queue);                                                              \
-    free(workspace.ptr);                                                                                               \
+    drop_aligned(workspace.ptr);                                                                                               \
     moi_plan_destroy(plan);                                                                                            \
     return status;                                                                                                     \
   }
@@ -673,7 +673,7 @@ static void test_desc_lives_only_during_the_call(void **state) {
   moi_buffer workspace = take_workspace(plan);
   passes(moi_moe_run(plan, &l.moe_args, workspace, no_queue));
   assert_non_null(strstr(moi_plan_kernel(plan), "generic"));
-  free(workspace.ptr);
+  drop_aligned(workspace.ptr);
   moi_plan_destroy(plan);
 }
 

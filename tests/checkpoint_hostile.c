@@ -5,7 +5,13 @@
 #include "tests/checkpoint.h"
 
 #include <sys/stat.h>
+#if defined(_WIN32)
+#include <direct.h>
+#include <io.h>
+#include <process.h>
+#else
 #include <unistd.h>
+#endif
 
 /* ----------------------------------------------------------------------------------------------------- hostile GGUF */
 
@@ -367,7 +373,11 @@ static void test_safetensors_header(void **state) {
 static void make_folder(const char *name) {
   char path[512];
   inside(path, name);
+#if defined(_WIN32)
+  assert_true(_mkdir(path) == 0 || _access(path, 0) == 0);
+#else
   assert_true(mkdir(path, 0700) == 0 || access(path, F_OK) == 0);
+#endif
 }
 
 static void test_safetensors_index(void **state) {
@@ -611,15 +621,25 @@ static void test_flips(void **state) {
 static int remove_tree(void **state) {
   (void)state;
   char command[300];
+#if defined(_WIN32)
+  snprintf(command, sizeof command, "rmdir /s /q \"%s\"", folder);
+#else
   snprintf(command, sizeof command, "rm -r '%s'", folder);
+#endif
   return system(command);
 }
 
 static int make_tree(void **state) {
   (void)state;
+#if defined(_WIN32)
+  const char *base = getenv("TEMP");
+  snprintf(folder, sizeof folder, "%s\\moi-checkpoint-%d", base && strlen(base) < 200 ? base : ".", _getpid());
+  return _mkdir(folder);
+#else
   const char *base = getenv("TMPDIR");
   snprintf(folder, sizeof folder, "%s/moi-checkpoint-XXXXXX", base && strlen(base) < 200 ? base : "/tmp");
   return mkdtemp(folder) ? 0 : -1;
+#endif
 }
 
 int main(void) {

@@ -1,6 +1,14 @@
 /* Contexts, devices, kernel lists, the demands on kernels, the log and the engine's threads. */
 #include "tests/support.h"
 
+#if defined(_WIN32)
+static int setenv(const char *name, const char *value, int overwrite) {
+  (void)overwrite;
+  return _putenv_s(name, value);
+}
+static int unsetenv(const char *name) { return _putenv_s(name, ""); }
+#endif
+
 static layer l;
 
 static int make_layer(void **state) {
@@ -365,7 +373,7 @@ static void test_debug_caps(void **state) {
     passes(moi_moe_plan(context, &l.moe, &plan));
     moi_buffer workspace = take_workspace(plan);
     passes(moi_moe_run(plan, &l.moe_args, workspace, no_queue));
-    free(workspace.ptr);
+    drop_aligned(workspace.ptr);
     moi_plan_destroy(plan);
     moi_context_destroy(context);
   }
@@ -426,7 +434,7 @@ static void test_parallel_for(void **state) {
       assert_true(t.largest > 1 && t.largest <= t.n_workers);
       assert_memory_equal(y[i], y[0], sizeof y[0]);
     }
-    free(workspace.ptr);
+    drop_aligned(workspace.ptr);
     moi_plan_destroy(plan);
     moi_context_destroy(context);
   }

@@ -247,7 +247,7 @@ static void run_variant(const variant *v, const char *kernel, uint64_t seed) {
     }
     if (rms == 0 && !v->odd_ids) fail_msg("%s: a row of zeros proves nothing", v->name);
   }
-  free(workspace.ptr);
+  drop_aligned(workspace.ptr);
   moi_plan_destroy(plan);
   moi_arena_free(&arena);
 }
@@ -383,7 +383,7 @@ static void test_tables(void **state) {
       moi_buffer workspace = take_workspace(plan);
       passes(moi_experts_run(plan, &l.experts_args, workspace, no_queue));
       moi_plan_destroy(plan);
-      free(workspace.ptr);
+      drop_aligned(workspace.ptr);
       float y[LAYER_T * LAYER_H];
       memcpy(y, l.y, sizeof y);
 
@@ -420,7 +420,7 @@ static void test_tables(void **state) {
       w[1]->data.size -= 8; /* a table that is too short */
       refused(moi_experts_run(plan, &l.experts_args, workspace, no_queue), MOI_INVALID_ARGUMENT, "up->data");
       moi_plan_destroy(plan);
-      free(workspace.ptr);
+      drop_aligned(workspace.ptr);
     }
 }
 
@@ -460,7 +460,7 @@ static void test_expert_strides(void **state) {
   passes(moi_experts_run(plan, &l.experts_args, workspace, no_queue));
   assert_memory_equal(l.y, y, sizeof y);
   moi_plan_destroy(plan);
-  free(workspace.ptr);
+  drop_aligned(workspace.ptr);
 }
 
 /* ---- shared expert and moe's own members */
@@ -508,7 +508,7 @@ static void test_shared_expert(void **state) {
       }
     }
     moi_plan_destroy(plan);
-    free(workspace.ptr);
+    drop_aligned(workspace.ptr);
   }
 }
 
@@ -600,7 +600,7 @@ static void test_gemm_offsets(void **state) {
       none.offsets = VIEW(groups[0].offsets), none.weights = &weights;
       passes(moi_gemm_run(plan, &none, workspace, no_queue));
       moi_plan_destroy(plan);
-      free(workspace.ptr);
+      drop_aligned(workspace.ptr);
     }
 }
 
@@ -635,7 +635,7 @@ static void test_gemm_act_quant(void **state) {
         for (int i = 0; i < C; i++) assert_float_equal(y[r * C + i], (float)want[i], 0);
       }
       moi_plan_destroy(plan);
-      free(workspace.ptr);
+      drop_aligned(workspace.ptr);
     }
 }
 
@@ -658,7 +658,7 @@ static void decode(moi_format format, const moi_weights *w, uint32_t n, uint32_t
   a.output = moi_ptr(out, (uint64_t)n_experts * k * n * 4);
   passes(moi_gemm_run(plan, &a, workspace, no_queue));
   moi_plan_destroy(plan);
-  free(workspace.ptr);
+  drop_aligned(workspace.ptr);
   free(x);
   free(offsets);
 }

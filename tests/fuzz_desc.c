@@ -166,7 +166,7 @@ static void run_mutated(moi_op op, const moi_plan *plan) {
   moi_buffer workspace = moi_ptr(NULL, 0);
   uint8_t *memory = NULL;
   if (size) {
-    memory = aligned_alloc(align, (size + align - 1) / align * align);
+    memory = take_aligned(align, size);
     assert_non_null(memory);
     workspace = moi_ptr(memory, size);
   }
@@ -206,7 +206,7 @@ static void run_mutated(moi_op op, const moi_plan *plan) {
     }
     if (!known(status)) fail();
   }
-  free(memory);
+  drop_aligned(memory);
 }
 
 static void one_desc(uint32_t percent) {
@@ -290,7 +290,7 @@ static void other_calls(void) {
 
 static double now(void) {
   struct timespec t;
-  timespec_get(&t, TIME_UTC);
+  clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 

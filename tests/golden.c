@@ -315,7 +315,7 @@ static void run_layer(golden *g, moi_context *context, const char *kernel) {
   moi_buffer workspace = take_workspace(plan);
   if (moi_moe_run(plan, &args, workspace, no_queue)) fail_msg("%s: %s", g->name, moi_last_error());
   check_layer(g, kernel ? kernel : moi_plan_kernel(plan), route.ids.ptr, route.weights.ptr, experts.output.ptr);
-  free(workspace.ptr);
+  drop_aligned(workspace.ptr);
   moi_plan_destroy(plan);
   release(&own);
 }

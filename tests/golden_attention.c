@@ -296,7 +296,7 @@ static void engine_open(engine *e, const golden *g, const schedule *order, types
 static void engine_close(engine *e) {
   free(e->cache.k.ptr);
   free(e->cache.v.ptr);
-  free(e->workspace.ptr);
+  drop_aligned(e->workspace.ptr);
   moi_plan_destroy(e->plan);
 }
 

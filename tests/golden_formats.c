@@ -103,6 +103,11 @@ static int same(const golden *g, int reference, uint32_t n, uint32_t k, float go
   return largest > 0x1p127f || fabsf(got - row[k]) <= 0x1p-20f * largest + 0x1p-130f;
 }
 
+static void set_one(void *x, int is_bf16, size_t at, int one) {
+  if (is_bf16) ((uint16_t *)x)[at] = one ? 0x3f80 : 0;
+  else ((float *)x)[at] = (float)one;
+}
+
 /* Products of all one-hot rows, `rows` of them a call. */
 static uint32_t differing(const golden *g, const char *path, moi_context *context, const char *kernel, uint32_t rows) {
   moi_gemm_desc desc = MOI_GEMM_DESC_INIT;
@@ -113,23 +118,32 @@ static uint32_t differing(const golden *g, const char *path, moi_context *contex
   desc.format = moi_format_from_name(g->format);
   desc.kernel = kernel;
   moi_plan *plan = NULL;
-  passes(moi_gemm_plan(context, &desc, &plan));
+  moi_status status = moi_gemm_plan(context, &desc, &plan);
+  if (status == MOI_UNSUPPORTED) { /* some kernels take bf16 only, in which 0 and 1 are what they are */
+    desc.input_type = MOI_FORMAT_BF16;
+    desc.output_type = MOI_FORMAT_F32;
+    status = moi_gemm_plan(context, &desc, &plan);
+  }
+  passes(status);
+  const int is_bf16 = desc.input_type == MOI_FORMAT_BF16;
+  const size_t element = is_bf16 ? sizeof(uint16_t) : sizeof(float);
   moi_buffer workspace = take_workspace(plan);
   moi_weights weights = MOI_WEIGHTS_INIT;
   weights.data = moi_ptr(g->streams[0], g->sizes[0]);
   weights.scales = moi_ptr(g->streams[1], g->sizes[1]);
   weights.zeros = moi_ptr(g->streams[2], g->sizes[2]);
   if (g->global_scale != 0) weights.global_scale = moi_ptr(&g->global_scale, sizeof g->global_scale);
-  float *x = calloc((size_t)rows * g->k, sizeof *x), *y = malloc((size_t)rows * g->n * sizeof *y);
+  void *x = calloc((size_t)rows * g->k, element);
+  float *y = malloc((size_t)rows * g->n * sizeof *y);
   assert_true(x && y);
   uint32_t bad = 0;
   for (uint32_t k0 = 0; k0 < g->k; k0 += rows) {
     uint32_t m = g->k - k0 < rows ? g->k - k0 : rows;
-    for (uint32_t r = 0; r < m; r++) x[(size_t)r * g->k + k0 + r] = 1;
+    for (uint32_t r = 0; r < m; r++) set_one(x, is_bf16, (size_t)r * g->k + k0 + r, 1);
     const int32_t offsets[2] = {0, (int32_t)m};
     moi_gemm_args args = MOI_GEMM_ARGS_INIT;
     args.n_rows = m;
-    args.input = moi_ptr(x, (size_t)m * g->k * sizeof *x);
+    args.input = moi_ptr(x, (size_t)m * g->k * element);
     args.offsets = moi_ptr(offsets, sizeof offsets);
     args.output = moi_ptr(y, (size_t)m * g->n * sizeof *y);
     args.weights = &weights;
@@ -142,12 +156,12 @@ static uint32_t differing(const golden *g, const char *path, moi_context *contex
           print_error("%s: kernel %s (%s), %u rows: w[%u,%u] is %.9g, wanted %.9g\n", path, kernel ? kernel : "chosen",
                       moi_plan_kernel(plan), rows, n, k0 + r, (double)got, (double)wanted);
       }
-      x[(size_t)r * g->k + k0 + r] = 0;
+      set_one(x, is_bf16, (size_t)r * g->k + k0 + r, 0);
     }
   }
   free(x);
   free(y);
-  free(workspace.ptr);
+  drop_aligned(workspace.ptr);
   moi_plan_destroy(plan);
   return bad;
 }

@@ -528,7 +528,7 @@ static void test_absorbed_is_plain(void **state) {
       a.cache = &c;
       moi_buffer workspace = take_workspace(plan);
       passes(moi_attention_run(plan, &a, workspace, no_queue));
-      free(workspace.ptr);
+      drop_aligned(workspace.ptr);
       moi_plan_destroy(plan);
       ran[form] = 1;
     }

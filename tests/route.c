@@ -53,7 +53,7 @@ static moi_status route(const moi_route_desc *desc, const moi_route_args *operan
   a.logits_out = VIEW(out->logits);
   moi_buffer workspace = take_workspace(plan);
   status = moi_route_run(plan, &a, workspace, no_queue);
-  free(workspace.ptr);
+  drop_aligned(workspace.ptr);
   moi_plan_destroy(plan);
   return status;
 }
@@ -723,7 +723,7 @@ static void test_order_of_many_tokens(void **state) {
     }
     long long offset;
     assert_null(moi_arena_damage(&arena, &offset));
-    free(workspace.ptr);
+    drop_aligned(workspace.ptr);
     moi_plan_destroy(plan);
     moi_arena_free(&arena);
   }

@@ -51,12 +51,28 @@ static inline void refused_at(const char *file, int line, moi_status got, moi_st
     if (passes_status) fail_msg("%s: status %d, %s", #call, (int)passes_status, moi_last_error());                     \
   } while (0)
 
-/* A workspace for a plan, aligned as it asks, filled with NaN. */
+/* Memory at a multiple of align, which is a power of two. NULL if there is none. */
+static inline void *take_aligned(size_t align, size_t size) {
+#if defined(_WIN32)
+  return _aligned_malloc(size, align);
+#else
+  return aligned_alloc(align, (size + align - 1) / align * align);
+#endif
+}
+static inline void drop_aligned(void *p) {
+#if defined(_WIN32)
+  _aligned_free(p);
+#else
+  free(p);
+#endif
+}
+
+/* A workspace for a plan, aligned as it asks, filled with NaN. To be dropped with drop_aligned. */
 static inline moi_buffer take_workspace(const moi_plan *plan) {
   size_t align = 0, size = moi_plan_workspace(plan, &align);
   if (!size) return moi_ptr(NULL, 0);
   size_t whole = (size + align - 1) / align * align;
-  void *p = aligned_alloc(align, whole);
+  void *p = take_aligned(align, whole);
   assert_non_null(p);
   memset(p, 0xff, whole);
   return moi_ptr(p, size);

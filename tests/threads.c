@@ -75,7 +75,7 @@ static moi_status run_once(worker *w, moi_buffer workspace) {
 
 static moi_buffer own_workspace(const moi_plan *plan) {
   size_t align, size = moi_plan_workspace(plan, &align);
-  void *p = aligned_alloc(align, (size + align - 1) / align * align);
+  void *p = take_aligned(align, size);
   return moi_ptr(p, p ? size : 0);
 }
 
@@ -93,7 +93,7 @@ static void *run_many(void *arg) {
   }
   w->n_tokens = T;
   w->failures += run_once(w, workspace) != MOI_OK;
-  free(workspace.ptr);
+  drop_aligned(workspace.ptr);
   return NULL;
 }
 
@@ -116,7 +116,7 @@ static void *plan_many(void *arg) {
     w->n_tokens = T;
     moi_buffer workspace = own_workspace(plan);
     w->failures += run_once(w, workspace) != MOI_OK;
-    free(workspace.ptr);
+    drop_aligned(workspace.ptr);
     char text[64];
     w->failures += moi_plan_describe(plan, text, sizeof text) == 0;
     w->failures += !strstr(moi_last_error(), wanted); /* success has not changed it */
@@ -146,7 +146,7 @@ static void all_at_once(moi_context *context) {
   alone = (worker){.context = context, .plan = plan, .n_tokens = T};
   moi_buffer workspace = take_workspace(plan);
   passes(run_once(&alone, workspace));
-  free(workspace.ptr);
+  drop_aligned(workspace.ptr);
   pthread_t threads[3 * THREADS];
   int n = 0;
   for (uint32_t i = 0; i < THREADS + 3; i++, n++) {

@@ -27,7 +27,7 @@ static moi_status run_layer(moi_op op) {
   passes(layer_plan(&l, op, context, &plan));
   moi_buffer workspace = take_workspace(plan);
   moi_status status = layer_run(&l, op, plan, workspace);
-  free(workspace.ptr);
+  drop_aligned(workspace.ptr);
   moi_plan_destroy(plan);
   return status;
 }
@@ -190,7 +190,7 @@ static void test_runs_refuse(void **state) {
     refused(layer_run(&l, op, plan, workspace), MOI_INVALID_ARGUMENT, "size");
     *stride = LAYER_H;
     passes(layer_run(&l, op, plan, workspace));
-    free(workspace.ptr);
+    drop_aligned(workspace.ptr);
     free(spare.ptr);
     moi_plan_destroy(plan);
     moi_plan_destroy(wrong);

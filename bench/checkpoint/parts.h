@@ -3,6 +3,7 @@
 #define MOI_BENCH_CHECKPOINT_PARTS_H
 
 #include "bench/checkpoint/layer.h"
+#include "core/status.h"
 
 #define MOI_LAYER_NAME 256
 
@@ -64,11 +65,7 @@ moi_found moi_part_find(moi_layer_reader *r, const char *base, moi_part *part);
 /* Memory that moi_layer_close frees; NULL and an error if there is none. */
 void *moi_layer_own(moi_layer_reader *r, uint64_t count, size_t size);
 /* `block` followed by the formatted text. */
-#ifdef __GNUC__
-__attribute__((format(printf, 2, 3)))
-#endif
-const moi_tensor *
-moi_layer_tensor(const moi_layer_reader *r, const char *format, ...);
+const moi_tensor *moi_layer_tensor(const moi_layer_reader *r, const char *format, ...) MOI_PRINTF(2);
 bool moi_layer_fail_tensor(const moi_layer_reader *r, const moi_tensor *t, const char *what);
 bool moi_is_type(const moi_tensor *t, const char *type);
 /* Elements of t; 0 overflows nowhere because the reader has checked it. */

@@ -3,6 +3,7 @@
 #define MOI_BENCH_CHECKPOINT_STORE_H
 
 #include "bench/checkpoint/checkpoint.h"
+#include "core/status.h"
 
 struct cJSON;
 
@@ -45,10 +46,7 @@ struct moi_checkpoint {
 };
 
 /* Sets the text and returns false. error may be NULL. */
-#ifdef __GNUC__
-__attribute__((format(printf, 2, 3)))
-#endif
-bool moi_load_fail(moi_load_error *error, const char *format, ...);
+bool moi_load_fail(moi_load_error *error, const char *format, ...) MOI_PRINTF(2);
 
 /* Maps one more file. */
 moi_map *moi_store_map(moi_checkpoint *c, const char *path, moi_load_error *error);

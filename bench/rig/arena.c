@@ -4,23 +4,43 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if !defined(_WIN32)
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#else
 #include <sys/mman.h>
 #endif
 
-enum { PAGE = 4096, ZONE = 512, PATTERN = 0xb5, HUGE_SIZE = 2 << 20 };
+enum { PAGE = 4096, ZONE = 512, GUARD = 0xb5, HUGE_SIZE = 2 << 20 };
 
 static void out_of_memory(size_t size, const char *name) {
   fprintf(stderr, "moiety: out of memory: %zu bytes for %s\n", size, name);
   exit(3);
 }
 
-#if !defined(_WIN32)
+/* Zeroed pages, some that nobody may touch, and their end. */
+#if defined(_WIN32)
+static uint8_t *map_pages(size_t size, const char *name) {
+  void *p = VirtualAlloc(NULL, size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+  if (!p) out_of_memory(size, name);
+  return p;
+}
+static int forbid(void *at, size_t size) {
+  DWORD before;
+  return !VirtualProtect(at, size, PAGE_NOACCESS, &before);
+}
+static void unmap(void *at, size_t size) {
+  (void)size;
+  VirtualFree(at, 0, MEM_RELEASE);
+}
+#else
 static uint8_t *map_pages(size_t size, const char *name) {
   void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) out_of_memory(size, name);
   return p;
 }
+static int forbid(void *at, size_t size) { return mprotect(at, size, PROT_NONE); }
+static void unmap(void *at, size_t size) { munmap(at, size); }
 #endif
 
 void *moi_arena_take(moi_arena *arena, size_t size, size_t align, const char *name) {
@@ -33,13 +53,6 @@ void *moi_arena_take(moi_arena *arena, size_t size, size_t align, const char *na
   memset(b, 0, sizeof *b);
   b->name = name;
   b->size = size;
-#if defined(_WIN32)
-  b->map_size = size + 2 * ZONE + align;
-  b->map = calloc(1, b->map_size);
-  if (!b->map) out_of_memory(size, name);
-  b->ptr = (uint8_t *)(((uintptr_t)b->map + ZONE + align - 1) & ~(uintptr_t)(align - 1));
-  b->tail = ZONE;
-#else
   if (!(arena->flags & MOI_ARENA_GUARD)) {
     size_t slack = arena->flags & MOI_ARENA_HUGE && size >= HUGE_SIZE ? HUGE_SIZE : 0;
     b->map_size = (size + slack + PAGE - 1) & ~(size_t)(PAGE - 1);
@@ -57,12 +70,11 @@ void *moi_arena_take(moi_arena *arena, size_t size, size_t align, const char *na
   size_t pages = (body + ZONE + PAGE - 1) & ~(size_t)(PAGE - 1);
   b->map_size = pages + PAGE;
   b->map = map_pages(b->map_size, name);
-  if (mprotect(b->map + pages, PAGE, PROT_NONE)) out_of_memory(PAGE, "a guard page");
+  if (forbid(b->map + pages, PAGE)) out_of_memory(PAGE, "a guard page");
   b->ptr = b->map + pages - body;
   b->tail = body - size;
-#endif
-  memset(b->ptr - ZONE, PATTERN, ZONE);
-  memset(b->ptr + size, PATTERN, b->tail);
+  memset(b->ptr - ZONE, GUARD, ZONE);
+  memset(b->ptr + size, GUARD, b->tail);
   return b->ptr;
 }
 
@@ -73,7 +85,7 @@ const char *moi_arena_damage(const moi_arena *arena, long long *offset) {
     for (long long at = -(long long)ZONE; at < (long long)(b->size + b->tail); at++) {
       if (at == 0) at = (long long)b->size;
       if (at >= (long long)(b->size + b->tail)) break;
-      if (b->ptr[at] == PATTERN) continue;
+      if (b->ptr[at] == GUARD) continue;
       *offset = at;
       return b->name;
     }
@@ -82,13 +94,7 @@ const char *moi_arena_damage(const moi_arena *arena, long long *offset) {
 }
 
 void moi_arena_free(moi_arena *arena) {
-  for (size_t i = 0; i < arena->n_blocks; i++) {
-#if defined(_WIN32)
-    free(arena->blocks[i].map);
-#else
-    munmap(arena->blocks[i].map, arena->blocks[i].map_size);
-#endif
-  }
+  for (size_t i = 0; i < arena->n_blocks; i++) unmap(arena->blocks[i].map, arena->blocks[i].map_size);
   free(arena->blocks);
   arena->blocks = NULL;
   arena->n_blocks = arena->capacity = 0;

@@ -37,14 +37,22 @@ int main(void) {
   failed = moi_context_create(&context_desc, &context) || moi_experts_plan(context, &desc, &plan);
   if (!failed) {
     size_t align, size = moi_plan_workspace(plan, &align);
+#if defined(_WIN32)
+    workspace = _aligned_malloc(size + 1, align);
+#else
     workspace = aligned_alloc(align, (size + align) / align * align);
+#endif
     failed = !workspace || moi_experts_run(plan, &args, moi_ptr(workspace, size), queue);
   }
   if (failed) fprintf(stderr, "%s\n", moi_last_error());
   for (i = 0; i < WIDTH && !failed; i++) failed = !(fabsf(y[i] - 0.731058579f) < 1e-5f);
   printf("moiety %u.%u.%u: y = %.7f\n", moi_version() >> 16, moi_version() >> 8 & 255, moi_version() & 255,
          (double)y[0]);
+#if defined(_WIN32)
+  _aligned_free(workspace);
+#else
   free(workspace);
+#endif
   moi_plan_destroy(plan);
   moi_context_destroy(context);
   return failed;

@@ -3,8 +3,8 @@
 
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <vector>
 
@@ -35,8 +35,8 @@ int main() try {
   std::vector<float> y(width);
   size_t align = 0;
   const size_t size = moi_plan_workspace(plan.get(), &align);
-  std::unique_ptr<void, decltype(&std::free)> workspace(std::aligned_alloc(align, (size + align) / align * align),
-                                                        std::free);
+  const auto drop = [align](void *p) { ::operator delete(p, std::align_val_t(align)); };
+  std::unique_ptr<void, decltype(drop)> workspace(::operator new(size + 1, std::align_val_t(align)), drop);
 
   moi_weights w = MOI_WEIGHTS_INIT;
   w.data = view(matrix);

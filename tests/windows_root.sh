@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# windows_root.sh FOLDER: makes FOLDER a prefix with the libraries that the program and the tests use, built for 64-bit
+# Windows by cmake/x86_64-w64-mingw32.cmake out of this distribution's own source packages. The system's list of sources
+# stays as it is: apt works in a configuration of its own. Needs apt of Debian or Ubuntu, g++-mingw-w64-x86-64-posix, cmake
+# and ninja; does nothing where FOLDER is complete.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$1
+packages=(benchmark cjson cmocka)
+stamp=$root/.packages
+if [ "$(cat "$stamp" 2>/dev/null)" = "${packages[*]}" ]; then exit 0; fi
+mkdir -p "$root"
+root=$(cd "$root" && pwd)
+apt=$root/.apt
+rm -rf "${root:?}/lib" "$root/include" "$root/bin" "$apt" "$stamp"
+mkdir -p "$apt"/{lists/partial,archives/partial,sources.list.d,apt.conf.d,preferences.d,source}
+: >"$apt/status"
+
+# The mirrors of this system, asked for sources instead of binaries.
+. /etc/os-release
+for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+  [ -e "$file" ] && grep -qiE 'debian\.org|ubuntu\.com' "$file" || continue
+  copy=$apt/sources.list.d/$(basename "$file")
+  [ "$file" != /etc/apt/sources.list ] || copy=$apt/sources.list.d/system.list
+  sed -E '/^deb-src /d; s/^deb /deb-src /; s/^Types:.*/Types: deb-src/I' "$file" >"$copy"
+done
+if [ -z "$(ls -A "$apt/sources.list.d")" ]; then
+  case $ID in
+    debian) echo "deb-src http://deb.debian.org/debian $VERSION_CODENAME main" ;;
+    ubuntu) echo "deb-src http://archive.ubuntu.com/ubuntu $VERSION_CODENAME main universe" ;;
+    *) echo "windows_root.sh: neither Debian nor Ubuntu: $ID" >&2; exit 1 ;;
+  esac >"$apt/sources.list.d/system.list"
+fi
+# Network settings (proxies) of the system hold here too.
+cp /etc/apt/apt.conf.d/*prox* "$apt/apt.conf.d/" 2>/dev/null || true
+cat >"$apt/apt.conf" <<CONF
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+Dir::State "$apt";
+Dir::State::lists "$apt/lists";
+Dir::State::status "$apt/status";
+Dir::Cache "$apt";
+Dir::Cache::archives "$apt/archives";
+Dir::Etc::sourcelist "/dev/null";
+Dir::Etc::sourceparts "$apt/sources.list.d";
+Dir::Etc::parts "$apt/apt.conf.d";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "$apt/preferences.d";
+CONF
+export APT_CONFIG=$apt/apt.conf
+apt-get update -q
+# apt checks what it fetches against the signed lists.
+(cd "$apt/source" && apt-get source -q --download-only --tar-only "${packages[@]}")
+
+build() { # PACKAGE CMAKE_ARGS...
+  local name=$1 folder=$apt/$1
+  shift
+  mkdir -p "$folder/source"
+  tar -xf "$apt/source/$name"_*.orig.tar.?z* -C "$folder/source" --strip-components=1
+  cmake -S "$folder/source" -B "$folder/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX="$root" \
+    -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_TOOLCHAIN_FILE="$here/../cmake/x86_64-w64-mingw32.cmake" \
+    -DMOI_WINDOWS_ROOT="$root" "$@"
+  cmake --build "$folder/build"
+  cmake --install "$folder/build"
+}
+build benchmark -DBENCHMARK_ENABLE_TESTING=OFF -DBENCHMARK_ENABLE_WERROR=OFF -DBENCHMARK_INSTALL_DOCS=OFF
+build cjson -DBUILD_SHARED_LIBS=OFF -DENABLE_CJSON_TEST=OFF -DENABLE_CUSTOM_COMPILER_FLAGS=OFF
+# A DLL whatever is asked: at least it needs no other.
+build cmocka -DCMAKE_SHARED_LINKER_FLAGS=-static -DUNIT_TESTING=OFF -DWITH_EXAMPLES=OFF -DWITH_CMOCKERY_SUPPORT=OFF
+rm -rf "$apt"
+echo "${packages[*]}" >"$stamp"
