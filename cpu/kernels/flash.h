@@ -85,6 +85,8 @@ static __attribute__((noinline)) void product(uint32_t m, uint32_t width, const 
     if (factor) block_rows(NV, m, a, lda, b, ldb, count, c, ldc, factor);
     else block_rows(NV, m, a, lda, b, ldb, count, c, ldc, NULL);
   }
+  for (; NV > 2 && j + 2 * VEC <= width; j += 2 * VEC, b += 2 * VEC, c += 2 * VEC)
+    block_rows(2, m, a, lda, b, ldb, count, c, ldc, factor);
   for (; j < width; j += VEC, b += VEC, c += VEC) block_rows(1, m, a, lda, b, ldb, count, c, ldc, factor);
 }
 
@@ -271,11 +273,18 @@ static __attribute__((noinline)) void add_values_apart(const moi_attend *a, cons
 
 /* The logits of the part's rows, by rows of transposed keys. */
 static void logits_by_product(const moi_attend *a, const tile *t, const part *p) {
-  const uint32_t n = units(a->dk), panel = p->first / NR, from = panel * NR;
+  const uint32_t n = units(a->dk), rows = p->row_end - p->row_begin, end = (p->last + VEC - 1) / VEC * VEC;
+  const unit *q = (const unit *)a->q + (size_t)p->row_begin * n;
+  float *out = t->logits + (size_t)p->row_begin * TILE;
+  uint32_t from = p->first / VEC * VEC;
   transpose_keys(t, a->dk, p->first, p->last);
-  product(p->row_end - p->row_begin, (p->last - from + VEC - 1) / VEC * VEC,
-          (const unit *)a->q + (size_t)p->row_begin * n, n, t->keys + (size_t)panel * n * NR, NR, (size_t)n * NR, n,
-          t->logits + (size_t)p->row_begin * TILE + from, TILE, NULL);
+  if (from % NR) { /* the end of a panel */
+    const uint32_t to = least((from / NR + 1) * NR, end);
+    product(rows, to - from, q, n, t->keys + (size_t)(from / NR) * n * NR + from % NR, NR, 0, n, out + from, TILE, NULL);
+    from = to;
+  }
+  if (from < end)
+    product(rows, end - from, q, n, t->keys + (size_t)(from / NR) * n * NR, NR, (size_t)n * NR, n, out + from, TILE, NULL);
 }
 
 static void begin_rows(const moi_attend *a) {
