@@ -337,11 +337,12 @@ void ATTEND(const moi_attend *a) {
 #ifdef ATTEND_DOT
 /* ---- few rows: keys and values go from memory through registers, each decoded once for up to 8 rows */
 
-/* The row that is 2 KB ahead of key j goes into the first-level cache meanwhile: memory and arithmetic are to be busy at
- * the same time, and a head's rows lie apart, which hardware does not foresee. Farther ahead, or into the second level
- * first, was slower: every line then occupies a fill buffer twice. */
+/* Rows 2 KB ahead go into the first-level cache meanwhile: memory and arithmetic are to be busy at the same time, and a
+ * head's rows lie apart, which hardware does not foresee. Farther ahead, or into the second level first, was slower: every
+ * line then occupies a fill buffer twice. */
+static inline uint32_t rows_ahead(uint32_t bytes) { return bytes < 64 ? 32 : bytes > 512 ? 4 : 2048 / bytes; }
+
 static inline void fetch_row(const moi_attend *a, const uint8_t *const *rows, uint32_t j, uint32_t bytes) {
-  j += bytes < 64 ? 32 : bytes > 512 ? 4 : 2048 / bytes;
   if (j >= a->ahead_end) return;
   const char *row = (const char *)rows[j];
   for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 3);
@@ -396,14 +397,14 @@ static inline __attribute__((always_inline)) void dot_rows(moi_format format, co
   const uint32_t ldq = units(a->dk);
   const float *q = (const float *)a->q + (size_t)row * ldq;
   float *out = t->logits + (size_t)row * TILE;
-  const uint32_t bytes = row_bytes(format, a->dk);
+  const uint32_t bytes = row_bytes(format, a->dk), ahead = p->key0 + rows_ahead(bytes);
   for (uint32_t j = p->first / nk * nk; j < p->last; j += nk) {
     const uint8_t *k[4];
 #pragma GCC unroll 4
     for (uint32_t i = 0; i < nk; i++) {
       const uint32_t at = j + i < p->first ? p->first : j + i < p->last ? j + i : p->last - 1;
       k[i] = a->k[p->key0 + at];
-      if (row == p->row_begin) fetch_row(a, a->k, p->key0 + j + i, bytes);
+      if (row == p->row_begin) fetch_row(a, a->k, ahead + j + i, bytes);
     }
     dots(format, mr, nk, q, ldq, k, a->dk, out + j);
   }
@@ -427,7 +428,7 @@ static inline __attribute__((always_inline)) void logits_few(moi_format format, 
 static inline __attribute__((always_inline)) void weigh(moi_format format, const uint32_t mr, const uint32_t nv,
                                                         const moi_attend *a, const tile *t, const part *p, uint32_t row,
                                                         uint32_t column, const int fetch) {
-  const uint32_t ldc = MOI_ATTEND_PAD(a->dv), bytes = row_bytes(format, a->dv);
+  const uint32_t ldc = MOI_ATTEND_PAD(a->dv), bytes = row_bytes(format, a->dv), ahead = p->key0 + rows_ahead(bytes);
   float *acc = a->acc + (size_t)row * ldc + column;
   const float *weights = t->logits + (size_t)row * TILE;
   vec sum[8][4];
@@ -438,7 +439,7 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, const
       sum[r][v] = vec_mul(vec_load(acc + r * (size_t)ldc + v * VEC), vec_splat(t->factor[row + r]));
   for (uint32_t j = p->first; j < p->last; j++) {
     const uint8_t *v_row = a->v[p->key0 + j];
-    if (fetch) fetch_row(a, a->v, p->key0 + j, bytes);
+    if (fetch) fetch_row(a, a->v, ahead + j, bytes);
     vec y[4];
 #pragma GCC unroll 4
     for (uint32_t v = 0; v < nv; v++) y[v] = load_vec(format, v_row, column + v * VEC);
