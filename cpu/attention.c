@@ -1,5 +1,7 @@
 /* Attention: query rows that share a KV head are packed into blocks, keys are gone through in segments; kernels do the
- * arithmetic (cpu/kernel.h), this file says which rows see which keys, where they lie, and puts segments together.
+ * arithmetic (cpu/kernel.h), this file says which rows see which keys, where they lie, and puts segments together. A block
+ * of few rows (decode) takes several KV heads where a cache has a token's heads side by side: memory is read fastest in its
+ * order.
  *
  * A row's result is a chain: the segments' results, each computed from nothing, merged in ascending order. Whether one
  * worker computes the chain or several share a block's segments, the arithmetic is the same, and so are the bits. */
@@ -21,7 +23,7 @@ void moi_cpu_attention_shape(const moi_plan *plan, moi_attention_state *state) {
   state->segment = keys > MOI_ATTEND_SEGMENT ? keys : MOI_ATTEND_SEGMENT;
   /* queries and two accumulators of a block are to stay in a second-level cache beside the keys */
   uint32_t row = (MOI_ATTEND_PAD(d->head_dim) + 2 * MOI_ATTEND_PAD(d->v_head_dim)) * 4, rows = BLOCK_BYTES / row;
-  uint64_t most = (uint64_t)d->max_rows * (d->n_heads / d->n_kv_heads);
+  uint64_t most = (uint64_t)d->max_rows * d->n_heads;
   rows = rows / 12 * 12;
   rows = rows > MOI_ATTEND_ROWS ? MOI_ATTEND_ROWS : rows < 12 ? 12 : rows;
   state->block_rows = most < rows ? (uint32_t)most : rows;
@@ -120,22 +122,30 @@ typedef struct work {
   const moi_attention_state *state;
   const moi_elementwise *ew;
   memory m;
-  uint32_t group;   /* query heads of a KV head */
-  uint32_t n_items; /* 0: every block is an item of its own */
+  uint32_t group;          /* query heads of a KV head */
+  uint32_t heads_together; /* KV heads of a block of few rows, at most */
+  uint32_t n_items;        /* 0: every block is an item of its own */
 } work;
 
-/* A block: rows first .. first + m - 1 of a sequence's rows * group, which are ordered by position, then head. */
+/* A block: for each of its KV heads the rows first .. first + m - 1 of a sequence's rows * group, which are ordered by
+ * position, then head. In a lane's memory they follow each other, head after head. */
 typedef struct block {
-  uint32_t seq, kv_head, first, m;
+  uint32_t seq, kv_head, n_heads, first, m;
   uint32_t begin, end; /* keys that any of its rows sees */
 } block;
+
+/* KV heads that one block of a sequence takes: several if there are few rows and tokens hold their heads side by side. */
+static uint32_t heads_of(const work *w, const moi_seq *s) {
+  const uint64_t rows = (uint64_t)s->n_rows * w->group;
+  if (!rows || rows > w->state->pick.few->m_max) return 1;
+  const uint32_t fit = moi_min_u32(MOI_ATTEND_HEADS, w->state->block_rows / (uint32_t)rows);
+  return moi_min_u32(w->heads_together, fit ? fit : 1);
+}
 
 static block block_at(const work *w, uint32_t index) {
   const moi_attention_desc *d = &w->plan->attention;
   const uint32_t *first = w->m.first_block;
   block b;
-  b.kv_head = index % d->n_kv_heads;
-  index /= d->n_kv_heads;
   uint32_t low = 0, high = w->run->attention.n_seqs;
   while (high - low > 1) {
     uint32_t middle = low + (high - low) / 2;
@@ -144,9 +154,12 @@ static block block_at(const work *w, uint32_t index) {
   }
   b.seq = low;
   const moi_seq *s = &w->m.seqs[b.seq];
+  const uint32_t together = heads_of(w, s), n_groups = (d->n_kv_heads + together - 1) / together;
   uint32_t from_last = first[low + 1] - 1 - index; /* the last rows see the most keys: they go first */
   uint32_t rows = s->n_rows * w->group;
-  b.first = from_last * w->state->block_rows;
+  b.kv_head = from_last % n_groups * together;
+  b.n_heads = moi_min_u32(together, d->n_kv_heads - b.kv_head);
+  b.first = from_last / n_groups * w->state->block_rows;
   b.m = moi_min_u32(w->state->block_rows, rows - b.first);
   b.begin = UINT32_MAX;
   b.end = 0;
@@ -168,62 +181,65 @@ static void prepare(const work *w, const block *b, const moi_cpu_kernel *row, la
   const moi_attention_args *a = &w->run->attention;
   const moi_seq *s = &w->m.seqs[b->seq];
   uint32_t pad = MOI_ATTEND_PAD(d->head_dim);
-  double scale = (double)d->scale * moi_head_scale(w->run->cache.k_scale, b->kv_head) * (d->softcap > 0 ? 1 : LOG2E);
-  for (uint32_t r = 0; r < b->m; r++) {
-    uint32_t i = (b->first + r) / w->group, head = b->kv_head * w->group + (b->first + r) % w->group;
+  for (uint32_t at = 0; at < b->n_heads * b->m; at++) {
+    uint32_t kv_head = b->kv_head + at / b->m, r = b->first + at % b->m;
+    uint32_t i = r / w->group, head = kv_head * w->group + r % w->group;
     const uint8_t *q = (const uint8_t *)moi_view(a->q) +
                        ((size_t)(s->row + i) * a->q_stride + (size_t)head * a->q_head_stride) * dense(d->input_type);
     if (row->form == MOI_FORM_BF16) {
-      uint16_t *to = (uint16_t *)l->q + (size_t)r * pad;
+      uint16_t *to = (uint16_t *)l->q + (size_t)at * pad;
       memcpy(to, q, d->head_dim * sizeof *to);
       memset(to + d->head_dim, 0, (pad - d->head_dim) * sizeof *to);
     } else {
-      float *to = (float *)l->q + (size_t)r * pad;
+      float *to = (float *)l->q + (size_t)at * pad;
       w->ew->load(d->input_type, q, to, d->head_dim);
       memset(to + d->head_dim, 0, (pad - d->head_dim) * sizeof *to);
     }
     int64_t p = (int64_t)s->position + i;
-    l->scale[r] = (float)(scale * moi_temperature(d, p));
-    l->spans[r] = moi_visible(d, s, p);
+    double scale = (double)d->scale * moi_head_scale(w->run->cache.k_scale, kv_head) * (d->softcap > 0 ? 1 : LOG2E);
+    l->scale[at] = (float)(scale * moi_temperature(d, p));
+    if (at < b->m) l->spans[at] = moi_visible(d, s, p); /* the same for every KV head */
   }
 }
 
 /* a cache has fewer bytes in a row than this */
 static const uint8_t absent[1024 * 4];
 
+/* Names the rows of keys from .. to - 1 in `out`; 0 if the cache lacks one of them. */
+static int rows_of(const moi_kv_head *h, uint32_t from, uint32_t to, const uint8_t **out) {
+  int all = 1;
+  for (uint32_t j = from; j < to; j++) {
+    const uint8_t *row = moi_kv_at(h, j);
+    *out++ = row ? row : absent;
+    all &= row != NULL;
+  }
+  return all;
+}
+
 /* The block's rows over keys from .. to - 1, which lie in one segment. */
 static void attend(const work *w, const block *b, const moi_cpu_kernel *row, lane *l, uint32_t from, uint32_t to,
                    const partial *out) {
   const moi_attention_desc *d = &w->plan->attention;
-  moi_kv_head keys = moi_kv_head_of(d, &w->run->cache, 0, b->seq, b->kv_head);
-  moi_kv_head values = moi_kv_head_of(d, &w->run->cache, 1, b->seq, b->kv_head);
+  const moi_kv_cache *c = &w->run->cache;
+  const size_t q_bytes = (size_t)b->m * MOI_ATTEND_PAD(d->head_dim) * (row->form == MOI_FORM_BF16 ? 2 : 4);
+  const size_t acc_floats = (size_t)b->m * MOI_ATTEND_PAD(d->v_head_dim);
   moi_attend a = {.m = b->m, .dk = d->head_dim, .dv = d->v_head_dim, .k_format = d->k_format, .v_format = d->v_format};
   a.v_in_k = (d->flags & MOI_ATTENTION_V_IN_K) != 0;
-  a.q = l->q;
-  a.scale = l->scale;
+  a.k_head_stride = c->k_head_stride;
+  a.v_head_stride = c->v_head_stride;
   a.softcap = d->softcap;
   a.begin = l->begin;
   a.end = l->end;
   a.k = l->k;
   a.v = a.v_in_k ? l->k : l->v;
-  a.max = out->max;
-  a.sum = out->sum;
-  a.acc = out->acc;
   a.scratch = l->scratch;
   a.fresh = 1;
   for (uint32_t base = from / MOI_ATTEND_TILE * MOI_ATTEND_TILE; base < to; base += CHUNK, a.fresh = 0) {
     uint32_t first = from > base ? from : base, last = to - base < CHUNK ? to : base + CHUNK;
+    uint32_t ahead = b->end - base < CHUNK + MOI_ATTEND_TILE ? b->end : base + CHUNK + MOI_ATTEND_TILE;
     a.key_begin = first - base;
     a.key_end = last - base;
-    uint32_t ahead = b->end - base < CHUNK + MOI_ATTEND_TILE ? b->end : base + CHUNK + MOI_ATTEND_TILE;
     a.ahead_end = ahead - base;
-    for (uint32_t j = first; j < ahead; j++) {
-      const uint8_t *k = moi_kv_at(&keys, j);
-      l->k[j - base] = k ? k : absent;
-      if (a.v_in_k) continue;
-      const uint8_t *v = moi_kv_at(&values, j);
-      l->v[j - base] = v ? v : absent;
-    }
     for (uint32_t r = 0; r < b->m; r++) {
       uint32_t begin = l->spans[r].begin > first ? l->spans[r].begin : first;
       uint32_t end = l->spans[r].end < last ? l->spans[r].end : last;
@@ -231,7 +247,20 @@ static void attend(const work *w, const block *b, const moi_cpu_kernel *row, lan
       l->begin[r] = begin - base;
       l->end[r] = end - base;
     }
-    ((moi_attend_fn)row->fn)(&a);
+    a.heads = b->n_heads;
+    for (uint32_t h = 0; h < b->n_heads; h += a.heads) {
+      moi_kv_head keys = moi_kv_head_of(d, c, 0, b->seq, b->kv_head + h);
+      moi_kv_head values = moi_kv_head_of(d, c, 1, b->seq, b->kv_head + h);
+      int all = rows_of(&keys, first, ahead, l->k + (first - base));
+      if (!a.v_in_k) all &= rows_of(&values, first, ahead, l->v + (first - base));
+      if (!all) a.heads = 1; /* what is absent has no next head */
+      a.q = (const uint8_t *)l->q + h * q_bytes;
+      a.scale = l->scale + (size_t)h * b->m;
+      a.max = out->max + (size_t)h * b->m;
+      a.sum = out->sum + (size_t)h * b->m;
+      a.acc = out->acc + h * acc_floats;
+      ((moi_attend_fn)row->fn)(&a);
+    }
   }
 }
 
@@ -258,10 +287,11 @@ static void finish(const work *w, const block *b, const partial *p) {
   const moi_attention_args *a = &w->run->attention;
   uint32_t pad = MOI_ATTEND_PAD(d->v_head_dim);
   const float *sinks = d->flags & MOI_ATTENTION_SINKS ? moi_view(a->sinks) : NULL;
-  float v_scale = moi_head_scale(w->run->cache.v_scale, b->kv_head), *lse = moi_view(a->lse);
-  for (uint32_t r = 0; r < b->m; r++) {
-    uint32_t row = w->m.seqs[b->seq].row + (b->first + r) / w->group;
-    uint32_t head = b->kv_head * w->group + (b->first + r) % w->group;
+  float *lse = moi_view(a->lse);
+  for (uint32_t r = 0; r < b->n_heads * b->m; r++) {
+    uint32_t kv_head = b->kv_head + r / b->m, in_group = b->first + r % b->m;
+    uint32_t row = w->m.seqs[b->seq].row + in_group / w->group, head = kv_head * w->group + in_group % w->group;
+    float v_scale = moi_head_scale(w->run->cache.v_scale, kv_head);
     float most = p->max[r], sum = p->sum[r], factor = 1;
     if (sinks && sinks[head] != -INFINITY) {
       float sink = sinks[head] * LOG2E, before = most;
@@ -299,14 +329,14 @@ static void whole_block(const work *w, const block *b, lane *l) {
   const uint32_t dv = w->plan->attention.v_head_dim;
   const moi_cpu_kernel *row = moi_pick_for(&w->state->pick, b->m);
   if (b->begin == b->end) {
-    nothing(b->m, dv, &l->chain);
+    nothing(b->n_heads * b->m, dv, &l->chain);
   } else {
     prepare(w, b, row, l);
     uint32_t first = b->begin / w->state->segment, last = (b->end - 1) / w->state->segment;
     for (uint32_t i = first; i <= last; i++) {
       moi_span s = segment_of(w, b, i);
       attend(w, b, row, l, s.begin, s.end, i == first ? &l->chain : &l->now);
-      if (i != first) merge(b->m, dv, &l->chain, &l->now);
+      if (i != first) merge(b->n_heads * b->m, dv, &l->chain, &l->now);
     }
   }
   finish(w, b, &l->chain);
@@ -318,7 +348,8 @@ static void part_of_block(const work *w, const block *b, lane *l, split *p, uint
   prepare(w, b, row, l);
   attend(w, b, row, l, s.begin, s.end, &p->parts[segment - p->first_segment]);
   if (atomic_fetch_sub_explicit(&p->left, 1, memory_order_acq_rel) != 1) return;
-  for (uint32_t i = 1; i < p->n_segments; i++) merge(b->m, w->plan->attention.v_head_dim, &p->parts[0], &p->parts[i]);
+  const uint32_t rows = b->n_heads * b->m, dv = w->plan->attention.v_head_dim;
+  for (uint32_t i = 1; i < p->n_segments; i++) merge(rows, dv, &p->parts[0], &p->parts[i]);
   finish(w, b, &p->parts[0]);
 }
 
@@ -339,13 +370,13 @@ static void plan_items(work *w, uint32_t n_blocks) {
   uint64_t total = 0;
   for (uint32_t i = 0; i < n_blocks; i++) {
     block b = block_at(w, i);
-    total += (uint64_t)b.m * (b.end - b.begin);
+    total += (uint64_t)b.n_heads * b.m * (b.end - b.begin);
   }
   for (uint32_t i = 0; i < n_blocks; i++) {
     block b = block_at(w, i);
     uint32_t first = b.begin / w->state->segment;
     uint32_t segments = b.begin == b.end ? 0 : (b.end - 1) / w->state->segment - first + 1;
-    if (segments < 2 || n_splits == workers || (uint64_t)b.m * (b.end - b.begin) * 2 * workers <= total) {
+    if (segments < 2 || n_splits == workers || (uint64_t)b.n_heads * b.m * (b.end - b.begin) * 2 * workers <= total) {
       w->m.items[w->n_items++] = (item){i, -1, 0};
       continue;
     }
@@ -385,16 +416,27 @@ void moi_cpu_attention(const moi_plan *plan, const moi_run *run, moi_carve *c) {
     for (uint32_t h = 0; lse && h < d->n_heads; h++) lse[(size_t)row * d->n_heads + h] = -INFINITY;
   }
 
+  /* as many KV heads together as leave four pieces of work for each worker, split blocks counted by their segments */
+  uint64_t pieces = 0;
+  for (uint32_t s = 0; s < a->n_seqs; s++)
+    if (w.m.seqs[s].n_rows)
+      pieces += (w.m.seqs[s].kv_len - w.m.seqs[s].kv_begin) / w.state->segment + 1;
+  pieces = pieces * d->n_kv_heads / (4 * (uint64_t)plan->context->desc.n_workers);
+  w.heads_together = pieces > d->n_kv_heads ? d->n_kv_heads : pieces ? (uint32_t)pieces : 1;
+  if (d->head_dim % 16 || d->v_head_dim % 16 || run->cache.k_head_stride >= run->cache.k_token_stride)
+    w.heads_together = 1;
+
   uint32_t n_blocks = 0;
   uint64_t work_of_all = 0;
   for (uint32_t s = 0; s < a->n_seqs; s++) {
     const moi_seq *seq = &w.m.seqs[s];
     work_of_all += (uint64_t)seq->n_rows * (seq->kv_len - seq->kv_begin) * d->n_heads;
+    const uint32_t together = heads_of(&w, seq);
     w.m.first_block[s] = n_blocks;
-    n_blocks += (uint32_t)(((uint64_t)w.m.seqs[s].n_rows * w.group + w.state->block_rows - 1) / w.state->block_rows);
+    n_blocks += (uint32_t)(((uint64_t)seq->n_rows * w.group + w.state->block_rows - 1) / w.state->block_rows) *
+                ((d->n_kv_heads + together - 1) / together);
   }
   w.m.first_block[a->n_seqs] = n_blocks;
-  n_blocks *= d->n_kv_heads;
   if (!n_blocks) return;
   work_of_all = work_of_all > UINT32_MAX ? UINT32_MAX : work_of_all;
   work_of_all *= d->head_dim + d->v_head_dim;

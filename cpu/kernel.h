@@ -78,7 +78,8 @@ typedef void (*moi_gemm_fn)(const moi_gemm_tile *tile);
 enum {
   MOI_ATTEND_TILE = 64,     /* keys */
   MOI_ATTEND_SEGMENT = 512, /* keys, at least */
-  MOI_ATTEND_ROWS = 144     /* query rows of a call, at most */
+  MOI_ATTEND_ROWS = 144,    /* query rows of a call, at most */
+  MOI_ATTEND_HEADS = 16     /* KV heads of a call, at most */
 };
 
 /* head_dim as prepared: floats, or bf16 in form BF16; zeros behind the last element */
@@ -86,6 +87,9 @@ enum {
 
 typedef struct moi_attend {
   uint32_t m, dk, dv;
+  uint32_t heads; /* KV heads: q, scale, max, sum and acc are [heads][m]. More than 1 for rows with an m_max alone, and if
+                     dk and dv are multiples of 16 */
+  size_t k_head_stride, v_head_stride; /* bytes from k[j], v[j] to the next head's */
   moi_format k_format, v_format;
   int v_in_k;             /* v[j] is the first dv elements of k[j] */
   const void *q;          /* [m][MOI_ATTEND_PAD(dk)] in the row's form */

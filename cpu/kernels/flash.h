@@ -122,6 +122,10 @@ static void load_rows(moi_format format, const uint8_t *const *src, uint32_t beg
 typedef struct part {
   uint32_t key0, first, last, row_begin, row_end;
   int ragged; /* some of these rows do not see all of these keys */
+  /* key j < middle fetches the row k[j + ahead] + offset meanwhile, others k[j + then] + then_offset */
+  uint32_t middle, ahead;
+  int32_t then;
+  size_t offset, then_offset;
 } part;
 
 static void transpose_keys(const tile *t, uint32_t dk, uint32_t begin, uint32_t end) {
@@ -146,7 +150,7 @@ static inline vec soft(vec x, float c) {
 }
 
 static part part_of(const moi_attend *a, uint32_t key0) {
-  part p = {key0, 0, 0, a->m, 0, 0};
+  part p = {.key0 = key0, .row_begin = a->m};
   const uint32_t key1 = key0 + TILE;
   p.first = (a->key_begin > key0 ? a->key_begin : key0) - key0;
   p.last = least(a->key_end, key1) - key0;
@@ -337,14 +341,18 @@ void ATTEND(const moi_attend *a) {
 #ifdef ATTEND_DOT
 /* ---- few rows: keys and values go from memory through registers, each decoded once for up to 8 rows */
 
-/* Rows 2 KB ahead go into the first-level cache meanwhile: memory and arithmetic are to be busy at the same time, and a
+/* Rows about 2 KB ahead go into the first-level cache meanwhile: memory and arithmetic are to be busy at the same time, and a
  * head's rows lie apart, which hardware does not foresee. Farther ahead, or into the second level first, was slower: every
  * line then occupies a fill buffer twice. */
-static inline uint32_t rows_ahead(uint32_t bytes) { return bytes < 64 ? 32 : bytes > 512 ? 4 : 2048 / bytes; }
+static inline uint32_t rows_ahead(uint32_t bytes) {
+  return bytes > 256 ? 4 : bytes > 128 ? 8 : bytes > 64 ? 16 : 32; /* of 4, as are the groups of keys below */
+}
 
-static inline void fetch_row(const moi_attend *a, const uint8_t *const *rows, uint32_t j, uint32_t bytes) {
+static inline void fetch_row(const moi_attend *a, const part *p, const uint8_t *const *rows, uint32_t j, uint32_t bytes) {
+  const int near = j < p->middle;
+  j += p->key0 + (near ? p->ahead : (uint32_t)p->then);
   if (j >= a->ahead_end) return;
-  const char *row = (const char *)rows[j];
+  const char *row = (const char *)rows[j] + (near ? p->offset : p->then_offset);
   for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 3);
 }
 
@@ -397,14 +405,14 @@ static inline __attribute__((always_inline)) void dot_rows(moi_format format, co
   const uint32_t ldq = units(a->dk);
   const float *q = (const float *)a->q + (size_t)row * ldq;
   float *out = t->logits + (size_t)row * TILE;
-  const uint32_t bytes = row_bytes(format, a->dk), ahead = p->key0 + rows_ahead(bytes);
+  const uint32_t bytes = row_bytes(format, a->dk);
   for (uint32_t j = p->first / nk * nk; j < p->last; j += nk) {
     const uint8_t *k[4];
 #pragma GCC unroll 4
     for (uint32_t i = 0; i < nk; i++) {
       const uint32_t at = j + i < p->first ? p->first : j + i < p->last ? j + i : p->last - 1;
-      k[i] = a->k[p->key0 + at];
-      if (row == p->row_begin) fetch_row(a, a->k, ahead + j + i, bytes);
+      k[i] = a->k[p->key0 + at] + p->offset;
+      if (row == p->row_begin) fetch_row(a, p, a->k, j + i, bytes);
     }
     dots(format, mr, nk, q, ldq, k, a->dk, out + j);
   }
@@ -428,7 +436,7 @@ static inline __attribute__((always_inline)) void logits_few(moi_format format, 
 static inline __attribute__((always_inline)) void weigh(moi_format format, const uint32_t mr, const uint32_t nv,
                                                         const moi_attend *a, const tile *t, const part *p, uint32_t row,
                                                         uint32_t column, const int fetch) {
-  const uint32_t ldc = MOI_ATTEND_PAD(a->dv), bytes = row_bytes(format, a->dv), ahead = p->key0 + rows_ahead(bytes);
+  const uint32_t ldc = MOI_ATTEND_PAD(a->dv), bytes = row_bytes(format, a->dv);
   float *acc = a->acc + (size_t)row * ldc + column;
   const float *weights = t->logits + (size_t)row * TILE;
   vec sum[8][4];
@@ -438,8 +446,8 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, const
     for (uint32_t v = 0; v < nv; v++)
       sum[r][v] = vec_mul(vec_load(acc + r * (size_t)ldc + v * VEC), vec_splat(t->factor[row + r]));
   for (uint32_t j = p->first; j < p->last; j++) {
-    const uint8_t *v_row = a->v[p->key0 + j];
-    if (fetch) fetch_row(a, a->v, ahead + j, bytes);
+    const uint8_t *v_row = a->v[p->key0 + j] + p->offset;
+    if (fetch) fetch_row(a, p, a->v, j, bytes);
     vec y[4];
 #pragma GCC unroll 4
     for (uint32_t v = 0; v < nv; v++) y[v] = load_vec(format, v_row, column + v * VEC);
@@ -493,6 +501,29 @@ static inline __attribute__((always_inline)) void values_few(moi_format format, 
   }
 EACH_FORMAT(FEW)
 
+typedef void (*pass)(const moi_attend *, const tile *, const part *);
+
+/* A pass over the part's keys for all heads. Where heads lie side by side in each token, it goes through a few tokens at a
+ * time, head after head: near the order of memory, which is the one in which memory is quick. */
+static void walk(const moi_attend *a, const part *p, uint32_t bytes, size_t head_stride, const moi_attend *head, tile *t,
+                 pass one) {
+  const uint32_t ahead = rows_ahead(bytes), step = a->heads > 1 ? 2 * ahead : TILE;
+  for (uint32_t at = p->first / step * step; at < p->last; at += step)
+    for (uint32_t h = 0; h < a->heads; h++) {
+      part some = *p;
+      some.first = at > p->first ? at : p->first;
+      some.last = least(at + step, p->last);
+      some.ahead = ahead;
+      some.middle = a->heads > 1 ? at + ahead : TILE;
+      some.offset = h * head_stride;
+      const int last = h + 1 == a->heads;
+      some.then = last ? (int32_t)ahead : -(int32_t)ahead;
+      some.then_offset = last ? 0 : some.offset + head_stride;
+      one(&head[h], &t[h], &some);
+      for (uint32_t r = p->row_begin; r < p->row_end; r++) t[h].factor[r] = 1; /* it has been applied */
+    }
+}
+
 void ATTEND_DOT(const moi_attend *a);
 void ATTEND_DOT(const moi_attend *a) {
   if (a->dk % VEC || a->dv % VEC) { /* rows that end inside a vector */
@@ -505,24 +536,41 @@ void ATTEND_DOT(const moi_attend *a) {
   if (a->k_format == MOI_FORMAT_##NAME) logits = logits_few_##NAME;                                                    \
   if (a->v_format == MOI_FORMAT_##NAME) values = values_few_##NAME;
   EACH_FORMAT(PICK)
-  const tile t = carve(a);
-  begin_rows(a);
+  const tile all = carve(a);
+  moi_attend head[MOI_ATTEND_HEADS];
+  tile t[MOI_ATTEND_HEADS];
+  for (uint32_t h = 0; h < a->heads; h++) {
+    const uint32_t row = h * a->m;
+    head[h] = *a;
+    head[h].q = (const float *)a->q + (size_t)row * units(a->dk);
+    head[h].scale += row;
+    head[h].max += row;
+    head[h].sum += row;
+    head[h].acc += (size_t)row * MOI_ATTEND_PAD(a->dv);
+    t[h] = all;
+    t[h].logits += (size_t)row * TILE;
+    t[h].factor += row;
+    begin_rows(&head[h]);
+  }
   for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += TILE) {
     const part p = part_of(a, key0);
     if (p.row_begin == p.row_end) continue;
-    logits(a, &t, &p);
-    for (uint32_t r = p.row_begin; r < p.row_end; r++) soften(a, &t, &p, r);
-    if (p.ragged) { /* rows see other keys: each over its own, for a weight of 0 cannot hide a value that is not finite */
-      for (uint32_t r = p.row_begin; r < p.row_end; r++) {
-        part own = p;
-        own.first = a->begin[r] > key0 + p.first ? a->begin[r] - key0 : p.first;
-        own.last = a->end[r] < key0 + p.last ? a->end[r] - key0 : p.last;
-        own.row_begin = r;
-        own.row_end = r + 1;
-        if (a->begin[r] < a->end[r] && a->end[r] > key0 && own.first < own.last) values(a, &t, &own);
-      }
-    } else {
-      values(a, &t, &p);
+    walk(a, &p, row_bytes(a->k_format, a->dk), a->k_head_stride, head, t, logits);
+    for (uint32_t h = 0; h < a->heads; h++)
+      for (uint32_t r = p.row_begin; r < p.row_end; r++) soften(&head[h], &t[h], &p, r);
+    if (!p.ragged) {
+      walk(a, &p, row_bytes(a->v_format, a->dv), a->v_head_stride, head, t, values);
+      continue;
+    }
+    /* rows see other keys: each over its own, for a weight of 0 cannot hide a value that is not finite */
+    for (uint32_t r = p.row_begin; r < p.row_end; r++) {
+      part own = p;
+      own.first = a->begin[r] > key0 + p.first ? a->begin[r] - key0 : p.first;
+      own.last = a->end[r] < key0 + p.last ? a->end[r] - key0 : p.last;
+      own.row_begin = r;
+      own.row_end = r + 1;
+      if (a->begin[r] < a->end[r] && a->end[r] > key0 && own.first < own.last)
+        walk(a, &own, row_bytes(a->v_format, a->dv), a->v_head_stride, head, t, values);
     }
   }
 }
