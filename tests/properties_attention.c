@@ -394,6 +394,39 @@ static void test_layouts(void **state) {
     }
 }
 
+/* Long decodes, whose KV heads may be taken together where a token has them side by side: the bits are those of heads that
+ * lie apart, with all keys in the cache and with pages that are not there. */
+static void test_heads_side_by_side(void **state) {
+  (void)state;
+  static const shape wide[] = {{192, 128, 6, 6, 0}, {64, 64, 16, 4, 0}, {128, 128, 10, 5, 0},
+                               {80, 96, 16, 16, 0},  {40, 40, 4, 4, 0}};
+  moi_context *alone = open_cpu(1);
+  for (uint32_t i = 0; i < sizeof wide / sizeof *wide; i++)
+    for (uint32_t n = 0; n < N_TYPES; n++) {
+      if (!fits(&wide[i], &all_types[n])) continue;
+      world a, b;
+      long_world(&a, &all_types[n], 1, 1400);
+      moi_attention_desc *d = &a.desc;
+      d->n_heads = wide[i].heads, d->n_kv_heads = wide[i].kv_heads, d->head_dim = wide[i].dk, d->v_head_dim = wide[i].dv;
+      if ((i + n) % 3 == 1) d->window = 700;
+      if ((i + n) % 4 == 1) a.has_begin = 1, a.begin[0] = 37;
+      a.layout.page_size = n % 2 ? 16 : 0;
+      b = a;
+      b.layout.heads_first = 1;
+      EVERY_KERNEL(k) {
+        if (kernels[k] && !strstr(kernels[k], "dot")) continue; /* the rest takes one head at a time */
+        engine x, y;
+        engine_make(&x, &a);
+        engine_make(&y, &b);
+        if (a.layout.page_size) x.table[3] = y.table[3] = -1;
+        if (engine_run(&x, alone, kernels[k], 0) && engine_run(&y, alone, kernels[k], 0)) same("heads side by side", &x, &y);
+        engine_free(&x);
+        engine_free(&y);
+      }
+    }
+  moi_context_destroy(alone);
+}
+
 /* q and output with room between rows and heads; 16-bit outputs are the rounded 32-bit ones. */
 static void test_strides_and_output_types(void **state) {
   (void)state;
@@ -772,7 +805,7 @@ int main(void) {
       cmocka_unit_test(test_scaled_values),
       cmocka_unit_test(test_a_large_sink),
       cmocka_unit_test(test_grouped_heads_are_repeated_heads),
-      cmocka_unit_test(test_layouts),
+      cmocka_unit_test(test_layouts), cmocka_unit_test(test_heads_side_by_side),
       cmocka_unit_test(test_strides_and_output_types),
       cmocka_unit_test(test_scaled_caches),
       cmocka_unit_test(test_absorbed_is_plain),
