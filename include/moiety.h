@@ -232,7 +232,7 @@ typedef struct moi_context_desc {
                          parallel_for, how many bodies may run at once (must be > 0); at most 1024 */
   uint32_t reserved;
   moi_parallel_for_fn parallel_for; /* CPU: the engine's threads; NULL: the default pool (pthreadpool, loaded at run
-                                       time; if it is missing: one worker and a warning) */
+                                       time; if it is missing: one worker and a warning; on Windows its own pool) */
   void *parallel_for_user;
   moi_allocate_fn allocate; /* NULL: malloc and free */
   moi_free_fn free;
