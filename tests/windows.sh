@@ -77,7 +77,7 @@ embed() {
   done
 }
 
-packages=(gcc g++ g++-mingw-w64-x86-64-posix wine64 cmake ninja-build pkg-config)
+packages=(gcc g++ g++-mingw-w64-x86-64-posix wine64 cmake ninja-build pkg-config xz-utils)
 [ $install = 0 ] || step packages "$root/.ci/packages" "${packages[@]}" || finish
 wine=/usr/lib/wine/wine64
 [ -x "$wine" ] || wine=$(command -v wine64 || command -v wine)

@@ -53,10 +53,11 @@ apt-get update -q
 (cd "$apt/source" && apt-get source -q --download-only --tar-only "${packages[@]}")
 
 build() { # PACKAGE CMAKE_ARGS...
-  local name=$1 folder=$apt/$1
+  local name=$1 folder=$apt/$1 archive
   shift
   mkdir -p "$folder/source"
-  tar -xf "$apt/source/$name"_*.orig.tar.?z* -C "$folder/source" --strip-components=1
+  archive=$(find "$apt/source" -name "${name}_*.orig.tar.*" ! -name '*.asc')
+  tar -xf "$archive" -C "$folder/source" --strip-components=1
   cmake -S "$folder/source" -B "$folder/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX="$root" \
     -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_TOOLCHAIN_FILE="$here/../cmake/x86_64-w64-mingw32.cmake" \
     -DMOI_WINDOWS_ROOT="$root" "$@"
