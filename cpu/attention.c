@@ -1,7 +1,7 @@
 /* Attention: query rows that share a KV head are packed into blocks, keys are gone through in segments; kernels do the
- * arithmetic (cpu/kernel.h), this file says which rows see which keys, where they lie, and puts segments together. A block
- * of few rows (decode) takes several KV heads where a cache has a token's heads side by side: memory is read fastest in its
- * order.
+ * arithmetic (cpu/kernel.h), this file says which rows see which keys, where they lie, and puts segments together. A
+ * block of few rows (decode) takes several KV heads where a cache has a token's heads side by side: memory is read
+ * fastest in its order.
  *
  * A row's result is a chain: the segments' results, each computed from nothing, merged in ascending order. Whether one
  * worker computes the chain or several share a block's segments, the arithmetic is the same, and so are the bits. */
@@ -134,7 +134,8 @@ typedef struct block {
   uint32_t begin, end; /* keys that any of its rows sees */
 } block;
 
-/* KV heads that one block of a sequence takes: several if there are few rows and tokens hold their heads side by side. */
+/* KV heads that one block of a sequence takes: several if there are few rows and tokens hold their heads side by
+ * side. */
 static uint32_t heads_of(const work *w, const moi_seq *s) {
   const uint64_t rows = (uint64_t)s->n_rows * w->group;
   if (!rows || rows > w->state->pick.few->m_max) return 1;

@@ -6,36 +6,7 @@
 #include "cpu/cpu.h"
 #include "cpu/kv.h"
 
-#if defined(_WIN32)
-#define WIN32_LEAN_AND_MEAN
-#include <windows.h>
-#else
-#include <unistd.h>
-#endif
-
 /* ---- devices */
-
-#if defined(_WIN32)
-static void memory_of(moi_device_info *info) {
-  MEMORYSTATUSEX status = {.dwLength = sizeof status};
-  if (GlobalMemoryStatusEx(&status)) info->memory = status.ullTotalPhys;
-  SYSTEM_LOGICAL_PROCESSOR_INFORMATION list[512];
-  DWORD size = sizeof list;
-  if (!GetLogicalProcessorInformation(list, &size)) return;
-  for (DWORD i = 0; i < size / sizeof *list; i++)
-    if (list[i].Relationship == RelationCache && list[i].Cache.Level == 3 && list[i].Cache.Size > info->cache)
-      info->cache = list[i].Cache.Size;
-}
-#else
-static void memory_of(moi_device_info *info) {
-  long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-  if (pages > 0 && page > 0) info->memory = (uint64_t)pages * (uint64_t)page;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  if (cache > 0) info->cache = (uint64_t)cache;
-#endif
-}
-#endif
 
 static moi_status device_count(uint32_t *count) {
   *count = 1;
@@ -52,7 +23,7 @@ static moi_status device_get(uint32_t index, moi_device_info *info) {
   for (uint32_t bit = 1; bit && bit <= isa; bit <<= 1)
     if (isa & bit)
       at += (size_t)snprintf(info->features + at, sizeof info->features - at, "%s%s", at ? " " : "", moi_isa_name(bit));
-  memory_of(info);
+  moi_cpu_memory(info);
   info->n_workers = moi_cpu_cores();
   return MOI_OK;
 }

@@ -87,8 +87,8 @@ enum {
 
 typedef struct moi_attend {
   uint32_t m, dk, dv;
-  uint32_t heads; /* KV heads: q, scale, max, sum and acc are [heads][m]. More than 1 for rows with an m_max alone, and if
-                     dk and dv are multiples of 16 */
+  uint32_t heads; /* KV heads: q, scale, max, sum and acc are [heads][m]. More than 1 for rows with an m_max alone, and
+                     if dk and dv are multiples of 16 */
   size_t k_head_stride, v_head_stride; /* bytes from k[j], v[j] to the next head's */
   moi_format k_format, v_format;
   int v_in_k;             /* v[j] is the first dv elements of k[j] */

@@ -1,6 +1,3 @@
-#if !defined(_WIN32) && !defined(_GNU_SOURCE)
-#define _GNU_SOURCE /* sched_getaffinity */
-#endif
 #include "cpu/pool.h"
 
 #include <stdatomic.h>
@@ -11,31 +8,11 @@
 #include <windows.h>
 #else
 #include <dlfcn.h>
-#include <sched.h>
-#include <unistd.h>
 #endif
 
 #include "cpu/cpu.h"
 
 #define MAX_WORKERS 1024
-
-uint32_t moi_cpu_cores(void) {
-#if defined(_WIN32)
-  DWORD_PTR ours = 0, all;
-  uint32_t n = 0;
-  if (GetActiveProcessorGroupCount() == 1 && GetProcessAffinityMask(GetCurrentProcess(), &ours, &all))
-    for (; ours; ours &= ours - 1) n++;
-  if (!n) n = GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
-  return n ? n : 1;
-#else
-#if defined(__linux__)
-  cpu_set_t set;
-  if (!sched_getaffinity(0, sizeof set, &set)) return (uint32_t)CPU_COUNT(&set);
-#endif
-  long n = sysconf(_SC_NPROCESSORS_ONLN);
-  return n > 0 ? (uint32_t)n : 1;
-#endif
-}
 
 /* One call of moi_pool_run. */
 typedef struct stage {
@@ -55,8 +32,8 @@ static void lane_body(void *arg, uint32_t lane) {
   atomic_fetch_add_explicit(&s->done, 1, memory_order_release);
 }
 
-/* The system's threads. start: for n_workers with the caller's; NULL, or why not. run: lane_body(s, lane) on some of the
- * lanes < n, each on a thread of its own; returns when all of them have. */
+/* The system's threads. start: for n_workers with the caller's; NULL, or why not. run: lane_body(s, lane) on some of
+ * the lanes < n, each on a thread of its own; returns when all of them have. */
 #if defined(_WIN32)
 /* Windows' own thread pool: threads of ours alone, as many as workers. */
 struct moi_pool {

@@ -1,4 +1,4 @@
-/* The threads of a CPU context: the engine's parallel_for, or pthreadpool. */
+/* The threads of a CPU context: the engine's parallel_for, or the default pool. */
 #ifndef MOI_CPU_POOL_H
 #define MOI_CPU_POOL_H
 
@@ -9,9 +9,6 @@ typedef struct moi_pool moi_pool;
 /* Sets context->desc.n_workers and, without the engine's parallel_for, starts the default pool. */
 moi_status moi_pool_open(const char *function, moi_context *context, moi_pool **out);
 void moi_pool_close(moi_context *context, moi_pool *pool);
-
-/* Cores this process may use. */
-uint32_t moi_cpu_cores(void);
 
 /* Runs task(arg, lane, i) for every i < n_tasks on up to n_workers lanes, which take the next i from a counter: `lane`
  * (< n_workers) names scratch that no other task uses at the same time. Returns when all are done. */

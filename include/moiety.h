@@ -710,7 +710,8 @@ typedef struct moi_attention_args {
   moi_buffer q_offsets;   /* [n_seqs + 1] i32 */
   moi_buffer kv_lens;     /* [n_seqs] i32; < 0 counts as 0 */
   moi_buffer q_start;     /* optional: [n_seqs] i32; absent: kv_len minus the sequence's rows. A causal row at a
-                             position < 0 sees nothing; without a mask it sees all */
+                             position < 0 sees nothing; without a mask it sees what window and
+                             chunk leave it */
   moi_buffer kv_begin;    /* optional: [n_seqs] i32; absent: 0. For parts of a split, and prefixes that were evicted */
   const moi_kv_cache *cache;
 } moi_attention_args;
@@ -722,8 +723,8 @@ MOI_API moi_status moi_attention_run(const moi_plan *plan, const moi_attention_a
 
 /* Writes new keys and values into the cache: the row i of sequence s to the place of key q_start[s] + i. The plan is an
  * attention plan; no workspace. What is stored is x / scale rounded to the format: FP8 to nearest even, saturating at
- * +-448; Q8_0 as ggml does it (d = max|x| / 127, q = x * (1 / d) rounded half away from zero, d stored as f16). A position outside
- * 0..max_kv-1 is not written. Two rows of a call may not name the same place. */
+ * +-448; Q8_0 as ggml does it (d = max|x| / 127, q = x * (1 / d) rounded half away from zero, d stored as f16). A
+ * position outside 0..max_kv-1 is not written. Two rows of a call may not name the same place. */
 typedef struct moi_kv_append_args {
   size_t struct_size;
   const moi_chain *next;

@@ -284,11 +284,12 @@ static void logits_by_product(const moi_attend *a, const tile *t, const part *p)
   transpose_keys(t, a->dk, p->first, p->last);
   if (from % NR) { /* the end of a panel */
     const uint32_t to = least((from / NR + 1) * NR, end);
-    product(rows, to - from, q, n, t->keys + (size_t)(from / NR) * n * NR + from % NR, NR, 0, n, out + from, TILE, NULL);
+    const unit *keys = t->keys + (size_t)(from / NR) * n * NR + from % NR;
+    product(rows, to - from, q, n, keys, NR, 0, n, out + from, TILE, NULL);
     from = to;
   }
-  if (from < end)
-    product(rows, end - from, q, n, t->keys + (size_t)(from / NR) * n * NR, NR, (size_t)n * NR, n, out + from, TILE, NULL);
+  const unit *keys = t->keys + (size_t)(from / NR) * n * NR;
+  if (from < end) product(rows, end - from, q, n, keys, NR, (size_t)n * NR, n, out + from, TILE, NULL);
 }
 
 static void begin_rows(const moi_attend *a) {
@@ -341,14 +342,15 @@ void ATTEND(const moi_attend *a) {
 #ifdef ATTEND_DOT
 /* ---- few rows: keys and values go from memory through registers, each decoded once for up to 8 rows */
 
-/* Rows about 2 KB ahead go into the first-level cache meanwhile: memory and arithmetic are to be busy at the same time, and a
- * head's rows lie apart, which hardware does not foresee. Farther ahead, or into the second level first, was slower: every
- * line then occupies a fill buffer twice. */
+/* Rows about 2 KB ahead go into the first-level cache meanwhile: memory and arithmetic are to be busy at the same time,
+ * and a head's rows lie apart, which hardware does not foresee. Farther ahead, or into the second level first, was
+ * slower: every line then occupies a fill buffer twice. */
 static inline uint32_t rows_ahead(uint32_t bytes) {
   return bytes > 256 ? 4 : bytes > 128 ? 8 : bytes > 64 ? 16 : 32; /* of 4, as are the groups of keys below */
 }
 
-static inline void fetch_row(const moi_attend *a, const part *p, const uint8_t *const *rows, uint32_t j, uint32_t bytes) {
+static inline void fetch_row(const moi_attend *a, const part *p, const uint8_t *const *rows, uint32_t j,
+                             uint32_t bytes) {
   const int near = j < p->middle;
   j += p->key0 + (near ? p->ahead : (uint32_t)p->then);
   if (j >= a->ahead_end) return;
@@ -503,10 +505,10 @@ EACH_FORMAT(FEW)
 
 typedef void (*pass)(const moi_attend *, const tile *, const part *);
 
-/* A pass over the part's keys for all heads. Where heads lie side by side in each token, it goes through a few tokens at a
- * time, head after head: near the order of memory, which is the one in which memory is quick. */
-static void walk(const moi_attend *a, const part *p, uint32_t bytes, size_t head_stride, const moi_attend *head, tile *t,
-                 pass one) {
+/* A pass over the part's keys for all heads. Where heads lie side by side in each token, it goes through a few tokens
+ * at a time, head after head: near the order of memory, which is the one in which memory is quick. */
+static void walk(const moi_attend *a, const part *p, uint32_t bytes, size_t head_stride, const moi_attend *head,
+                 tile *t, pass one) {
   const uint32_t ahead = rows_ahead(bytes), step = a->heads > 1 ? 2 * ahead : TILE;
   for (uint32_t at = p->first / step * step; at < p->last; at += step)
     for (uint32_t h = 0; h < a->heads; h++) {

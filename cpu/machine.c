@@ -1,15 +1,22 @@
-/* What to call this CPU. */
+/* What the system says of this machine: the CPU's name, its cores, memory and cache. */
+#if !defined(_WIN32) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* sched_getaffinity */
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cpu/cpu.h"
 
-#if defined(__APPLE__)
-#include <sys/sysctl.h>
-#elif defined(_WIN32)
+#if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
+#else
+#include <sched.h>
+#include <unistd.h>
+#endif
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #if defined(__linux__)
@@ -110,4 +117,44 @@ static void find_name(char *name, size_t size) {
 void moi_cpu_name(char *name, size_t size) {
   snprintf(name, size, "CPU");
   find_name(name, size);
+}
+
+#if defined(_WIN32)
+void moi_cpu_memory(moi_device_info *info) {
+  MEMORYSTATUSEX status = {.dwLength = sizeof status};
+  if (GlobalMemoryStatusEx(&status)) info->memory = status.ullTotalPhys;
+  SYSTEM_LOGICAL_PROCESSOR_INFORMATION list[512];
+  DWORD size = sizeof list;
+  if (!GetLogicalProcessorInformation(list, &size)) return;
+  for (DWORD i = 0; i < size / sizeof *list; i++)
+    if (list[i].Relationship == RelationCache && list[i].Cache.Level == 3 && list[i].Cache.Size > info->cache)
+      info->cache = list[i].Cache.Size;
+}
+#else
+void moi_cpu_memory(moi_device_info *info) {
+  long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  if (pages > 0 && page > 0) info->memory = (uint64_t)pages * (uint64_t)page;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (cache > 0) info->cache = (uint64_t)cache;
+#endif
+}
+#endif
+
+uint32_t moi_cpu_cores(void) {
+#if defined(_WIN32)
+  DWORD_PTR ours = 0, all;
+  uint32_t n = 0;
+  if (GetActiveProcessorGroupCount() == 1 && GetProcessAffinityMask(GetCurrentProcess(), &ours, &all))
+    for (; ours; ours &= ours - 1) n++;
+  if (!n) n = GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
+  return n ? n : 1;
+#else
+#if defined(__linux__)
+  cpu_set_t set;
+  if (!sched_getaffinity(0, sizeof set, &set)) return (uint32_t)CPU_COUNT(&set);
+#endif
+  long n = sysconf(_SC_NPROCESSORS_ONLN);
+  return n > 0 ? (uint32_t)n : 1;
+#endif
 }
