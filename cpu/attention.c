@@ -424,7 +424,7 @@ void moi_cpu_attention(const moi_plan *plan, const moi_run *run, moi_carve *c) {
       pieces += (w.m.seqs[s].kv_len - w.m.seqs[s].kv_begin) / w.state->segment + 1;
   pieces = pieces * d->n_kv_heads / (4 * (uint64_t)plan->context->desc.n_workers);
   w.heads_together = pieces > d->n_kv_heads ? d->n_kv_heads : pieces ? (uint32_t)pieces : 1;
-  if (d->head_dim % 16 || d->v_head_dim % 16 || run->cache.k_head_stride >= run->cache.k_token_stride)
+  if (d->head_dim % 32 || d->v_head_dim % 32 || run->cache.k_head_stride >= run->cache.k_token_stride)
     w.heads_together = 1;
 
   uint32_t n_blocks = 0;

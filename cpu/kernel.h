@@ -79,7 +79,8 @@ enum {
   MOI_ATTEND_TILE = 64,     /* keys */
   MOI_ATTEND_SEGMENT = 512, /* keys, at least */
   MOI_ATTEND_ROWS = 144,    /* query rows of a call, at most */
-  MOI_ATTEND_HEADS = 16     /* KV heads of a call, at most */
+  MOI_ATTEND_HEADS = 16,    /* KV heads of a call, at most */
+  MOI_ATTEND_PANELS = 36    /* of a kernel for few rows, at most, 1 KB each: see cpu/kernels/flash_few.h */
 };
 
 /* head_dim as prepared: floats, or bf16 in form BF16; zeros behind the last element */
@@ -88,7 +89,7 @@ enum {
 typedef struct moi_attend {
   uint32_t m, dk, dv;
   uint32_t heads; /* KV heads: q, scale, max, sum and acc are [heads][m]. More than 1 for rows with an m_max alone, and
-                     if dk and dv are multiples of 16 */
+                     if dk and dv are multiples of 32 */
   size_t k_head_stride, v_head_stride; /* bytes from k[j], v[j] to the next head's */
   moi_format k_format, v_format;
   int v_in_k;             /* v[j] is the first dv elements of k[j] */
@@ -107,10 +108,14 @@ typedef struct moi_attend {
 } moi_attend;
 typedef void (*moi_attend_fn)(const moi_attend *a);
 
-/* Bytes of scratch: the rows of a tile as they are decoded, keys transposed, values, the logits, and [m] factors. */
+/* Bytes of scratch: the rows of a tile as they are decoded, keys transposed, values, the logits, and [m] factors; or, for
+ * few rows, panels with their queries, acc and logits. */
 static inline size_t moi_attend_scratch(uint32_t dk, uint32_t dv) {
-  return ((size_t)MOI_ATTEND_TILE * (2 * MOI_ATTEND_PAD(dk) + MOI_ATTEND_PAD(dv)) +
-          MOI_ATTEND_ROWS * (2 * MOI_ATTEND_TILE + 1) + 64) * 4;
+  const size_t tiled = (size_t)MOI_ATTEND_TILE * (2 * MOI_ATTEND_PAD(dk) + MOI_ATTEND_PAD(dv)) +
+                       MOI_ATTEND_ROWS * (2 * MOI_ATTEND_TILE + 1) + 64;
+  const size_t few = (size_t)MOI_ATTEND_ROWS * (MOI_ATTEND_PAD(dk) + MOI_ATTEND_PAD(dv) + MOI_ATTEND_TILE) +
+                     MOI_ATTEND_PANELS * 256;
+  return (tiled > few ? tiled : few) * 4;
 }
 
 typedef struct moi_cpu_kernel {

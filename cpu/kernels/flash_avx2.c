@@ -15,7 +15,8 @@ typedef float unit;
 #define UNIT 1
 #define ATTEND moi_attend_avx2
 #define ATTEND_DOT moi_attend_dot_avx2
-#define DOT_ROWS 4
+#define PANEL 4
+#define SPREAD(format) ((format) == MOI_FORMAT_BF16)
 
 static inline vec vec_zero(void) { return _mm256_setzero_ps(); }
 static inline vec vec_load(const float *p) { return _mm256_loadu_ps(p); }
@@ -118,6 +119,18 @@ static inline __attribute__((always_inline)) vec load_vec(moi_format format, con
   }
 }
 
+static inline __attribute__((always_inline)) void load_pair(moi_format format, const uint8_t *row, uint32_t i,
+                                                            vec out[2]) {
+  if (format == MOI_FORMAT_BF16) { /* even and odd elements: one operation each */
+    const __m256i both = _mm256_loadu_si256((const __m256i *)(row + i * 2));
+    out[0] = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    out[1] = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000)));
+    return;
+  }
+  out[0] = load_vec(format, row, i);
+  out[1] = load_vec(format, row, i + VEC);
+}
+
 static inline void load_units(moi_format format, const uint8_t *row, unit *dst, uint32_t n) {
   const uint32_t padded = MOI_ATTEND_PAD(n), whole = n & ~7u;
   uint32_t i = 0;
@@ -152,6 +165,7 @@ static inline void load_units(moi_format format, const uint8_t *row, unit *dst, 
 }
 
 #include "cpu/kernels/flash.h"
+#include "cpu/kernels/flash_few.h"
 
 #endif
 typedef int moi_flash_avx2_unit; /* never an empty translation unit */

@@ -10,7 +10,8 @@ typedef __m512 operand;
 #define UNIT 1
 #define ATTEND moi_attend_avx512
 #define ATTEND_DOT moi_attend_dot_avx512
-#define DOT_ROWS 8
+#define PANEL 8
+#define SPREAD(format) ((format) == MOI_FORMAT_BF16)
 
 static inline operand operand_load(const unit *p) { return _mm512_loadu_ps(p); }
 static inline operand operand_splat(const unit *p) { return _mm512_set1_ps(*p); }
@@ -24,7 +25,6 @@ static inline __m512 bf16_floats(__m256i h) {
 static inline __attribute__((always_inline)) vec load_vec(moi_format format, const uint8_t *row, uint32_t i) {
   switch (format) {
     case MOI_FORMAT_F32: return _mm512_loadu_ps((const float *)(const void *)row + i);
-    case MOI_FORMAT_BF16: return bf16_floats(_mm256_loadu_si256((const __m256i *)(row + i * 2)));
     case MOI_FORMAT_F16: return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(row + i * 2)));
     case MOI_FORMAT_FP8: return e4m3_floats(_mm_loadu_si128((const __m128i *)(row + i)));
     default: { /* Q8_0 */
@@ -33,6 +33,18 @@ static inline __attribute__((always_inline)) vec load_vec(moi_format format, con
       return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_set1_epi16((short)moi_load_u16(b))), _mm512_cvtepi32_ps(q));
     }
   }
+}
+
+static inline __attribute__((always_inline)) void load_pair(moi_format format, const uint8_t *row, uint32_t i,
+                                                            vec out[2]) {
+  if (format == MOI_FORMAT_BF16) { /* even and odd elements: one operation each */
+    const __m512i both = _mm512_loadu_si512(row + i * 2);
+    out[0] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    out[1] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+    return;
+  }
+  out[0] = load_vec(format, row, i);
+  out[1] = load_vec(format, row, i + VEC);
 }
 
 /* The last vector of a row that is no multiple of 16, and the zeros behind it. */
@@ -76,6 +88,7 @@ static inline __attribute__((always_inline)) void load_units(moi_format format, 
 }
 
 #include "cpu/kernels/flash.h"
+#include "cpu/kernels/flash_few.h"
 
 #endif
 typedef int moi_flash_avx512_unit; /* never an empty translation unit */

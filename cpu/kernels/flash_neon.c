@@ -15,7 +15,8 @@ typedef float unit;
 #define UNIT 1
 #define ATTEND moi_attend_neon
 #define ATTEND_DOT moi_attend_dot_neon
-#define DOT_ROWS 8
+#define PANEL 8
+#define SPREAD(format) 0
 
 static inline vec vec_zero(void) { return vdupq_n_f32(0); }
 static inline vec vec_load(const float *p) { return vld1q_f32(p); }
@@ -96,6 +97,12 @@ static inline __attribute__((always_inline)) vec load_vec(moi_format format, con
   }
 }
 
+static inline __attribute__((always_inline)) void load_pair(moi_format format, const uint8_t *row, uint32_t i,
+                                                            vec out[2]) {
+  out[0] = load_vec(format, row, i);
+  out[1] = load_vec(format, row, i + VEC);
+}
+
 static inline void load_units(moi_format format, const uint8_t *row, unit *dst, uint32_t n) {
   const uint32_t padded = MOI_ATTEND_PAD(n), whole = n & ~3u;
   uint32_t i = 0;
@@ -116,6 +123,7 @@ static inline void load_units(moi_format format, const uint8_t *row, unit *dst, 
 }
 
 #include "cpu/kernels/flash.h"
+#include "cpu/kernels/flash_few.h"
 
 #endif
 typedef int moi_flash_neon_unit; /* never an empty translation unit */
