@@ -16,6 +16,7 @@ typedef float unit;
 #define ATTEND moi_attend_avx2
 #define ATTEND_DOT moi_attend_dot_avx2
 #define PANEL 4
+#define IN_REGISTER(v) __asm__("" : "+x"(v))
 #define SPREAD(format) ((format) == MOI_FORMAT_BF16)
 
 static inline vec vec_zero(void) { return _mm256_setzero_ps(); }

@@ -6,6 +6,7 @@
  *   PANEL           rows of a panel, at most: PANEL * 2 accumulators, and what stands beside them, fit the registers
  *   vec_sum4(a, b, c, d, float *out)                  the sum over the lanes of each
  *   load_pair(format, const uint8_t *row, i, vec out[2])  2 * VEC decoded elements from i, a multiple of that, on
+ *   IN_REGISTER(v)  keeps the compiler from loading v again for each use
  *   SPREAD(format)  whether load_pair gives the elements with an even index first, then the odd ones
  *
  * What belongs to a panel's rows lies side by side, so that the loops address by constants. A row's bits do not depend on
@@ -41,13 +42,25 @@ typedef struct stretch {
   int fetch, rescale;
 } stretch;
 
-static inline void fetch_row(const moi_attend *a, const stretch *s, const uint8_t *const *rows, uint32_t j,
-                             uint32_t bytes) {
+/* For n keys from j on, which are on one side of s->middle. */
+static inline __attribute__((always_inline)) void fetch_rows(const moi_attend *a, const stretch *s,
+                                                             const uint8_t *const *rows, uint32_t j, const uint32_t n,
+                                                             uint32_t bytes) {
   const int near = j < s->middle;
   j += s->key0 + (near ? s->ahead : (uint32_t)s->then);
-  if (j >= a->ahead_end) return;
-  const char *row = (const char *)rows[j] + (near ? s->offset : s->next_offset);
-  for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 3);
+  if (j + n > a->ahead_end) return;
+  const size_t offset = near ? s->offset : s->next_offset;
+#pragma GCC unroll 4
+  for (uint32_t i = 0; i < n; i++) {
+    const char *row = (const char *)rows[j + i] + offset, *end = row + bytes;
+    for (; row + 256 <= end; row += 256) {
+      __builtin_prefetch(row, 0, 3);
+      __builtin_prefetch(row + 64, 0, 3);
+      __builtin_prefetch(row + 128, 0, 3);
+      __builtin_prefetch(row + 192, 0, 3);
+    }
+    for (; row < end; row += 64) __builtin_prefetch(row, 0, 3);
+  }
 }
 
 static inline uint32_t row_bytes(moi_format format, uint32_t n) {
@@ -64,8 +77,8 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
     for (uint32_t i = 0; i < nk; i++) {
       const uint32_t at = j + i < s->first ? s->first : j + i < s->last ? j + i : s->last - 1;
       k[i] = a->k[s->key0 + at] + s->offset;
-      if (s->fetch) fetch_row(a, s, a->k, j + i, bytes);
     }
+    if (s->fetch) fetch_rows(a, s, a->k, j, nk, bytes);
     const float *q = x->q;
     vec sum[4][PANEL];
 #pragma GCC unroll 4
@@ -80,7 +93,8 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
       for (uint32_t half = 0; half < 2; half++)
 #pragma GCC unroll 8
         for (uint32_t r = 0; r < rows; r++) {
-          const vec z = vec_load(q + (half * width + r) * VEC);
+          vec z = vec_load(q + (half * width + r) * VEC);
+          IN_REGISTER(z); /* one load for all keys */
 #pragma GCC unroll 4
           for (uint32_t i = 0; i < nk; i++) sum[i][r] = vec_fma(z, y[i][half], sum[i][r]);
         }
@@ -120,13 +134,14 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, const
   const float *weights = x->logits + s->first * width;
   for (uint32_t j = s->first; j < s->last; j++, weights += width) {
     const uint8_t *row = a->v[s->key0 + j] + s->offset;
-    if (fetch) fetch_row(a, s, a->v, j, bytes);
+    if (fetch) fetch_rows(a, s, a->v, j, 1, bytes);
     vec y[4];
 #pragma GCC unroll 2
     for (uint32_t i = 0; i < pairs; i++) load_pair(format, row, column + i * PAIR, y + 2 * i);
 #pragma GCC unroll 8
     for (uint32_t r = 0; r < rows; r++) {
-      const vec w = vec_splat(weights[r]);
+      vec w = vec_splat(weights[r]);
+      IN_REGISTER(w);
 #pragma GCC unroll 4
       for (uint32_t v = 0; v < 2 * pairs; v++) sum[r][v] = vec_fma(w, y[v], sum[r][v]);
     }
@@ -281,18 +296,22 @@ static __attribute__((noinline)) void soften_panel(const moi_attend *a, panel *x
   else soften_width(1, a, x, p, ragged);
 }
 
-/* Elements of a pair between memory's order and load_pair's. */
+/* A pair of vectors from memory's order to load_pair's, and back. */
 static inline void spread(int apart, const float *from, float *to) {
-  for (uint32_t i = 0; i < VEC; i++) {
-    to[i] = from[apart ? 2 * i : i];
-    to[VEC + i] = from[apart ? 2 * i + 1 : VEC + i];
-  }
+  if (!apart) memcpy(to, from, PAIR * sizeof *to);
+  else
+    for (uint32_t i = 0; i < VEC; i++) {
+      to[i] = from[2 * i];
+      to[VEC + i] = from[2 * i + 1];
+    }
 }
 static inline void gather(int apart, const float *from, float *to) {
-  for (uint32_t i = 0; i < VEC; i++) {
-    to[apart ? 2 * i : i] = from[i];
-    to[apart ? 2 * i + 1 : VEC + i] = from[VEC + i];
-  }
+  if (!apart) memcpy(to, from, PAIR * sizeof *to);
+  else
+    for (uint32_t i = 0; i < VEC; i++) {
+      to[2 * i] = from[i];
+      to[2 * i + 1] = from[VEC + i];
+    }
 }
 
 static void begin_panel(const moi_attend *a, uint32_t head, panel *x) {

@@ -16,6 +16,7 @@ typedef float unit;
 #define ATTEND moi_attend_neon
 #define ATTEND_DOT moi_attend_dot_neon
 #define PANEL 8
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
 #define SPREAD(format) 0
 
 static inline vec vec_zero(void) { return vdupq_n_f32(0); }
