@@ -24,35 +24,35 @@ typedef struct panel {
   float sum[PANEL * VEC]; /* [VEC][width]: of the keys of a class */
 } panel;
 
-/* Rows about 2 KB ahead go into the first-level cache meanwhile: memory and arithmetic are to be busy at the same time,
- * and a head's rows lie apart, which hardware does not foresee. Farther ahead, or into the second level first, was
- * slower: every line then occupies a fill buffer twice. */
-static inline uint32_t rows_ahead(uint32_t bytes) {
-  return bytes > 256 ? 4 : bytes > 128 ? 8 : bytes > 64 ? 16 : 32; /* of 4, as are the groups of keys below */
+static inline uint32_t row_bytes(moi_format format, uint32_t n) {
+  return format == MOI_FORMAT_F32 ? n * 4 : format == MOI_FORMAT_FP8 ? n : format == MOI_FORMAT_Q8_0 ? n / 32 * 34 : n * 2;
+}
+
+/* Keys that are gone through for one KV head before the next head's turn: about 4 KB, a multiple of 4. Meanwhile those
+ * of the next turn go into the first-level cache, evenly over the turn, for it holds few lines that are under way: memory
+ * and arithmetic are to be busy at the same time, and a head's rows lie apart, which hardware does not foresee. */
+static inline uint32_t turn(uint32_t bytes) {
+  return bytes > 512 ? 4 : bytes > 256 ? 8 : bytes > 128 ? 16 : bytes > 64 ? 32 : 64;
 }
 
 /* Keys first .. last - 1 of the tile, for one KV head. */
 typedef struct stretch {
   uint32_t key0, first, last;
-  size_t offset; /* of the head in a token's row */
-  /* key j < middle fetches the row of key j + ahead meanwhile, others that of key j + then, next_offset into it */
-  uint32_t middle, ahead;
-  int32_t then;
-  size_t next_offset;
+  uint32_t ahead;          /* key j fetches that of key j + ahead, */
+  size_t offset, to_fetch; /* bytes of the head in a token's row, and of the one to fetch */
   int fetch, rescale;
 } stretch;
 
-/* For n keys from j on, which are on one side of s->middle. */
+/* For n keys from j on: their bytes from .. to - 1. */
 static inline __attribute__((always_inline)) void fetch_rows(const moi_attend *a, const stretch *s,
                                                              const uint8_t *const *rows, uint32_t j, const uint32_t n,
-                                                             uint32_t bytes) {
-  const int near = j < s->middle;
-  j += s->key0 + (near ? s->ahead : (uint32_t)s->then);
+                                                             uint32_t from, uint32_t to) {
+  j += s->key0 + s->ahead;
   if (j + n > a->ahead_end) return;
-  const size_t offset = near ? s->offset : s->next_offset;
 #pragma GCC unroll 4
   for (uint32_t i = 0; i < n; i++) {
-    const char *row = (const char *)rows[j + i] + offset, *end = row + bytes;
+    const char *row = (const char *)rows[j + i] + s->to_fetch, *end = row + to;
+    row += from;
     for (; row + 256 <= end; row += 256) {
       __builtin_prefetch(row, 0, 3);
       __builtin_prefetch(row + 64, 0, 3);
@@ -61,10 +61,6 @@ static inline __attribute__((always_inline)) void fetch_rows(const moi_attend *a
     }
     for (; row < end; row += 64) __builtin_prefetch(row, 0, 3);
   }
-}
-
-static inline uint32_t row_bytes(moi_format format, uint32_t n) {
-  return format == MOI_FORMAT_F32 ? n * 4 : format == MOI_FORMAT_FP8 ? n : format == MOI_FORMAT_Q8_0 ? n / 32 * 34 : n * 2;
 }
 
 /* Logits of nk keys at a time; where a stretch ends inside such a group, its last key fills it. */
@@ -78,7 +74,7 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
       const uint32_t at = j + i < s->first ? s->first : j + i < s->last ? j + i : s->last - 1;
       k[i] = a->k[s->key0 + at] + s->offset;
     }
-    if (s->fetch) fetch_rows(a, s, a->k, j, nk, bytes);
+    if (s->fetch) fetch_rows(a, s, a->k, j, nk, 0, bytes);
     const float *q = x->q;
     vec sum[4][PANEL];
 #pragma GCC unroll 4
@@ -118,8 +114,9 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
 /* acc = acc * factor + sum_j p[j] v[j], `pairs` pairs of vectors at a time */
 static inline __attribute__((always_inline)) void weigh(moi_format format, const uint32_t rows, const uint32_t width,
                                                         const uint32_t pairs, const moi_attend *a, const panel *x,
-                                                        const stretch *s, uint32_t column, const int fetch) {
-  const uint32_t bytes = row_bytes(format, a->dv);
+                                                        const stretch *s, uint32_t column) {
+  /* the lines that begin in these columns */
+  const uint32_t from = (row_bytes(format, column) + 63) & ~63u, to = row_bytes(format, column + pairs * PAIR);
   float *acc = x->acc + column * width;
   vec sum[PANEL][4];
 #pragma GCC unroll 8
@@ -134,7 +131,7 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, const
   const float *weights = x->logits + s->first * width;
   for (uint32_t j = s->first; j < s->last; j++, weights += width) {
     const uint8_t *row = a->v[s->key0 + j] + s->offset;
-    if (fetch) fetch_rows(a, s, a->v, j, 1, bytes);
+    if (s->fetch) fetch_rows(a, s, a->v, j, 1, from, to);
     vec y[4];
 #pragma GCC unroll 2
     for (uint32_t i = 0; i < pairs; i++) load_pair(format, row, column + i * PAIR, y + 2 * i);
@@ -154,14 +151,10 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, const
 
 static inline __attribute__((always_inline)) void weighs(moi_format format, const uint32_t rows, const uint32_t width,
                                                          const moi_attend *a, const panel *x, const stretch *s) {
-  const uint32_t pairs = width == PANEL ? 1 : 2, columns = a->dv / (pairs * PAIR) * (pairs * PAIR);
+  const uint32_t pairs = width == PANEL ? 1 : 2;
   uint32_t column = 0;
-  if (s->fetch && columns) {
-    weigh(format, rows, width, pairs, a, x, s, 0, 1);
-    column = pairs * PAIR;
-  }
-  for (; column < columns; column += pairs * PAIR) weigh(format, rows, width, pairs, a, x, s, column, 0);
-  for (; column < a->dv; column += PAIR) weigh(format, rows, width, 1, a, x, s, column, s->fetch && !column);
+  for (; column + pairs * PAIR <= a->dv; column += pairs * PAIR) weigh(format, rows, width, pairs, a, x, s, column);
+  for (; column < a->dv; column += PAIR) weigh(format, rows, width, 1, a, x, s, column);
 }
 
 /* A panel's rows and places, as constants. */
@@ -353,19 +346,18 @@ static void end_panel(const moi_attend *a, uint32_t head, panel *x) {
   }
 }
 
-/* A pass over the part's keys for all heads. Where heads lie side by side in each token, it goes through a few tokens
- * at a time, head after head: near the order of memory, which is the one in which memory is quick. */
+/* A pass over the part's keys for all heads, in turns: near the order of memory, which is the one in which memory is
+ * quick, where heads lie side by side in each token. */
 static void walk(const moi_attend *a, const part *p, uint32_t bytes, size_t head_stride, const panel *panels,
                  uint32_t n_panels, int fetch, pass one) {
-  const uint32_t ahead = rows_ahead(bytes), step = a->heads > 1 ? 2 * ahead : TILE;
+  const uint32_t step = turn(bytes);
   for (uint32_t at = p->first / step * step; at < p->last; at += step)
     for (uint32_t h = 0; h < a->heads; h++) {
+      const int last = h + 1 == a->heads;
       stretch s = {.key0 = p->key0, .first = at > p->first ? at : p->first, .last = least(at + step, p->last)};
       s.offset = h * head_stride;
-      s.middle = a->heads > 1 ? at + ahead : TILE;
-      s.ahead = ahead;
-      s.then = h + 1 == a->heads ? (int32_t)ahead : -(int32_t)ahead;
-      s.next_offset = h + 1 == a->heads ? 0 : s.offset + head_stride;
+      s.ahead = last ? step : 0;
+      s.to_fetch = last ? 0 : s.offset + head_stride;
       s.rescale = s.first == p->first;
       for (uint32_t i = 0; i < n_panels; i++) {
         s.fetch = fetch && !i;
