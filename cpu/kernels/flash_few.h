@@ -43,38 +43,43 @@ typedef struct stretch {
   int fetch, rescale;
 } stretch;
 
-/* For n keys from j on: their bytes from .. to - 1. */
-static inline __attribute__((always_inline)) void fetch_rows(const moi_attend *a, const stretch *s,
-                                                             const uint8_t *const *rows, uint32_t j, const uint32_t n,
-                                                             uint32_t from, uint32_t to) {
-  j += s->key0 + s->ahead;
-  if (j + n > a->ahead_end) return;
-#pragma GCC unroll 4
-  for (uint32_t i = 0; i < n; i++) {
-    const char *row = (const char *)rows[j + i] + s->to_fetch, *end = row + to;
-    row += from;
-    for (; row + 256 <= end; row += 256) {
-      __builtin_prefetch(row, 0, 3);
-      __builtin_prefetch(row + 64, 0, 3);
-      __builtin_prefetch(row + 128, 0, 3);
-      __builtin_prefetch(row + 192, 0, 3);
-    }
-    for (; row < end; row += 64) __builtin_prefetch(row, 0, 3);
+/* The keys before this one have rows to fetch. */
+static inline uint32_t fetch_end(const moi_attend *a, const stretch *s) {
+  const uint32_t first = s->key0 + s->ahead;
+  return !s->fetch || first >= a->ahead_end ? 0 : least(s->last, a->ahead_end - first);
+}
+
+static inline void fetch_row(const uint8_t *row, uint32_t bytes) {
+  const char *line = (const char *)row;
+  for (; bytes >= 256; bytes -= 256, line += 256) {
+    __builtin_prefetch(line, 0, 3);
+    __builtin_prefetch(line + 64, 0, 3);
+    __builtin_prefetch(line + 128, 0, 3);
+    __builtin_prefetch(line + 192, 0, 3);
   }
+  for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(line + at, 0, 3);
 }
 
 /* Logits of nk keys at a time; where a stretch ends inside such a group, its last key fills it. */
 static inline __attribute__((always_inline)) void dots(moi_format format, const uint32_t rows, const uint32_t width,
                                                        const moi_attend *a, const panel *x, const stretch *s) {
   const uint32_t nk = width == 8 ? 2 : width == 4 ? PANEL / 2 : 4, bytes = row_bytes(format, a->dk), n = a->dk;
-  for (uint32_t j = s->first / nk * nk; j < s->last; j += nk) {
+  const uint32_t first = s->first, last = s->last, until = fetch_end(a, s);
+  const uint8_t *const *keys = a->k + s->key0, *const *ahead = keys + s->ahead;
+  const size_t offset = s->offset, to_fetch = s->to_fetch;
+  float *out = x->logits + first / nk * nk * width;
+  for (uint32_t j = first / nk * nk; j < last; j += nk, out += nk * width) {
     const uint8_t *k[4];
+    if (j >= first && j + nk <= last) {
 #pragma GCC unroll 4
-    for (uint32_t i = 0; i < nk; i++) {
-      const uint32_t at = j + i < s->first ? s->first : j + i < s->last ? j + i : s->last - 1;
-      k[i] = a->k[s->key0 + at] + s->offset;
+      for (uint32_t i = 0; i < nk; i++) k[i] = keys[j + i] + offset;
+    } else {
+#pragma GCC unroll 4
+      for (uint32_t i = 0; i < nk; i++) k[i] = keys[j + i < first ? first : least(j + i, last - 1)] + offset;
     }
-    if (s->fetch) fetch_rows(a, s, a->k, j, nk, 0, bytes);
+    if (j + nk <= until)
+#pragma GCC unroll 4
+      for (uint32_t i = 0; i < nk; i++) fetch_row(ahead[j + i] + to_fetch, bytes);
     const float *q = x->q;
     vec sum[4][PANEL];
 #pragma GCC unroll 4
@@ -95,7 +100,6 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
           for (uint32_t i = 0; i < nk; i++) sum[i][r] = vec_fma(z, y[i][half], sum[i][r]);
         }
     }
-    float *out = x->logits + j * width;
     if (width == 1) {
       vec_sum4(sum[0][0], sum[1][0], sum[2][0], sum[3][0], out);
     } else if (width == 2) {
@@ -115,8 +119,11 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
 static inline __attribute__((always_inline)) void weigh(moi_format format, const uint32_t rows, const uint32_t width,
                                                         const uint32_t pairs, const moi_attend *a, const panel *x,
                                                         const stretch *s, uint32_t column) {
-  /* the lines that begin in these columns */
-  const uint32_t from = (row_bytes(format, column) + 63) & ~63u, to = row_bytes(format, column + pairs * PAIR);
+  /* the lines that begin in these columns are fetched */
+  const uint32_t here = row_bytes(format, column), bytes = row_bytes(format, pairs * PAIR), line = (here + 63) & ~63u;
+  const uint32_t first = s->first, last = s->last, until = line < here + bytes ? fetch_end(a, s) : 0;
+  const uint8_t *const *values = a->v + s->key0, *const *ahead = values + s->ahead;
+  const size_t offset = s->offset, to_fetch = s->to_fetch + line;
   float *acc = x->acc + column * width;
   vec sum[PANEL][4];
 #pragma GCC unroll 8
@@ -128,10 +135,14 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, const
     for (uint32_t r = 0; r < rows; r++)
 #pragma GCC unroll 4
       for (uint32_t v = 0; v < 2 * pairs; v++) sum[r][v] = vec_mul(sum[r][v], vec_splat(x->factor[r]));
-  const float *weights = x->logits + s->first * width;
-  for (uint32_t j = s->first; j < s->last; j++, weights += width) {
-    const uint8_t *row = a->v[s->key0 + j] + s->offset;
-    if (s->fetch) fetch_rows(a, s, a->v, j, 1, from, to);
+  const float *weights = x->logits + first * width;
+  for (uint32_t j = first; j < last; j++, weights += width) {
+    const uint8_t *row = values[j] + offset;
+    if (j < until) {
+      __builtin_prefetch(ahead[j] + to_fetch, 0, 3);
+#pragma GCC unroll 4
+      for (uint32_t at = 64; at + 64 <= bytes; at += 64) __builtin_prefetch(ahead[j] + to_fetch + at, 0, 3);
+    }
     vec y[4];
 #pragma GCC unroll 2
     for (uint32_t i = 0; i < pairs; i++) load_pair(format, row, column + i * PAIR, y + 2 * i);
