@@ -11,6 +11,7 @@ typedef __m512 operand;
 #define ATTEND moi_attend_avx512
 #define ATTEND_DOT moi_attend_dot_avx512
 #define PANEL 8
+#define SUM16
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
 #define SPREAD(format) ((format) == MOI_FORMAT_BF16)
 

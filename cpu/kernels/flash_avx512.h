@@ -27,13 +27,24 @@ static inline vec vec_choose_less(vec a, vec b, vec x, vec y) {
 }
 static inline float vec_sum(vec v) { return _mm512_reduce_add_ps(v); }
 static inline float vec_highest(vec v) { return _mm512_reduce_max_ps(v); }
-/* The sum over the lanes of each. */
-static inline void vec_sum4(vec a, vec b, vec c, vec d, float *out) {
+/* In each 128-bit quarter the sums over a's, b's, c's and d's quarter. */
+static inline __m512 sum_quarters(vec a, vec b, vec c, vec d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  const __m512 s = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  return _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+}
+/* The sum over the lanes of each. */
+static inline void vec_sum4(vec a, vec b, vec c, vec d, float *out) {
+  const __m512 s = sum_quarters(a, b, c, d);
   const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+}
+static inline void vec_sum16(const vec *a, const vec *b, const vec *c, const vec *d, float *out) {
+  const __m512 s0 = sum_quarters(a[0], a[1], a[2], a[3]), s1 = sum_quarters(b[0], b[1], b[2], b[3]);
+  const __m512 s2 = sum_quarters(c[0], c[1], c[2], c[3]), s3 = sum_quarters(d[0], d[1], d[2], d[3]);
+  const __m512 s01 = _mm512_add_ps(_mm512_shuffle_f32x4(s0, s1, 0x44), _mm512_shuffle_f32x4(s0, s1, 0xee));
+  const __m512 s23 = _mm512_add_ps(_mm512_shuffle_f32x4(s2, s3, 0x44), _mm512_shuffle_f32x4(s2, s3, 0xee));
+  _mm512_storeu_ps(out, _mm512_add_ps(_mm512_shuffle_f32x4(s01, s23, 0x88), _mm512_shuffle_f32x4(s01, s23, 0xdd)));
 }
 
 static inline vec vec_exp2(vec x) {

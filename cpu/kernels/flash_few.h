@@ -5,6 +5,8 @@
  *   ATTEND_DOT      the kernel's name
  *   PANEL           rows of a panel, at most: PANEL * 2 accumulators, and what stands beside them, fit the registers
  *   vec_sum4(a, b, c, d, float *out)                  the sum over the lanes of each
+ *   SUM16           if defined, there is vec_sum16(a, b, c, d, float *out), the sums of vectors a[0] .. a[3], b[0] .., each
+ *                   in vec_sum4's order
  *   load_pair(format, const uint8_t *row, i, vec out[2])  2 * VEC decoded elements from i, a multiple of that, on
  *   IN_REGISTER(v)  keeps the compiler from loading v again for each use
  *   SPREAD(format)  whether load_pair gives the elements with an even index first, then the odd ones
@@ -105,6 +107,13 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
     } else if (width == 2) {
       vec_sum4(sum[0][0], sum[0][1], sum[1][0], sum[1][1], out);
       vec_sum4(sum[2][0], sum[2][1], sum[3][0], sum[3][1], out + 4);
+#ifdef SUM16
+    } else if (width == 4) {
+      vec_sum16(sum[0], sum[1], sum[2], sum[3], out);
+    } else {
+      vec_sum16(sum[0], sum[0] + 4, sum[1], sum[1] + 4, out);
+    }
+#else
     } else {
 #pragma GCC unroll 4
       for (uint32_t i = 0; i < nk; i++)
@@ -112,6 +121,7 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
         for (uint32_t r = 0; r < width; r += 4)
           vec_sum4(sum[i][r], sum[i][r + 1], sum[i][r + 2], sum[i][r + 3], out + i * width + r);
     }
+#endif
   }
 }
 
