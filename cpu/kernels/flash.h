@@ -8,7 +8,6 @@
  *   unit, UNIT      what stands beside one lane: a float (UNIT 1), or two bf16 of neighbouring k (UNIT 2)
  *   operand         vector of units: operand_load(const unit *), operand_splat(const unit *), vec_dot(a, b, sum)
  *   vec_exp2(x)     2^x to 2 ulp, 0 below 2^-126 and for -inf; NaN stays NaN
- *   vec_sum(v), vec_highest(v)                        over the lanes, to float
  *   transpose(const unit *src, lds, unit *dst, ldd)   a VEC x VEC block
  *   load_units(format, const uint8_t *row, unit *dst, n)  decodes n elements of a cache row, zeros up to a multiple of 32
  *   pack_values(rows, ldr, first, last, width, dst)   UNIT 2: rows of keys 2i and 2i+1 as pairs in row i of dst, 0 for keys
@@ -162,49 +161,69 @@ static part part_of(const moi_attend *a, uint32_t key0) {
 
 static const float lane_numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-/* Row r's logits become probabilities; its max and sum are brought forward, and factor[r] is for its acc. */
+/* Logits from j on, of which a row sees begin .. end - 1: `none` for others. */
+static inline vec seen(vec x, uint32_t j, uint32_t begin, uint32_t end, vec none) {
+  const vec lane = vec_load(lane_numbers);
+  if (j < begin) x = vec_choose_less(lane, vec_splat((float)(begin - j)), none, x);
+  if (j + VEC > end) x = vec_choose_less(lane, vec_splat((float)(end - j)), x, none);
+  return x;
+}
+
+/* The logits of rows r .. r + VEC - 1, as far as they see something, become probabilities; max and sum are brought
+ * forward, and factor is for acc. What is one number per row is computed for all rows at once. */
 static inline void soften(const moi_attend *a, const tile *t, const part *p, uint32_t r) {
-  float *x = t->logits + (size_t)r * TILE;
-  const uint32_t begin = a->begin[r] > p->key0 ? a->begin[r] - p->key0 : 0;
-  const uint32_t end = a->end[r] > p->key0 ? least(a->end[r] - p->key0, TILE) : 0;
   const uint32_t v0 = p->first / VEC * VEC, v1 = (p->last + VEC - 1) / VEC * VEC;
-  t->factor[r] = 1;
-  if (begin >= end) { /* a row between others that see something of this tile */
-    for (uint32_t j = v0; j < v1; j++) x[j] = 0;
-    return;
+  const vec none = vec_splat(-INFINITY), zero = vec_zero();
+  float each[VEC * VEC], turned[VEC * VEC];
+  uint32_t begin[VEC], end[VEC], s0[VEC], s1[VEC];
+  for (uint32_t i = 0; i < VEC; i++) {
+    vec highest = none;
+    begin[i] = end[i] = s0[i] = s1[i] = v0;
+    if (r + i >= p->row_begin && r + i < p->row_end) {
+      float *x = t->logits + (size_t)(r + i) * TILE;
+      begin[i] = a->begin[r + i] > p->key0 ? a->begin[r + i] - p->key0 : 0;
+      end[i] = a->end[r + i] > p->key0 ? least(a->end[r + i] - p->key0, TILE) : 0;
+      if (begin[i] < end[i]) { /* vectors that the row sees something of; others weigh 0 */
+        s0[i] = begin[i] > v0 ? begin[i] / VEC * VEC : v0;
+        s1[i] = least((end[i] + VEC - 1) / VEC * VEC, v1);
+      }
+      for (uint32_t j = v0; j < s0[i]; j += VEC) vec_store(x + j, zero);
+      for (uint32_t j = s1[i]; j < v1; j += VEC) vec_store(x + j, zero);
+      const vec scale = vec_splat(a->scale[r + i]);
+      for (uint32_t j = s0[i]; j < s1[i]; j += VEC) {
+        vec y = vec_mul(vec_load(x + j), scale);
+        if (a->softcap > 0) vec_store(x + j, y = soft(y, a->softcap));
+        highest = vec_max(highest, seen(y, j, begin[i], end[i], none));
+      }
+    }
+    vec_store(each + i * VEC, highest);
   }
-  /* vectors of which the row sees nothing weigh 0 */
-  const uint32_t s0 = begin > v0 ? begin / VEC * VEC : v0, s1 = least((end + VEC - 1) / VEC * VEC, v1);
-  for (uint32_t j = v0; j < s0; j += VEC) vec_store(x + j, vec_zero());
-  for (uint32_t j = s1; j < v1; j += VEC) vec_store(x + j, vec_zero());
-  const vec scale = vec_splat(a->scale[r]), none = vec_splat(-INFINITY);
-  if (a->softcap > 0)
-    for (uint32_t j = s0; j < s1; j += VEC) vec_store(x + j, soft(vec_mul(vec_load(x + j), scale), a->softcap));
-  else
-    for (uint32_t j = s0; j < s1; j += VEC) vec_store(x + j, vec_mul(vec_load(x + j), scale));
-  if (begin > s0) {
-    const vec before = vec_splat((float)(begin - s0));
-    vec_store(x + s0, vec_choose_less(vec_load(lane_numbers), before, none, vec_load(x + s0)));
+  transpose((const unit *)(const void *)each, VEC, (unit *)(void *)turned, VEC);
+  const vec before = vec_load(a->max + r);
+  vec most = before;
+  for (uint32_t i = 0; i < VEC; i++) most = vec_max(most, vec_load(turned + i * VEC));
+  const vec shift = vec_choose_less(none, most, most, vec_choose_less(most, zero, zero, most)); /* not of -inf */
+  const vec factor = vec_exp2(vec_sub(before, shift));
+  float shifts[VEC];
+  vec_store(shifts, shift);
+  vec_store(t->factor + r, factor);
+  vec_store(a->max + r, most);
+  for (uint32_t i = 0; i < VEC; i++) {
+    float *x = t->logits + (size_t)(r + i) * TILE;
+    const vec scale = vec_splat(a->softcap > 0 || s0[i] == s1[i] ? 1 : a->scale[r + i]), down = vec_splat(-shifts[i]);
+    vec sum = zero;
+    for (uint32_t j = s0[i]; j < s1[i]; j += VEC) {
+      const vec e = seen(vec_exp2(vec_fma(vec_load(x + j), scale, down)), j, begin[i], end[i], zero);
+      sum = vec_add(sum, e);
+      vec_store(x + j, e);
+    }
+    vec_store(each + i * VEC, sum);
   }
-  if (end < s1) {
-    const vec after = vec_splat((float)(end + VEC - s1));
-    vec_store(x + s1 - VEC, vec_choose_less(vec_load(lane_numbers), after, vec_load(x + s1 - VEC), none));
-  }
-  vec highest = none;
-  for (uint32_t j = s0; j < s1; j += VEC) highest = vec_max(highest, vec_load(x + j));
-  const float before = a->max[r], here = vec_highest(highest), most = here <= before ? before : here;
-  const vec shift = vec_splat(most == -INFINITY ? 0 : most);
-  vec sum = vec_zero();
-  for (uint32_t j = s0; j < s1; j += VEC) {
-    const vec e = vec_exp2(vec_sub(vec_load(x + j), shift));
-    sum = vec_add(sum, e);
-    vec_store(x + j, e);
-  }
-  if (most != before) {
-    t->factor[r] = before == -INFINITY ? 0 : exp2f(before - most);
-    a->max[r] = most;
-  }
-  a->sum[r] = a->sum[r] * t->factor[r] + vec_sum(sum);
+  transpose((const unit *)(const void *)each, VEC, (unit *)(void *)turned, VEC);
+  for (uint32_t half = VEC / 2; half; half /= 2)
+    for (uint32_t i = 0; i < half; i++)
+      vec_store(turned + i * VEC, vec_add(vec_load(turned + i * VEC), vec_load(turned + (i + half) * VEC)));
+  vec_store(a->sum + r, vec_fma(vec_load(a->sum + r), factor, vec_load(turned)));
 }
 
 /* acc of rows = acc * factor + probabilities . values of the keys first .. last-1; row 0 of values is the tile's key 0 */
@@ -287,8 +306,9 @@ static void logits_by_product(const moi_attend *a, const tile *t, const part *p)
 
 static void begin_rows(const moi_attend *a) {
   if (a->fresh) {
-    for (uint32_t r = 0; r < a->m; r++) a->max[r] = -INFINITY;
-    memset(a->sum, 0, a->m * sizeof *a->sum);
+    const uint32_t rows = (a->m + 15) & ~15u;
+    for (uint32_t r = 0; r < rows; r++) a->max[r] = -INFINITY;
+    memset(a->sum, 0, rows * sizeof *a->sum);
     memset(a->acc, 0, (size_t)a->m * MOI_ATTEND_PAD(a->dv) * sizeof *a->acc);
   }
 }
@@ -303,7 +323,7 @@ void ATTEND(const moi_attend *a) {
     if (p.row_begin == p.row_end) continue;
     load_rows(a->k_format, a->k + key0, p.first, p.last, a->dk, t.rows, nk);
     logits_by_product(a, &t, &p);
-    for (uint32_t r = p.row_begin; r < p.row_end; r++) soften(a, &t, &p, r);
+    for (uint32_t r = p.row_begin / VEC * VEC; r < p.row_end; r += VEC) soften(a, &t, &p, r);
 #if UNIT == 1
     const unit *values = t.rows;
     size_t ldv = nk;

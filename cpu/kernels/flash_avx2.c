@@ -37,16 +37,6 @@ static inline operand operand_load(const unit *p) { return _mm256_loadu_ps(p); }
 static inline operand operand_splat(const unit *p) { return _mm256_broadcast_ss(p); }
 static inline vec vec_dot(operand a, operand b, vec sum) { return _mm256_fmadd_ps(a, b, sum); }
 
-static inline float vec_sum(vec v) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
-}
-static inline float vec_highest(vec v) {
-  __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
-}
 /* The sum over the lanes of each. */
 static inline void vec_sum4(vec a, vec b, vec c, vec d, float *out) {
   const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));

@@ -25,8 +25,6 @@ static inline vec vec_min(vec a, vec b) { return _mm512_min_ps(a, b); }
 static inline vec vec_choose_less(vec a, vec b, vec x, vec y) {
   return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
 }
-static inline float vec_sum(vec v) { return _mm512_reduce_add_ps(v); }
-static inline float vec_highest(vec v) { return _mm512_reduce_max_ps(v); }
 /* In each 128-bit quarter the sums over a's, b's, c's and d's quarter. */
 static inline __m512 sum_quarters(vec a, vec b, vec c, vec d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));

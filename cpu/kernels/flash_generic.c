@@ -28,8 +28,6 @@ static inline vec vec_choose_less(vec a, vec b, vec x, vec y) { return a < b ? x
 static inline operand operand_load(const unit *p) { return *p; }
 static inline operand operand_splat(const unit *p) { return *p; }
 static inline vec vec_dot(operand a, operand b, vec sum) { return a * b + sum; }
-static inline float vec_sum(vec v) { return v; }
-static inline float vec_highest(vec v) { return v; }
 static inline vec vec_exp2(vec x) { return x < -126 ? 0 : exp2f(x); }
 static inline void transpose(const unit *src, size_t lds, unit *dst, size_t ldd) {
   (void)lds, (void)ldd;

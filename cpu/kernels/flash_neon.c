@@ -34,8 +34,6 @@ static inline vec vec_choose_less(vec a, vec b, vec x, vec y) { return vbslq_f32
 static inline operand operand_load(const unit *p) { return vld1q_f32(p); }
 static inline operand operand_splat(const unit *p) { return vld1q_dup_f32(p); }
 static inline vec vec_dot(operand a, operand b, vec sum) { return vfmaq_f32(sum, a, b); }
-static inline float vec_sum(vec v) { return vaddvq_f32(v); }
-static inline float vec_highest(vec v) { return vmaxvq_f32(v); }
 /* The sum over the lanes of each. */
 static inline void vec_sum4(vec a, vec b, vec c, vec d, float *out) {
   vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
