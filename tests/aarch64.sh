@@ -15,31 +15,10 @@ exec </dev/null
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root" || exit 1
 
-full=0 install=1
-for arg in "$@"; do
-  case $arg in
-    --full) full=1 ;;
-    --no-install) install=0 ;;
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
-    *) echo "tests/aarch64.sh: unknown option $arg" >&2; exit 2 ;;
-  esac
-done
-
-build=$root/build/aarch64 system=$root/build/aarch64-root logs=$root/build/logs-aarch64
-toolchain=$root/cmake/aarch64-linux-gnu.cmake
-jobs=$(nproc)
-rm -rf "$logs"
-mkdir -p "$logs"
 . "$root/tests/steps.sh"
+begin_cross aarch64 aarch64-linux-gnu.cmake "$@"
 
-compile() {
-  local generator=()
-  [ -e "$build/CMakeCache.txt" ] || generator=(-G Ninja)
-  cmake -S "$root" -B "$build" "${generator[@]}" -DCMAKE_TOOLCHAIN_FILE="$toolchain" -DMOI_AARCH64_ROOT="$system" \
-    -DMOI_TESTS=ON -DMOI_BENCH=ON -DMOI_WERROR=ON && cmake --build "$build" -j "$jobs"
-}
-
-emulator=(qemu-aarch64 -cpu max -L "$system")
+emulator=(qemu-aarch64 -cpu max -L "$libraries")
 check() { # LEVEL ARGS...
   local level=$1
   shift
@@ -50,8 +29,8 @@ check() { # LEVEL ARGS...
 
 packages=(gcc g++ g++-aarch64-linux-gnu qemu-user cmake ninja-build pkg-config)
 [ $install = 0 ] || step packages "$root/.ci/packages" "${packages[@]}" || finish
-step "aarch64 libraries" "$root/tests/aarch64_root.sh" "$system" || finish
-step "build for aarch64" compile || finish
+step "aarch64 libraries" "$root/tests/aarch64_root.sh" "$libraries" || finish
+step "build for aarch64" compile_cross MOI_AARCH64_ROOT || finish
 # The first check runs every row; under a cap it is the choice among the rest that is new.
 quick=(--quick) lesser=(--kernel chosen) network=(-LE network)
 [ $full = 0 ] || quick=() lesser=() network=()

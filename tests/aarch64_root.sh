@@ -11,49 +11,21 @@ if [ "$(cat "$stamp" 2>/dev/null)" = "${packages[*]}" ]; then exit 0; fi
 mkdir -p "$root"
 root=$(cd "$root" && pwd)
 apt=$root/.apt
-rm -rf "${root:?}/usr" "$root/lib" "$apt" "$stamp"
-mkdir -p "$apt"/{lists/partial,archives/partial,sources.list.d,apt.conf.d,preferences.d,deb}
-: >"$apt/status"
+rm -rf "${root:?}/usr" "$root/lib" "$stamp"
+. "$(dirname "$0")/apt.sh"
 
-# The mirrors of this system, without what limits them to its own architecture; Ubuntu has arm64 on a mirror of its own.
-. /etc/os-release
-for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
-  [ -e "$file" ] && grep -qiE 'debian\.org|ubuntu\.com' "$file" || continue
-  copy=$apt/sources.list.d/$(basename "$file")
-  [ "$file" != /etc/apt/sources.list ] || copy=$apt/sources.list.d/system.list
-  sed -E '/^Architectures:/Id; s/\[([^]]*)arch=[^] ]+([^]]*)\]/[\1\2]/; s/^(deb +)\[ *\]/\1/' "$file" >"$copy"
-  if [ "$ID" = ubuntu ]; then
-    sed -i -E 's#https?://[a-z.]*(archive|security)\.ubuntu\.com/ubuntu/?#http://ports.ubuntu.com/ubuntu-ports/#' "$copy"
-  fi
-done
-if [ -z "$(ls -A "$apt/sources.list.d")" ]; then
-  case $ID in
-    debian) echo "deb http://deb.debian.org/debian $VERSION_CODENAME main" ;;
-    ubuntu) echo "deb http://ports.ubuntu.com/ubuntu-ports $VERSION_CODENAME main universe" ;;
-    *) echo "aarch64_root.sh: neither Debian nor Ubuntu: $ID" >&2; exit 1 ;;
-  esac >"$apt/sources.list.d/system.list"
-fi
-# Network settings (proxies) of the system hold here too.
-cp /etc/apt/apt.conf.d/*prox* "$apt/apt.conf.d/" 2>/dev/null || true
-cat >"$apt/apt.conf" <<END
+# Ubuntu has arm64 on a mirror of its own.
+ports() {
+  sed -E '/^Architectures:/Id; s/\[([^]]*)arch=[^] ]+([^]]*)\]/[\1\2]/; s/^(deb +)\[ *\]/\1/' |
+    sed -E 's#https?://[a-z.]*(archive|security)\.ubuntu\.com/ubuntu/?#http://ports.ubuntu.com/ubuntu-ports/#'
+}
+private_apt "$apt" deb ports
+cat >>"$apt/apt.conf" <<END
 APT::Architecture "arm64";
 APT::Architectures { "arm64"; };
-APT::Install-Recommends "false";
-APT::Sandbox::User "root";
-Acquire::Languages "none";
-Dir::State "$apt";
-Dir::State::lists "$apt/lists";
-Dir::State::status "$apt/status";
-Dir::Cache "$apt";
-Dir::Cache::archives "$apt/archives";
-Dir::Etc::sourcelist "/dev/null";
-Dir::Etc::sourceparts "$apt/sources.list.d";
-Dir::Etc::parts "$apt/apt.conf.d";
-Dir::Etc::preferences "/dev/null";
-Dir::Etc::preferencesparts "$apt/preferences.d";
 END
-export APT_CONFIG=$apt/apt.conf
 apt-get update -q
+mkdir "$apt/deb"
 # What they depend on, without the C and C++ libraries and what only those need.
 mapfile -t all < <(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
   --no-enhances "${packages[@]}" | grep -E '^[a-z0-9]' |

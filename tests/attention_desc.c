@@ -6,13 +6,7 @@
 static moi_context *context;
 
 static int open_context(void **state) {
-  (void)state;
-  context = open_cpu(1);
-  return 0;
-}
-static int close_context(void **state) {
-  (void)state;
-  moi_context_destroy(context);
+  *state = context = open_cpu(1);
   return 0;
 }
 

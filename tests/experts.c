@@ -10,13 +10,7 @@
 static moi_context *context;
 
 static int open_context(void **state) {
-  (void)state;
-  context = open_cpu(2);
-  return 0;
-}
-static int close_context(void **state) {
-  (void)state;
-  moi_context_destroy(context);
+  *state = context = open_cpu(2);
   return 0;
 }
 

@@ -6,24 +6,11 @@ static moi_context *context;
 static const char *kernels[16];
 static uint32_t n_kernels;
 
-static void one_by_one(void *user, uint32_t n, void (*body)(void *, uint32_t), void *arg) {
-  (void)user;
-  for (uint32_t i = 0; i < n; i++) body(arg, i);
-}
-
 /* Workers that take turns: work is shared, but nobody waits. */
 static int open_context(void **state) {
-  (void)state;
-  moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
-  desc.n_workers = 3;
-  desc.parallel_for = one_by_one;
-  passes(moi_context_create(&desc, &context));
+  static const lanes three = {3, 0};
+  *state = context = open_lanes(&three);
   n_kernels = attention_kernels(kernels);
-  return 0;
-}
-static int close_context(void **state) {
-  (void)state;
-  moi_context_destroy(context);
   return 0;
 }
 

@@ -9,13 +9,7 @@
 static moi_context *context;
 
 static int open_context(void **state) {
-  (void)state;
-  context = open_cpu(2);
-  return 0;
-}
-static int close_context(void **state) {
-  (void)state;
-  moi_context_destroy(context);
+  *state = context = open_cpu(2);
   return 0;
 }
 
@@ -223,27 +217,11 @@ static void test_split_calls(void **state) {
 
 /* ---- the same bits */
 
-typedef struct lanes {
-  uint32_t n;
-  int backwards;
-} lanes;
-
-static void one_by_one(void *user, uint32_t n, void (*body)(void *, uint32_t), void *arg) {
-  const lanes *how = user;
-  for (uint32_t i = 0; i < n; i++) body(arg, how->backwards ? n - 1 - i : i);
-}
-
 static void test_same_bits(void **state) {
   (void)state;
   lanes how[3] = {{1, 0}, {3, 1}, {7, 0}};
   moi_context *contexts[5] = {context, open_cpu(1), NULL, NULL, NULL};
-  for (int i = 0; i < 3; i++) {
-    moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
-    desc.n_workers = how[i].n;
-    desc.parallel_for = one_by_one;
-    desc.parallel_for_user = &how[i];
-    passes(moi_context_create(&desc, &contexts[2 + i]));
-  }
+  for (int i = 0; i < 3; i++) contexts[2 + i] = open_lanes(&how[i]);
   EVERY_FORMAT(format) {
     moi_case c;
     make_case(&c, format, 8);

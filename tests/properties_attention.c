@@ -6,31 +6,11 @@ static moi_context *context;
 static const char *kernels[16];
 static uint32_t n_kernels;
 
-typedef struct lanes {
-  uint32_t n;
-  int backwards;
-} lanes;
-
-static void one_by_one(void *user, uint32_t n, void (*body)(void *, uint32_t), void *arg) {
-  const lanes *how = user;
-  for (uint32_t i = 0; i < n; i++) body(arg, how->backwards ? n - 1 - i : i);
-}
-
 /* Three workers that take turns, so that work is shared but nobody waits: most tests run many small calls. */
 static int open_context(void **state) {
-  (void)state;
-  static lanes three = {3, 0};
-  moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
-  desc.n_workers = three.n;
-  desc.parallel_for = one_by_one;
-  desc.parallel_for_user = &three;
-  passes(moi_context_create(&desc, &context));
+  static const lanes three = {3, 0};
+  *state = context = open_lanes(&three);
   n_kernels = attention_kernels(kernels);
-  return 0;
-}
-static int close_context(void **state) {
-  (void)state;
-  moi_context_destroy(context);
   return 0;
 }
 
@@ -585,13 +565,7 @@ static void test_same_bits(void **state) {
   (void)state;
   lanes how[3] = {{1, 0}, {3, 1}, {11, 0}};
   moi_context *contexts[6] = {context, open_cpu(1), open_cpu(2), NULL, NULL, NULL}; /* context itself: a second run */
-  for (int i = 0; i < 3; i++) {
-    moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
-    desc.n_workers = how[i].n;
-    desc.parallel_for = one_by_one;
-    desc.parallel_for_user = &how[i];
-    passes(moi_context_create(&desc, &contexts[3 + i]));
-  }
+  for (int i = 0; i < 3; i++) contexts[3 + i] = open_lanes(&how[i]);
   for (int size = 0; size < 4; size++)
     for (size_t n = 0; n < N_TYPES; n++) {
       world w;

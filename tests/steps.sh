@@ -1,5 +1,5 @@
 # What scripts that check moiety in steps share; they source this file. A step's output is a log in $logs; it prints one line
-# with its time and its counts, and what failed. $full, $jobs are the caller's.
+# with its time and its counts, and what failed. $full, $jobs are the caller's, or begin_cross's.
 passed=0 failed=0 begin=$SECONDS
 
 # count LOG: how many tests a log tells of, as "passed failed". A cmocka program counts its cases, another ctest test 1,
@@ -82,6 +82,35 @@ settle() {
     verdict "$name" "$rc" "$ms" || true
   done
   sides=()
+}
+
+# begin_cross SYSTEM TOOLCHAIN ARGUMENTS...: the beginning of a script that builds for another system in build/SYSTEM, with
+# the options --full and --no-install; its comment from line 2 on, up to an empty line, is its help.
+begin_cross() {
+  local system=$1 arg
+  toolchain=$root/cmake/$2
+  shift 2
+  full=0 install=1
+  for arg in "$@"; do
+    case $arg in
+      --full) full=1 ;;
+      --no-install) install=0 ;;
+      -h | --help) sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$root/tests/$system.sh"; exit ;;
+      *) echo "tests/$system.sh: unknown option $arg" >&2; exit 2 ;;
+    esac
+  done
+  build=$root/build/$system libraries=$root/build/$system-root logs=$root/build/logs-$system
+  jobs=$(nproc)
+  rm -rf "$logs"
+  mkdir -p "$logs"
+}
+
+# compile_cross NAME: $build by $toolchain, which finds the libraries of the other system by its variable NAME.
+compile_cross() {
+  local generator=()
+  [ -e "$build/CMakeCache.txt" ] || generator=(-G Ninja)
+  cmake -S "$root" -B "$build" "${generator[@]}" -DCMAKE_TOOLCHAIN_FILE="$toolchain" "-D$1=$libraries" \
+    -DMOI_TESTS=ON -DMOI_BENCH=ON -DMOI_WERROR=ON && cmake --build "$build" -j "$jobs"
 }
 
 finish() {

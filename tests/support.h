@@ -36,6 +36,34 @@ static inline moi_context *open_cpu(uint32_t n_workers) {
   return context;
 }
 
+/* n workers that take turns, in one order or the other: work is shared as among threads, but nobody waits. */
+typedef struct lanes {
+  uint32_t n;
+  int backwards;
+} lanes;
+
+static inline void one_by_one(void *user, uint32_t n, void (*body)(void *, uint32_t), void *arg) {
+  const lanes *how = user;
+  for (uint32_t i = 0; i < n; i++) body(arg, how->backwards ? n - 1 - i : i);
+}
+/* *how must outlive the context. */
+static inline moi_context *open_lanes(const lanes *how) {
+  moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
+  desc.n_workers = how->n;
+  desc.parallel_for = one_by_one;
+  desc.parallel_for_user = (void *)(uintptr_t)how;
+  moi_context *context = NULL;
+  assert_int_equal(moi_context_create(&desc, &context), MOI_OK);
+  assert_non_null(context);
+  return context;
+}
+
+/* The teardown of a group whose setup left its context in *state. */
+static inline int close_context(void **state) {
+  moi_context_destroy(*state);
+  return 0;
+}
+
 /* The call failed with `wanted` and moi_last_error says `function: ... says ...`. */
 static inline void refused_at(const char *file, int line, moi_status got, moi_status wanted, const char *says) {
   const char *text = moi_last_error();

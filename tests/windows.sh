@@ -15,29 +15,8 @@ exec </dev/null
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root" || exit 1
 
-full=0 install=1
-for arg in "$@"; do
-  case $arg in
-    --full) full=1 ;;
-    --no-install) install=0 ;;
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
-    *) echo "tests/windows.sh: unknown option $arg" >&2; exit 2 ;;
-  esac
-done
-
-build=$root/build/windows libraries=$root/build/windows-root logs=$root/build/logs-windows
-toolchain=$root/cmake/x86_64-w64-mingw32.cmake
-jobs=$(nproc)
-rm -rf "$logs"
-mkdir -p "$logs"
 . "$root/tests/steps.sh"
-
-compile() {
-  local generator=()
-  [ -e "$build/CMakeCache.txt" ] || generator=(-G Ninja)
-  cmake -S "$root" -B "$build" "${generator[@]}" -DCMAKE_TOOLCHAIN_FILE="$toolchain" -DMOI_WINDOWS_ROOT="$libraries" \
-    -DMOI_TESTS=ON -DMOI_BENCH=ON -DMOI_WERROR=ON && cmake --build "$build" -j "$jobs"
-}
+begin_cross windows x86_64-w64-mingw32.cmake "$@"
 
 # gcc aligns no stack on 64-bit Windows: an aligned move of more than 16 bytes to or from it would fault now and then.
 aligned_moves() {
@@ -82,7 +61,7 @@ packages=(gcc g++ g++-mingw-w64-x86-64-posix wine64 cmake ninja-build pkg-config
 wine=/usr/lib/wine/wine64
 [ -x "$wine" ] || wine=$(command -v wine64 || command -v wine)
 step "windows libraries" "$root/tests/windows_root.sh" "$libraries" || finish
-step "build for windows" compile || finish
+step "build for windows" compile_cross MOI_WINDOWS_ROOT || finish
 step "no aligned vector moves" aligned_moves
 
 # No desktop, no messages, no Mono and Gecko installers; one server for all programs, which ends with this script.

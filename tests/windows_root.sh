@@ -12,43 +12,13 @@ if [ "$(cat "$stamp" 2>/dev/null)" = "${packages[*]}" ]; then exit 0; fi
 mkdir -p "$root"
 root=$(cd "$root" && pwd)
 apt=$root/.apt
-rm -rf "${root:?}/lib" "$root/include" "$root/bin" "$apt" "$stamp"
-mkdir -p "$apt"/{lists/partial,archives/partial,sources.list.d,apt.conf.d,preferences.d,source}
-: >"$apt/status"
+rm -rf "${root:?}/lib" "$root/include" "$root/bin" "$stamp"
+. "$here/apt.sh"
 
-# The mirrors of this system, asked for sources instead of binaries.
-. /etc/os-release
-for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
-  [ -e "$file" ] && grep -qiE 'debian\.org|ubuntu\.com' "$file" || continue
-  copy=$apt/sources.list.d/$(basename "$file")
-  [ "$file" != /etc/apt/sources.list ] || copy=$apt/sources.list.d/system.list
-  sed -E '/^deb-src /d; s/^deb /deb-src /; s/^Types:.*/Types: deb-src/I' "$file" >"$copy"
-done
-if [ -z "$(ls -A "$apt/sources.list.d")" ]; then
-  case $ID in
-    debian) echo "deb-src http://deb.debian.org/debian $VERSION_CODENAME main" ;;
-    ubuntu) echo "deb-src http://archive.ubuntu.com/ubuntu $VERSION_CODENAME main universe" ;;
-    *) echo "windows_root.sh: neither Debian nor Ubuntu: $ID" >&2; exit 1 ;;
-  esac >"$apt/sources.list.d/system.list"
-fi
-# Network settings (proxies) of the system hold here too.
-cp /etc/apt/apt.conf.d/*prox* "$apt/apt.conf.d/" 2>/dev/null || true
-cat >"$apt/apt.conf" <<CONF
-APT::Sandbox::User "root";
-Acquire::Languages "none";
-Dir::State "$apt";
-Dir::State::lists "$apt/lists";
-Dir::State::status "$apt/status";
-Dir::Cache "$apt";
-Dir::Cache::archives "$apt/archives";
-Dir::Etc::sourcelist "/dev/null";
-Dir::Etc::sourceparts "$apt/sources.list.d";
-Dir::Etc::parts "$apt/apt.conf.d";
-Dir::Etc::preferences "/dev/null";
-Dir::Etc::preferencesparts "$apt/preferences.d";
-CONF
-export APT_CONFIG=$apt/apt.conf
+sources() { sed -E '/^deb-src /d; s/^deb /deb-src /; s/^Types:.*/Types: deb-src/I'; }
+private_apt "$apt" deb-src sources
 apt-get update -q
+mkdir "$apt/source"
 # apt checks what it fetches against the signed lists.
 (cd "$apt/source" && apt-get source -q --download-only --tar-only "${packages[@]}")
 
