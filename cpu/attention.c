@@ -176,17 +176,36 @@ static block block_at(const work *w, uint32_t index) {
 
 static size_t dense(moi_format type) { return type == MOI_FORMAT_F32 ? 4 : 2; }
 
+/* Rows of queries and outputs lie apart where a model has more heads than a block's: hardware foresees them badly. */
+enum { ROWS_AHEAD = 6 };
+
+static const uint8_t *query(const work *w, const block *b, uint32_t at) {
+  const moi_attention_args *a = &w->run->attention;
+  const uint32_t r = b->first + at % b->m, head = (b->kv_head + at / b->m) * w->group + r % w->group;
+  return (const uint8_t *)moi_view(a->q) + ((size_t)(w->m.seqs[b->seq].row + r / w->group) * a->q_stride +
+                                            (size_t)head * a->q_head_stride) * dense(w->plan->attention.input_type);
+}
+
+static uint8_t *output(const work *w, const block *b, uint32_t at) {
+  const moi_attention_desc *d = &w->plan->attention;
+  const moi_attention_args *a = &w->run->attention;
+  const uint32_t r = b->first + at % b->m, head = (b->kv_head + at / b->m) * w->group + r % w->group;
+  return (uint8_t *)moi_view(a->output) + ((size_t)(w->m.seqs[b->seq].row + r / w->group) * a->output_stride +
+                                           (size_t)head * d->v_head_dim) * dense(d->output_type);
+}
+
 /* The block's queries in the form of the row that serves it, and what each of them sees. */
 static void prepare(const work *w, const block *b, const moi_cpu_kernel *row, lane *l) {
   const moi_attention_desc *d = &w->plan->attention;
-  const moi_attention_args *a = &w->run->attention;
   const moi_seq *s = &w->m.seqs[b->seq];
-  uint32_t pad = MOI_ATTEND_PAD(d->head_dim);
-  for (uint32_t at = 0; at < b->n_heads * b->m; at++) {
-    uint32_t kv_head = b->kv_head + at / b->m, r = b->first + at % b->m;
-    uint32_t i = r / w->group, head = kv_head * w->group + r % w->group;
-    const uint8_t *q = (const uint8_t *)moi_view(a->q) +
-                       ((size_t)(s->row + i) * a->q_stride + (size_t)head * a->q_head_stride) * dense(d->input_type);
+  const uint32_t pad = MOI_ATTEND_PAD(d->head_dim), n = b->n_heads * b->m;
+  for (uint32_t at = 0; at < n; at++) {
+    const uint32_t kv_head = b->kv_head + at / b->m, i = (b->first + at % b->m) / w->group;
+    const uint8_t *q = query(w, b, at);
+    if (at + ROWS_AHEAD < n) {
+      const char *next = (const char *)query(w, b, at + ROWS_AHEAD);
+      for (size_t byte = 0; byte < d->head_dim * dense(d->input_type); byte += 64) __builtin_prefetch(next + byte);
+    }
     if (row->form == MOI_FORM_BF16) {
       uint16_t *to = (uint16_t *)l->q + (size_t)at * pad;
       memcpy(to, q, d->head_dim * sizeof *to);
@@ -292,6 +311,10 @@ static void finish(const work *w, const block *b, const partial *p) {
   for (uint32_t r = 0; r < b->n_heads * b->m; r++) {
     uint32_t kv_head = b->kv_head + r / b->m, in_group = b->first + r % b->m;
     uint32_t row = w->m.seqs[b->seq].row + in_group / w->group, head = kv_head * w->group + in_group % w->group;
+    if (r + ROWS_AHEAD < b->n_heads * b->m) {
+      char *next = (char *)output(w, b, r + ROWS_AHEAD);
+      for (size_t byte = 0; byte < d->v_head_dim * dense(d->output_type); byte += 64) __builtin_prefetch(next + byte, 1);
+    }
     float v_scale = moi_head_scale(w->run->cache.v_scale, kv_head);
     float most = p->max[r], sum = p->sum[r], factor = 1;
     if (sinks && sinks[head] != -INFINITY) {
@@ -303,9 +326,7 @@ static void finish(const work *w, const block *b, const partial *p) {
     float *acc = p->acc + (size_t)r * pad;
     if (sum == 0 || factor == 0) memset(acc, 0, d->v_head_dim * sizeof *acc);
     factor = sum == 0 ? 0 : factor * v_scale / sum;
-    uint8_t *out = (uint8_t *)moi_view(a->output) +
-                   ((size_t)row * a->output_stride + (size_t)head * d->v_head_dim) * dense(d->output_type);
-    w->ew->store(d->output_type, acc, factor, out, d->v_head_dim);
+    w->ew->store(d->output_type, acc, factor, output(w, b, r), d->v_head_dim);
     if (lse) lse[(size_t)row * d->n_heads + head] = sum == 0 ? -INFINITY : (float)((most + log2(sum)) * LN2);
   }
 }
