@@ -9,6 +9,7 @@
 #include <memory>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -43,11 +44,12 @@ struct Row {
   moi_bench_row *row;
   moi_bench_attention *attention;
   std::string name;
-  double compute_peak;
+  moi_peak_kind compute;
   const char *compute_name;
 };
 
 moi_peak peak;
+moi_probe *probe;
 moi_bench_layer *filled; // the layer whose weights are in memory
 bool failed;
 
@@ -61,7 +63,35 @@ std::vector<std::string> split(const char *list) {
   return out;
 }
 
-void count(benchmark::State &state, const Row &r, double bytes, double flops, double seconds) {
+// What this machine gives at a moment, with nothing else on it.
+struct Moment {
+  double read = 0, ops = 0;
+  moi_peak_kind kind = MOI_PEAK_F32;
+  std::chrono::steady_clock::time_point time;
+};
+Moment latest;
+
+Moment moment(moi_peak_kind kind) {
+  // pthreadpool's threads spin for about 50 ms after their last work: they are not to be part of what is measured
+  std::this_thread::sleep_for(std::chrono::milliseconds(60));
+  Moment m;
+  m.read = moi_probe_read(probe);
+  m.ops = moi_probe_ops(probe, kind);
+  m.kind = kind;
+  m.time = std::chrono::steady_clock::now();
+  latest = m;
+  return m;
+}
+
+// The moment before a measurement: the one after the last, if that was just now.
+Moment moment_before(moi_peak_kind kind) {
+  const auto age = std::chrono::steady_clock::now() - latest.time;
+  return latest.read > 0 && latest.kind == kind && age < std::chrono::milliseconds(500) ? latest : moment(kind);
+}
+
+void count(benchmark::State &state, const Row &r, double bytes, double flops, double seconds, const Moment &before) {
+  const Moment after = moment(r.compute);
+  const double read = (before.read + after.read) / 2, ops = (before.ops + after.ops) / 2;
   double error = 0, allowed = 0;
   if (r.attention) moi_bench_attention_checked(r.attention, &error, &allowed);
   else moi_bench_row_checked(r.row, &error, &allowed);
@@ -69,8 +99,10 @@ void count(benchmark::State &state, const Row &r, double bytes, double flops, do
   state.counters["tolerance"] = allowed;
   state.counters["bytes_per_second"] = bytes / seconds;
   state.counters["flops_per_second"] = flops / seconds;
-  state.counters["bandwidth_fraction"] = bytes / seconds / peak.read_bytes;
-  state.counters["compute_fraction"] = flops / seconds / r.compute_peak;
+  state.counters["bandwidth_fraction"] = read > 0 ? bytes / seconds / read : 0;
+  state.counters["compute_fraction"] = ops > 0 ? flops / seconds / ops : 0;
+  state.counters["read_peak"] = read;
+  state.counters["compute_peak"] = ops;
   state.SetLabel(r.compute_name);
 }
 
@@ -83,6 +115,7 @@ void measure_attention(benchmark::State &state, const Row &r) {
     state.SkipWithError(error);
     return;
   }
+  const Moment before = moment_before(r.compute);
   uint64_t i = 0;
   moi_status status = moi_bench_attention_run(r.attention, 1);
   auto start = std::chrono::steady_clock::now();
@@ -99,7 +132,7 @@ void measure_attention(benchmark::State &state, const Row &r) {
   }
   const moi_bench_attention_shape *shape = moi_bench_attention_shape_of(r.attention);
   count(state, r, moi_bench_attention_bytes(r.attention) * double(i),
-        moi_bench_attention_flops(r.attention) * double(i), seconds);
+        moi_bench_attention_flops(r.attention) * double(i), seconds, before);
   state.counters["rows"] = shape->rows;
   state.counters["sequences"] = shape->sequences;
   state.counters["kv_len"] = shape->kv_len;
@@ -121,6 +154,7 @@ void measure(benchmark::State &state, const Row &r) {
     state.SkipWithError(error);
     return;
   }
+  const Moment before = moment_before(r.compute);
   uint64_t i = 0;
   moi_status status = moi_bench_row_run(r.row, 1); // page in code and threads
   double bytes = 0, flops = 0;
@@ -140,7 +174,7 @@ void measure(benchmark::State &state, const Row &r) {
     state.SkipWithError(moi_last_error());
     return;
   }
-  count(state, r, bytes, flops, seconds);
+  count(state, r, bytes, flops, seconds, before);
 }
 
 // Names are said without what Google Benchmark adds about its own settings; one line for each row: the median.
@@ -243,25 +277,23 @@ std::string text(const char *format, double value) {
 }
 
 // Which of the peaks a kernel works against.
-double compute_peak(const char *needs, const char **name) {
-  if (!std::strcmp(needs, "avx512vnni") && peak.int8_ops > 0) {
-    *name = "of int8 VNNI";
-    return peak.int8_ops;
+moi_peak_kind compute_kind(const char *needs) {
+  const struct {
+    const char *needs;
+    moi_peak_kind kind;
+  } all[] = {{"avx512vnni", MOI_PEAK_INT8}, {"dotprod", MOI_PEAK_INT8},   {"i8mm", MOI_PEAK_I8MM},
+             {"avx512bf16", MOI_PEAK_BF16}, {"neonbf16", MOI_PEAK_BF16}};
+  for (const auto &one : all)
+    if (!std::strcmp(needs, one.needs) && peak.ops[one.kind] > 0) return one.kind;
+  return MOI_PEAK_F32;
+}
+const char *compute_name(const char *needs) {
+  switch (compute_kind(needs)) {
+    case MOI_PEAK_INT8: return std::strcmp(needs, "dotprod") ? "of int8 VNNI" : "of int8 SDOT";
+    case MOI_PEAK_I8MM: return "of int8 SMMLA";
+    case MOI_PEAK_BF16: return "of bf16";
+    default: return "of f32 FMA";
   }
-  if (!std::strcmp(needs, "dotprod") && peak.int8_ops > 0) {
-    *name = "of int8 SDOT";
-    return peak.int8_ops;
-  }
-  if (!std::strcmp(needs, "i8mm") && peak.i8mm_ops > 0) {
-    *name = "of int8 SMMLA";
-    return peak.i8mm_ops;
-  }
-  if ((!std::strcmp(needs, "avx512bf16") || !std::strcmp(needs, "neonbf16")) && peak.bf16_flops > 0) {
-    *name = "of bf16";
-    return peak.bf16_flops;
-  }
-  *name = "of f32 FMA";
-  return peak.f32_flops;
 }
 
 void log_line(void *, moi_log_level level, const char *line) {
@@ -270,6 +302,9 @@ void log_line(void *, moi_log_level level, const char *line) {
 
 struct LayerFree {
   void operator()(moi_bench_layer *l) const { moi_bench_layer_free(l); }
+};
+struct ProbeFree {
+  void operator()(moi_probe *p) const { moi_probe_close(p); }
 };
 struct RowFree {
   void operator()(moi_bench_row *r) const { moi_bench_row_free(r); }
@@ -396,8 +431,9 @@ void open_attention(const moi_preset *preset, moi_backend backend, moi_context *
           continue;
         }
         owned->emplace_back(row);
-        Row r = {nullptr, nullptr, row, "", 0, ""};
-        r.compute_peak = compute_peak(moi_bench_attention_needs(row), &r.compute_name);
+        Row r = {nullptr, nullptr, row, "", MOI_PEAK_F32, ""};
+        r.compute = compute_kind(moi_bench_attention_needs(row));
+        r.compute_name = compute_name(moi_bench_attention_needs(row));
         r.name = std::string("attention/") + moi_backend_name(backend) + "/" + moi_bench_attention_kernel(row) + "/" +
                  moi_bench_attention_name(row);
         rows->push_back(r);
@@ -414,8 +450,8 @@ int parse(int argc, char **argv, Settings *s) {
       "as\n"
       "in a model. bytes: the weights of the experts that a call touches, and its activations. Fractions are of the "
       "peaks\n"
-      "measured before the rows, on as many threads: reading memory in order, and multiply-adds of the kind that the\n"
-      "kernel uses; limit is the one that a row is nearer to. Each result is checked against the reference before it\n"
+      "measured before and after each repetition, on as many threads: reading memory in order, and multiply-adds of the\n"
+      "kind that the kernel uses; limit is the one that a row is nearer to. Each result is checked against the reference before it\n"
       "is timed; a wrong one fails the row, and the exit status is 1.\n"
       "Attention has rows for each kind of layer: prompts of --tokens above 16, and decodes of one token for each of\n"
       "--batch sequences of --kv keys. bytes: the keys and values that a call sees, queries and output.\n",
@@ -474,10 +510,10 @@ void add_context(const std::string &command, uint32_t threads, const std::string
   benchmark::AddCustomContext("peak_isa", peak.isa);
   benchmark::AddCustomContext("peak_read_gbs", text("%.2f", peak.read_bytes / 1e9));
   benchmark::AddCustomContext("peak_blocks_gbs", text("%.2f", peak.block_bytes / 1e9));
-  benchmark::AddCustomContext("peak_f32_gflops", text("%.1f", peak.f32_flops / 1e9));
-  benchmark::AddCustomContext("peak_int8_gops", text("%.1f", peak.int8_ops / 1e9));
-  if (peak.i8mm_ops > 0) benchmark::AddCustomContext("peak_i8mm_gops", text("%.1f", peak.i8mm_ops / 1e9));
-  benchmark::AddCustomContext("peak_bf16_gflops", text("%.1f", peak.bf16_flops / 1e9));
+  benchmark::AddCustomContext("peak_f32_gflops", text("%.1f", peak.ops[MOI_PEAK_F32] / 1e9));
+  benchmark::AddCustomContext("peak_int8_gops", text("%.1f", peak.ops[MOI_PEAK_INT8] / 1e9));
+  if (peak.ops[MOI_PEAK_I8MM] > 0) benchmark::AddCustomContext("peak_i8mm_gops", text("%.1f", peak.ops[MOI_PEAK_I8MM] / 1e9));
+  benchmark::AddCustomContext("peak_bf16_gflops", text("%.1f", peak.ops[MOI_PEAK_BF16] / 1e9));
 }
 
 } // namespace
@@ -557,11 +593,12 @@ extern "C" int moi_command_bench(int argc, char **argv) {
   std::printf(
       "memory: %.1f GB/s in order, %.1f GB/s in random blocks of %.1f MB; compute (%s, %u threads): %.0f GFLOP/s f32",
       peak.read_bytes / 1e9, peak.block_bytes / 1e9, double(block) / 1e6,
-      peak.isa, threads, peak.f32_flops / 1e9);
-  if (peak.int8_ops > 0) std::printf(", %.0f GOP/s int8", peak.int8_ops / 1e9);
-  if (peak.i8mm_ops > 0) std::printf(", %.0f GOP/s int8 SMMLA", peak.i8mm_ops / 1e9);
-  if (peak.bf16_flops > 0) std::printf(", %.0f GFLOP/s bf16", peak.bf16_flops / 1e9);
+      peak.isa, threads, peak.ops[MOI_PEAK_F32] / 1e9);
+  if (peak.ops[MOI_PEAK_INT8] > 0) std::printf(", %.0f GOP/s int8", peak.ops[MOI_PEAK_INT8] / 1e9);
+  if (peak.ops[MOI_PEAK_I8MM] > 0) std::printf(", %.0f GOP/s int8 SMMLA", peak.ops[MOI_PEAK_I8MM] / 1e9);
+  if (peak.ops[MOI_PEAK_BF16] > 0) std::printf(", %.0f GFLOP/s bf16", peak.ops[MOI_PEAK_BF16] / 1e9);
   std::printf("\n");
+  std::unique_ptr<moi_probe, ProbeFree> own_probe(probe = moi_probe_open(threads, moi_memory_available() / 8, &peak));
 
   std::vector<Row> rows;
   std::vector<std::unique_ptr<moi_bench_row, RowFree>> owned;
@@ -581,8 +618,9 @@ extern "C" int moi_command_bench(int argc, char **argv) {
             continue;
           }
           owned.emplace_back(row);
-          Row r = {layer.get(), row, nullptr, "", 0, ""};
-          r.compute_peak = compute_peak(moi_bench_row_needs(row), &r.compute_name);
+          Row r = {layer.get(), row, nullptr, "", MOI_PEAK_F32, ""};
+          r.compute = compute_kind(moi_bench_row_needs(row));
+          r.compute_name = compute_name(moi_bench_row_needs(row));
           r.name = op.second + "/" + moi_backend_name(opened[b]) + "/" + moi_bench_row_kernel(row) + "/" +
                    moi_bench_layer_format(layer.get()) + "/" + moi_bench_layer_name(layer.get()) + "/tokens:" +
                    std::to_string(n);

@@ -159,13 +159,14 @@ typedef struct job {
   size_t begin, end, block; /* block > 0: random blocks of the whole buffer, end - begin bytes in all */
   size_t size;
   uint64_t seed, rounds;
-  double work;
+  double work, seconds;
   volatile uint64_t sink;
   volatile float sink_f;
 } job;
 
 static void *work(void *arg) {
   job *j = arg;
+  const double start = now();
   if (j->fma) {
     float sink = 0;
     j->work = j->fma(j->rounds, &sink);
@@ -180,108 +181,192 @@ static void *work(void *arg) {
     j->sink = sum;
     j->work = (double)(n * j->block);
   }
+  j->seconds = now() - start;
   return NULL;
 }
 
-/* Runs the jobs on a thread each; work done a second, all threads together. */
+/* Runs the jobs on a thread each; work done a second, all threads together. Each counts over its own time: a thread that
+ * began late or was kept from its core for a while makes the others no slower, as with work that is shared out in pieces. */
 static double race(job *jobs, uint32_t n) {
   pthread_t threads[1024];
   uint32_t started = 0;
-  double start = now(), done = 0;
+  double rate = 0;
   for (; started + 1 < n && started < 1023; started++)
     if (pthread_create(&threads[started], NULL, work, &jobs[started + 1])) break;
   work(&jobs[0]);
   for (uint32_t i = started + 1; i < n; i++) work(&jobs[i]);
   for (uint32_t i = 0; i < started; i++) pthread_join(threads[i], NULL);
-  double seconds = now() - start;
-  for (uint32_t i = 0; i < n; i++) done += jobs[i].work;
-  return seconds > 0 ? done / seconds : 0;
+  /* threads that could not be had: their jobs were done one after another */
+  double alone = jobs[0].seconds;
+  for (uint32_t i = started + 1; i < n; i++) alone += jobs[i].seconds, jobs[0].work += jobs[i].work;
+  jobs[0].seconds = alone;
+  for (uint32_t i = 0; i <= started; i++)
+    if (jobs[i].seconds > 0) rate += jobs[i].work / jobs[i].seconds;
+  return rate;
 }
+
+/* ---- what this CPU has */
+
+typedef struct loops {
+  read_fn read;
+  fma_fn fma[MOI_PEAK_KINDS][2]; /* of two the better one counts; NULL: absent */
+  const char *isa;
+} loops;
+
+static loops find_loops(void) {
+  loops l = {.read = read_plain, .fma[MOI_PEAK_F32] = {fma_plain}, .isa = "plain C"};
+#if HAS_X86
+  if (__builtin_cpu_supports("avx512f")) {
+    l = (loops){.read = read_avx512, .fma[MOI_PEAK_F32] = {fma_avx512}, .isa = "avx512"};
+  } else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    l = (loops){.read = read_avx2, .fma[MOI_PEAK_F32] = {fma_avx2}, .isa = "avx2"};
+  }
+  if (__builtin_cpu_supports("avx512vnni")) l.fma[MOI_PEAK_INT8][0] = fma_vnni;
+  if (__builtin_cpu_supports("avx512bf16")) l.fma[MOI_PEAK_BF16][0] = fma_bf16;
+#endif
+#if HAS_ARM
+  const uint32_t isa = moi_isa_machine();
+  l = (loops){.read = read_neon, .fma[MOI_PEAK_F32] = {fma_neon}, .isa = "neon"};
+  if (isa & MOI_ISA_DOTPROD) l.fma[MOI_PEAK_INT8][0] = fma_sdot;
+  if (isa & MOI_ISA_I8MM) l.fma[MOI_PEAK_I8MM][0] = fma_smmla;
+  if (isa & MOI_ISA_NEONBF16) {
+    l.fma[MOI_PEAK_BF16][0] = fma_bfdot;
+    l.fma[MOI_PEAK_BF16][1] = fma_bfmmla;
+  }
+#endif
+  return l;
+}
+
+static double rate_of_fma(fma_fn fma, uint64_t rounds, job *jobs, uint32_t n) {
+  for (uint32_t i = 0; i < n; i++) {
+    memset(&jobs[i], 0, sizeof jobs[i]);
+    jobs[i].fma = fma;
+    jobs[i].rounds = rounds;
+  }
+  return race(jobs, n);
+}
+
+/* block 0: in order, all of the buffer; else random blocks of it, as many bytes */
+static double rate_of_read(read_fn read, const uint8_t *buffer, size_t size, size_t block, uint64_t seed, job *jobs,
+                           uint32_t n) {
+  size_t share = size / n / 1024 * 1024;
+  for (uint32_t i = 0; i < n; i++) {
+    memset(&jobs[i], 0, sizeof jobs[i]);
+    jobs[i].read = read;
+    jobs[i].buffer = buffer;
+    jobs[i].begin = i * share;
+    jobs[i].end = (i + 1) * share;
+    jobs[i].size = size;
+    jobs[i].block = block;
+    jobs[i].seed = seed * 1024 + i;
+  }
+  return race(jobs, n);
+}
+
+static double larger(double a, double b) { return a > b ? a : b; }
 
 static double best_of_fma(fma_fn fma, job *jobs, uint32_t n) {
   double best = 0;
-  for (int pass = 0; pass < 4; pass++) {
-    for (uint32_t i = 0; i < n; i++) {
-      memset(&jobs[i], 0, sizeof jobs[i]);
-      jobs[i].fma = fma;
-      jobs[i].rounds = fma == fma_plain ? 400000 : 12000000;
-    }
-    double rate = race(jobs, n);
-    if (rate > best) best = rate;
-  }
+  for (int pass = 0; fma && pass < 4; pass++)
+    best = larger(best, rate_of_fma(fma, fma == fma_plain ? 400000 : 12000000, jobs, n));
   return best;
 }
 
 static double best_of_read(read_fn read, const uint8_t *buffer, size_t size, size_t block, job *jobs, uint32_t n) {
   double best = 0;
-  for (int pass = 0; pass < 4; pass++) {
-    size_t share = size / n / 1024 * 1024;
-    for (uint32_t i = 0; i < n; i++) {
-      memset(&jobs[i], 0, sizeof jobs[i]);
-      jobs[i].read = read;
-      jobs[i].buffer = buffer;
-      jobs[i].begin = i * share;
-      jobs[i].end = (i + 1) * share;
-      jobs[i].size = size;
-      jobs[i].block = block;
-      jobs[i].seed = (uint64_t)pass * 1024 + i;
-    }
-    double rate = race(jobs, n);
-    if (rate > best) best = rate;
-  }
+  for (uint64_t pass = 0; pass < 4; pass++)
+    best = larger(best, rate_of_read(read, buffer, size, block, pass, jobs, n));
   return best;
 }
 
-void moi_peak_measure(uint32_t threads, uint64_t memory, uint64_t block, moi_peak *out) {
-  read_fn read = read_plain;
-  fma_fn fma = fma_plain;
-  memset(out, 0, sizeof *out);
-  out->isa = "plain C";
-#if HAS_X86
-  if (__builtin_cpu_supports("avx512f")) {
-    read = read_avx512;
-    fma = fma_avx512;
-    out->isa = "avx512";
-  } else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    read = read_avx2;
-    fma = fma_avx2;
-    out->isa = "avx2";
-  }
-#endif
-#if HAS_ARM
-  read = read_neon;
-  fma = fma_neon;
-  out->isa = "neon";
-#endif
-  job *jobs = calloc(threads, sizeof *jobs);
-  if (!jobs) exit(3);
-  out->f32_flops = best_of_fma(fma, jobs, threads);
-#if HAS_X86
-  if (__builtin_cpu_supports("avx512vnni")) out->int8_ops = best_of_fma(fma_vnni, jobs, threads);
-  if (__builtin_cpu_supports("avx512bf16")) out->bf16_flops = best_of_fma(fma_bf16, jobs, threads);
-#endif
-#if HAS_ARM
-  const uint32_t isa = moi_isa_machine();
-  if (isa & MOI_ISA_DOTPROD) out->int8_ops = best_of_fma(fma_sdot, jobs, threads);
-  if (isa & MOI_ISA_I8MM) out->i8mm_ops = best_of_fma(fma_smmla, jobs, threads);
-  if (isa & MOI_ISA_NEONBF16) {
-    const double dot = best_of_fma(fma_bfdot, jobs, threads), matrix = best_of_fma(fma_bfmmla, jobs, threads);
-    out->bf16_flops = dot > matrix ? dot : matrix;
-  }
-#endif
-  size_t size = (size_t)3 << 29; /* 1.5 GiB: beyond every cache */
-  if (size > memory) size = (size_t)memory & ~(size_t)0xfffff;
-  moi_arena arena = {.flags = MOI_ARENA_HUGE};
-  uint8_t *buffer = moi_arena_take(&arena, size, 4096, "the bandwidth buffer");
+static uint8_t *take_buffer(moi_arena *arena, size_t size) {
+  arena->flags = MOI_ARENA_HUGE;
+  uint8_t *buffer = moi_arena_take(arena, size, 4096, "the bandwidth buffer");
   for (size_t i = 0; i < size; i += 8) {
     uint64_t word = i * 0x9e3779b97f4a7c15u;
     memcpy(buffer + i, &word, 8);
   }
+  return buffer;
+}
+
+static job *take_jobs(uint32_t threads) {
+  job *jobs = calloc(threads, sizeof *jobs);
+  if (!jobs) exit(3);
+  return jobs;
+}
+
+static size_t buffer_size(size_t wanted, uint64_t memory) {
+  return wanted > memory ? (size_t)memory & ~(size_t)0xfffff : wanted;
+}
+
+void moi_peak_measure(uint32_t threads, uint64_t memory, uint64_t block, moi_peak *out) {
+  const loops l = find_loops();
+  memset(out, 0, sizeof *out);
+  out->isa = l.isa;
+  job *jobs = take_jobs(threads);
+  for (int kind = 0; kind < MOI_PEAK_KINDS; kind++)
+    out->ops[kind] = larger(best_of_fma(l.fma[kind][0], jobs, threads), best_of_fma(l.fma[kind][1], jobs, threads));
+  const size_t size = buffer_size((size_t)3 << 29, memory); /* beyond every cache */
+  moi_arena arena = {0};
+  const uint8_t *buffer = take_buffer(&arena, size);
   block = block / 1024 * 1024;
   if (block < 65536) block = 65536;
   if (block > size / 8) block = size / 8 / 1024 * 1024;
-  out->read_bytes = best_of_read(read, buffer, size, 0, jobs, threads);
-  out->block_bytes = best_of_read(read, buffer, size, (size_t)block, jobs, threads);
+  out->read_bytes = best_of_read(l.read, buffer, size, 0, jobs, threads);
+  out->block_bytes = best_of_read(l.read, buffer, size, (size_t)block, jobs, threads);
   moi_arena_free(&arena);
   free(jobs);
+}
+
+/* ---- moments */
+
+struct moi_probe {
+  loops loops;
+  uint32_t threads;
+  job *jobs;
+  moi_arena arena;
+  const uint8_t *buffer;
+  size_t size, part, parts; /* a probe reads one part after another, so that none is in a cache */
+  uint64_t turn, rounds[MOI_PEAK_KINDS];
+};
+
+#define PROBE_SECONDS 0.015
+
+moi_probe *moi_probe_open(uint32_t threads, uint64_t memory, const moi_peak *peak) {
+  moi_probe *p = calloc(1, sizeof *p);
+  if (!p) exit(3);
+  p->loops = find_loops();
+  p->threads = threads;
+  p->jobs = take_jobs(threads);
+  p->size = buffer_size((size_t)1 << 28, memory);
+  p->buffer = take_buffer(&p->arena, p->size);
+  const double bytes = peak->read_bytes * PROBE_SECONDS;
+  p->parts = bytes > 0 && bytes < (double)p->size ? (size_t)((double)p->size / bytes) : 1;
+  p->part = p->size / p->parts / 4096 * 4096;
+  for (int kind = 0; kind < MOI_PEAK_KINDS; kind++) {
+    const fma_fn fma = p->loops.fma[kind][1] ? p->loops.fma[kind][1] : p->loops.fma[kind][0];
+    float sink = 0;
+    if (!fma) continue;
+    const double per_round = fma(16, &sink) / 16 * threads;
+    p->rounds[kind] = (uint64_t)(peak->ops[kind] * PROBE_SECONDS / per_round) + 1;
+    p->jobs[0].sink_f = sink;
+  }
+  return p;
+}
+
+void moi_probe_close(moi_probe *p) {
+  if (!p) return;
+  moi_arena_free(&p->arena);
+  free(p->jobs);
+  free(p);
+}
+
+double moi_probe_read(moi_probe *p) {
+  const uint8_t *part = p->buffer + p->turn++ % p->parts * p->part;
+  return rate_of_read(p->loops.read, part, p->part, 0, 0, p->jobs, p->threads);
+}
+
+double moi_probe_ops(moi_probe *p, moi_peak_kind kind) {
+  const fma_fn fma = p->loops.fma[kind][1] ? p->loops.fma[kind][1] : p->loops.fma[kind][0];
+  return fma ? rate_of_fma(fma, p->rounds[kind], p->jobs, p->threads) : 0;
 }

@@ -237,6 +237,8 @@ static int is_known(const char *name) {
                                       "bandwidth_fraction",
                                       "bytes_per_second",
                                       "compute_fraction",
+                                      "read_peak",
+                                      "compute_peak",
                                       "flops_per_second",
                                       "label",
                                       "aggregate_name",
