@@ -226,8 +226,8 @@ static __attribute__((noinline)) void value_of_one(const moi_attend *a, const pa
       const vec w = vec_splat(x->logits[j * x->width + r]);
       vec y[2];
       switch (a->v_format) {
-#define LOAD(NAME) case MOI_FORMAT_##NAME: load_pair(MOI_FORMAT_##NAME, row, e, y); break;
-        EACH_FORMAT(LOAD)
+#define LOAD_ONE(NAME) case MOI_FORMAT_##NAME: load_pair(MOI_FORMAT_##NAME, row, e, y); break;
+        EACH_FORMAT(LOAD_ONE)
         default: return;
       }
       for (uint32_t v = 0; v < 2; v++) vec_store(acc + v * VEC, vec_fma(w, y[v], vec_load(acc + v * VEC)));
