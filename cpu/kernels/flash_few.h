@@ -130,8 +130,8 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, const
                                                         const uint32_t pairs, const moi_attend *a, const panel *x,
                                                         const stretch *s, uint32_t column) {
   /* the lines that begin in these columns are fetched */
-  const uint32_t here = row_bytes(format, column), bytes = row_bytes(format, pairs * PAIR), line = (here + 63) & ~63u;
-  const uint32_t first = s->first, last = s->last, until = line < here + bytes ? fetch_end(a, s) : 0;
+  const uint32_t line = (row_bytes(format, column) + 63) & ~63u, end = row_bytes(format, column + pairs * PAIR);
+  const uint32_t first = s->first, last = s->last, until = line < end ? fetch_end(a, s) : 0;
   const uint8_t *const *values = a->v + s->key0, *const *ahead = values + s->ahead;
   const size_t offset = s->offset, to_fetch = s->to_fetch + line;
   float *acc = x->acc + column * width;
@@ -150,8 +150,7 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, const
     const uint8_t *row = values[j] + offset;
     if (j < until) {
       __builtin_prefetch(ahead[j] + to_fetch, 0, 3);
-#pragma GCC unroll 4
-      for (uint32_t at = 64; at + 64 <= bytes; at += 64) __builtin_prefetch(ahead[j] + to_fetch + at, 0, 3);
+      for (uint32_t at = 64; at < end - line; at += 64) __builtin_prefetch(ahead[j] + to_fetch + at, 0, 3);
     }
     vec y[4];
 #pragma GCC unroll 2
