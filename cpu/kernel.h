@@ -74,9 +74,9 @@ typedef void (*moi_gemm_fn)(const moi_gemm_tile *tile);
  * over begin[r] <= j < end[r]. The driver merges segments and divides.
  *
  * Keys are counted from one that is a multiple of MOI_ATTEND_TILE in the sequence: kernels go through the keys in tiles of
- * that many, so that a row's bits do not depend on the rows and keys around it. */
+ * that many or a part of it, so that a row's bits do not depend on the rows and keys around it. */
 enum {
-  MOI_ATTEND_TILE = 64,     /* keys */
+  MOI_ATTEND_TILE = 128,    /* keys, at most */
   MOI_ATTEND_SEGMENT = 512, /* keys, at least */
   MOI_ATTEND_ROWS = 144,    /* query rows of a call, at most */
   MOI_ATTEND_HEADS = 16,    /* KV heads of a call, at most */

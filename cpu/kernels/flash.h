@@ -141,9 +141,12 @@ static inline vec soft(vec x, float c) {
   return vec_mul(vec_choose_less(x2, vec_splat(0.0625f), series, big), vec_splat(c * LOG2E));
 }
 
+/* Keys of a tile: fewer of large heads, so that they stay near. */
+static inline uint32_t tile_keys(const moi_attend *a) { return a->dk + a->dv > 256 ? TILE / 2 : TILE; }
+
 static part part_of(const moi_attend *a, uint32_t key0) {
   part p = {.key0 = key0, .row_begin = a->m};
-  const uint32_t key1 = key0 + TILE;
+  const uint32_t key1 = key0 + tile_keys(a);
   p.first = (a->key_begin > key0 ? a->key_begin : key0) - key0;
   p.last = least(a->key_end, key1) - key0;
   for (uint32_t r = 0; r < a->m; r++) {
@@ -318,7 +321,7 @@ void ATTEND(const moi_attend *a) {
   const tile t = carve(a);
   const uint32_t nk = units(a->dk);
   begin_rows(a);
-  for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += TILE) {
+  for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += tile_keys(a)) {
     const part p = part_of(a, key0);
     if (p.row_begin == p.row_end) continue;
     load_rows(a->k_format, a->k + key0, p.first, p.last, a->dk, t.rows, nk);

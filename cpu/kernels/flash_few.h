@@ -412,7 +412,7 @@ void ATTEND_DOT(const moi_attend *a) {
     memory = x->logits + (size_t)x->width * TILE;
     begin_panel(a, i / n_panels, x);
   }
-  for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += TILE) {
+  for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += tile_keys(a)) {
     const part p = part_of(a, key0);
     if (p.row_begin == p.row_end) continue;
     const int ragged = p.ragged || p.row_begin || p.row_end < a->m;
