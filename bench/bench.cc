@@ -444,15 +444,12 @@ void open_attention(const moi_preset *preset, moi_backend backend, moi_context *
 int parse(int argc, char **argv, Settings *s) {
   static const moi_command command = {
       "bench", "time, GB/s and the fraction of this device's measured peak",
-      "Rows are named op/backend/kernel/format/preset/tokens:N. Every iteration has other tokens and other experts, "
-      "and\n"
-      "the weights are there several times over (2 GB at least, where memory allows), so that they come from memory, "
-      "as\n"
-      "in a model. bytes: the weights of the experts that a call touches, and its activations. Fractions are of the "
-      "peaks\n"
-      "measured before and after each repetition, on as many threads: reading memory in order, and multiply-adds of the\n"
-      "kind that the kernel uses; limit is the one that a row is nearer to. Each result is checked against the reference before it\n"
-      "is timed; a wrong one fails the row, and the exit status is 1.\n"
+      "Rows are named op/backend/kernel/format/preset/tokens:N. Every iteration has other tokens and other experts,\n"
+      "and the weights are there several times over (2 GB at least, where memory allows), so that they come from\n"
+      "memory, as in a model. bytes: the weights of the experts that a call touches, and its activations. Fractions\n"
+      "are of the peaks measured before and after each repetition, on as many threads: reading memory in order, and\n"
+      "multiply-adds of the kind that the kernel uses; limit is the one that a row is nearer to. Each result is\n"
+      "checked against the reference before it is timed; a wrong one fails the row, and the exit status is 1.\n"
       "Attention has rows for each kind of layer: prompts of --tokens above 16, and decodes of one token for each of\n"
       "--batch sequences of --kv keys. bytes: the keys and values that a call sees, queries and output.\n",
       nullptr};
@@ -512,7 +509,8 @@ void add_context(const std::string &command, uint32_t threads, const std::string
   benchmark::AddCustomContext("peak_blocks_gbs", text("%.2f", peak.block_bytes / 1e9));
   benchmark::AddCustomContext("peak_f32_gflops", text("%.1f", peak.ops[MOI_PEAK_F32] / 1e9));
   benchmark::AddCustomContext("peak_int8_gops", text("%.1f", peak.ops[MOI_PEAK_INT8] / 1e9));
-  if (peak.ops[MOI_PEAK_I8MM] > 0) benchmark::AddCustomContext("peak_i8mm_gops", text("%.1f", peak.ops[MOI_PEAK_I8MM] / 1e9));
+  if (peak.ops[MOI_PEAK_I8MM] > 0)
+    benchmark::AddCustomContext("peak_i8mm_gops", text("%.1f", peak.ops[MOI_PEAK_I8MM] / 1e9));
   benchmark::AddCustomContext("peak_bf16_gflops", text("%.1f", peak.ops[MOI_PEAK_BF16] / 1e9));
 }
 

@@ -179,19 +179,27 @@ static size_t dense(moi_format type) { return type == MOI_FORMAT_F32 ? 4 : 2; }
 /* Rows of queries and outputs lie apart where a model has more heads than a block's: hardware foresees them badly. */
 enum { ROWS_AHEAD = 6 };
 
-static const uint8_t *query(const work *w, const block *b, uint32_t at) {
-  const moi_attention_args *a = &w->run->attention;
-  const uint32_t r = b->first + at % b->m, head = (b->kv_head + at / b->m) * w->group + r % w->group;
-  return (const uint8_t *)moi_view(a->q) + ((size_t)(w->m.seqs[b->seq].row + r / w->group) * a->q_stride +
-                                            (size_t)head * a->q_head_stride) * dense(w->plan->attention.input_type);
+/* Where the block's row `at` is: a row of the call, and its query head. */
+typedef struct place {
+  uint32_t row, head;
+} place;
+
+static place place_of(const work *w, const block *b, uint32_t at) {
+  const uint32_t r = b->first + at % b->m;
+  return (place){w->m.seqs[b->seq].row + r / w->group, (b->kv_head + at / b->m) * w->group + r % w->group};
 }
 
-static uint8_t *output(const work *w, const block *b, uint32_t at) {
+static const uint8_t *query(const work *w, place p) {
+  const moi_attention_args *a = &w->run->attention;
+  return (const uint8_t *)moi_view(a->q) + ((size_t)p.row * a->q_stride + (size_t)p.head * a->q_head_stride) *
+                                               dense(w->plan->attention.input_type);
+}
+
+static uint8_t *output(const work *w, place p) {
   const moi_attention_desc *d = &w->plan->attention;
   const moi_attention_args *a = &w->run->attention;
-  const uint32_t r = b->first + at % b->m, head = (b->kv_head + at / b->m) * w->group + r % w->group;
-  return (uint8_t *)moi_view(a->output) + ((size_t)(w->m.seqs[b->seq].row + r / w->group) * a->output_stride +
-                                           (size_t)head * d->v_head_dim) * dense(d->output_type);
+  return (uint8_t *)moi_view(a->output) +
+         ((size_t)p.row * a->output_stride + (size_t)p.head * d->v_head_dim) * dense(d->output_type);
 }
 
 /* The block's queries in the form of the row that serves it, and what each of them sees. */
@@ -201,9 +209,9 @@ static void prepare(const work *w, const block *b, const moi_cpu_kernel *row, la
   const uint32_t pad = MOI_ATTEND_PAD(d->head_dim), n = b->n_heads * b->m;
   for (uint32_t at = 0; at < n; at++) {
     const uint32_t kv_head = b->kv_head + at / b->m, i = (b->first + at % b->m) / w->group;
-    const uint8_t *q = query(w, b, at);
+    const uint8_t *q = query(w, place_of(w, b, at));
     if (at + ROWS_AHEAD < n) {
-      const char *next = (const char *)query(w, b, at + ROWS_AHEAD);
+      const char *next = (const char *)query(w, place_of(w, b, at + ROWS_AHEAD));
       for (size_t byte = 0; byte < d->head_dim * dense(d->input_type); byte += 64) __builtin_prefetch(next + byte);
     }
     if (row->form == MOI_FORM_BF16) {
@@ -309,16 +317,16 @@ static void finish(const work *w, const block *b, const partial *p) {
   const float *sinks = d->flags & MOI_ATTENTION_SINKS ? moi_view(a->sinks) : NULL;
   float *lse = moi_view(a->lse);
   for (uint32_t r = 0; r < b->n_heads * b->m; r++) {
-    uint32_t kv_head = b->kv_head + r / b->m, in_group = b->first + r % b->m;
-    uint32_t row = w->m.seqs[b->seq].row + in_group / w->group, head = kv_head * w->group + in_group % w->group;
+    const uint32_t kv_head = b->kv_head + r / b->m;
+    const place at = place_of(w, b, r);
     if (r + ROWS_AHEAD < b->n_heads * b->m) {
-      char *next = (char *)output(w, b, r + ROWS_AHEAD);
+      char *next = (char *)output(w, place_of(w, b, r + ROWS_AHEAD));
       for (size_t byte = 0; byte < d->v_head_dim * dense(d->output_type); byte += 64) __builtin_prefetch(next + byte, 1);
     }
     float v_scale = moi_head_scale(w->run->cache.v_scale, kv_head);
     float most = p->max[r], sum = p->sum[r], factor = 1;
-    if (sinks && sinks[head] != -INFINITY) {
-      float sink = sinks[head] * LOG2E, before = most;
+    if (sinks && sinks[at.head] != -INFINITY) {
+      float sink = sinks[at.head] * LOG2E, before = most;
       most = sink <= before ? before : sink;
       factor = before == -INFINITY ? 0 : shrink(before, most);
       sum = sum * factor + shrink(sink, most);
@@ -326,8 +334,8 @@ static void finish(const work *w, const block *b, const partial *p) {
     float *acc = p->acc + (size_t)r * pad;
     if (sum == 0 || factor == 0) memset(acc, 0, d->v_head_dim * sizeof *acc);
     factor = sum == 0 ? 0 : factor * v_scale / sum;
-    w->ew->store(d->output_type, acc, factor, output(w, b, r), d->v_head_dim);
-    if (lse) lse[(size_t)row * d->n_heads + head] = sum == 0 ? -INFINITY : (float)((most + log2(sum)) * LN2);
+    w->ew->store(d->output_type, acc, factor, output(w, at), d->v_head_dim);
+    if (lse) lse[(size_t)at.row * d->n_heads + at.head] = sum == 0 ? -INFINITY : (float)((most + log2(sum)) * LN2);
   }
 }
 

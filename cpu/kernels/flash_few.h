@@ -237,7 +237,7 @@ static __attribute__((noinline)) void value_of_one(const moi_attend *a, const pa
 /* A tile's logits become probabilities; max and sum are brought forward, and factor is for acc. */
 static inline __attribute__((always_inline)) void soften_width(const uint32_t width, const moi_attend *a, panel *x,
                                                                const part *p, int ragged) {
-  enum { MOST = 16 / VEC > 2 ? 2 : 16 / VEC };
+  enum { MOST = PANEL > VEC ? PANEL / VEC : 1 }; /* vectors of a key's rows */
   const uint32_t lanes = width > VEC ? width : VEC, n = lanes / VEC;
   float low[16], high[16], all[16];
   vec highest[MOST], scale[MOST], shift[MOST];
@@ -279,7 +279,7 @@ static inline __attribute__((always_inline)) void soften_width(const uint32_t wi
 #pragma GCC unroll 2
   for (uint32_t i = 0; i < n; i++) {
     const vec most = vec_load(all + i * VEC);
-    shift[i] = vec_choose_less(none, most, most, vec_choose_less(most, vec_splat(0), vec_zero(), most));
+    shift[i] = vec_choose_less(none, most, most, vec_choose_less(most, vec_zero(), vec_zero(), most));
     vec_store(x->factor + i * VEC, vec_exp2(vec_sub(vec_load(x->max + i * VEC), shift[i])));
     vec_store(x->max + i * VEC, most);
   }
