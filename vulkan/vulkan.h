@@ -104,6 +104,33 @@ void moi_vk_dispatch(const moi_vk_record *r, VkPipeline pipeline, const void *pu
 /* x, y, z are three uint at workspace + at. */
 void moi_vk_dispatch_indirect(const moi_vk_record *r, VkPipeline pipeline, const void *push, uint32_t size, size_t at);
 
+/* ---- sorting and products, which ops share (grouped.c) */
+
+/* Rows of activations in the workspace are fp32, this many floats apart, zero behind k. */
+static inline uint32_t moi_vk_kp(uint32_t k) { return (k + 31) & ~31u; }
+
+/* Slots by class, then by number: moi_route_args' counts, offsets and permutation. All addresses but n_tokens_device must
+ * be there. Slots of tokens from min(n_tokens, *n_tokens_device) on, and ids outside 0..n_class-1, are in no class; the
+ * permutation's entries behind the last are -1. */
+typedef struct moi_vk_sort {
+  uint64_t ids, n_tokens_device, counts, offsets, permutation;
+  uint32_t n_tokens, top_k, n_class;
+} moi_vk_sort;
+moi_status moi_vk_sort_plan(const char *function, const moi_plan *plan, VkPipeline *out);
+size_t moi_vk_sort_count(moi_carve *carve); /* where its arguments lie */
+void moi_vk_sort_record(const moi_vk_record *r, VkPipeline pipeline, size_t at, const moi_vk_sort *sort);
+
+/* y[r, 0..n-1] = x[r] W^T, fp32, for rows 0..min(n_rows, *n_rows_device)-1 and one dense matrix W[n, k] (F32, F16, BF16).
+ * Barriers before and after are the caller's; there is one inside. */
+typedef struct moi_vk_product {
+  uint64_t x, w, y, n_rows_device; /* x: rows of moi_vk_kp(k) floats; y: rows of n floats */
+  uint32_t n_rows, n, k;
+} moi_vk_product;
+typedef struct moi_vk_gemm_state moi_vk_gemm_state;
+size_t moi_vk_product_count(moi_carve *carve, uint32_t max_rows);
+void moi_vk_product_record(const moi_vk_record *r, const moi_vk_gemm_state *gemm, size_t at, uint32_t max_rows,
+                           const moi_vk_product *product);
+
 /* ---- plans. Every op has: _plan, which chooses rows, gets pipelines and counts its workspace with `carve`; _run, which
  * records with the same carve. State is embedded in moi_vk_plan. */
 
@@ -116,16 +143,19 @@ typedef struct moi_vk_pick {
 moi_status moi_vk_choose(const char *function, moi_plan *plan, moi_op op, const char *what, moi_format format,
                          const char *forced, int *found, moi_vk_pick *pick);
 
-typedef struct moi_vk_route_state {
-  const moi_vk_kernel *select;
-  moi_vk_pick router; /* its GEMM, if hidden > 0 */
-  VkPipeline prepare, gemm[2], select_pipeline, sort;
-} moi_vk_route_state;
-
-typedef struct moi_vk_gemm_state { /* one grouped GEMM: few, many */
+struct moi_vk_gemm_state { /* one grouped GEMM: few, many */
   moi_vk_pick pick;
   VkPipeline pipeline[2];
-} moi_vk_gemm_state;
+};
+/* Chooses rows for a weight matrix and gets their pipelines. gate_up: 1: two matrices and an activation. */
+moi_status moi_vk_gemm_choose(const char *function, moi_plan *plan, const char *what, moi_format format, int gate_up,
+                              const char *forced, int *found, moi_vk_gemm_state *out);
+
+typedef struct moi_vk_route_state {
+  const moi_vk_kernel *select;
+  moi_vk_gemm_state router; /* if hidden > 0 */
+  VkPipeline prepare, select_pipeline, sort;
+} moi_vk_route_state;
 
 typedef struct moi_vk_ffn_state {
   moi_vk_gemm_state up, down;
