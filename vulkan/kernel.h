@@ -22,7 +22,7 @@ typedef struct moi_vk_kernel {
   uint32_t m_tile; /* rows of a work item */
   uint32_t n_tile; /* columns of a workgroup */
   uint32_t flags;  /* MOI_DETERMINISTIC | MOI_BATCH_INVARIANT | MOI_VK_FALLBACK */
-  const char *shader; /* file in shaders/; of a GEMM, the format's name is added */
+  const char *shader; /* as moi_vk_shader names it */
 } moi_vk_kernel;
 
 extern const moi_vk_kernel moi_vk_kernels[];

@@ -59,7 +59,9 @@ typedef struct moi_vulkan {
   struct moi_vk_pipelines *pipelines;
 } moi_vulkan;
 
-/* "Vulkan loader is missing", "out of device memory": the moi_status of a VkResult, with the text of what was tried. */
+extern const moi_backend_ops moi_vulkan_ops;
+
+/* The moi_status of a VkResult, with the text of what was tried. */
 moi_status moi_vk_fail(const char *function, const char *what, VkResult result);
 
 /* ---- device.c */
@@ -70,7 +72,8 @@ void moi_vk_close(moi_context *context);
 
 /* ---- pipelines.c */
 #define MOI_VK_PUSH_BYTES 128
-moi_status moi_vk_pipelines_open(const char *function, moi_context *context);
+/* cache: what an earlier context gave, or none */
+moi_status moi_vk_pipelines_open(const char *function, moi_context *context, const void *cache, size_t cache_size);
 void moi_vk_pipelines_close(moi_context *context);
 /* The pipeline of a shader (the name of its file, or <file>_<format> for those that are compiled for each format) with
  * its specialization constants 0..n-1; made once for each context, lives as long as it. */
@@ -98,6 +101,15 @@ void moi_vk_barrier(const moi_vk_record *r);
 /* Writes arguments (a multiple of 4 bytes) to workspace + at; a barrier must follow before a shader reads them. Returns
  * their address. */
 uint64_t moi_vk_args(const moi_vk_record *r, size_t at, const void *args, size_t size);
+/* Arguments of several dispatches that go to the device in one piece, at workspace + at. */
+typedef struct moi_vk_block {
+  size_t at;
+  uint32_t used;
+  uint8_t bytes[4096];
+} moi_vk_block;
+/* Adds a struct, and returns the address that it will have. */
+uint64_t moi_vk_put(const moi_vk_record *r, moi_vk_block *block, const void *args, size_t size);
+void moi_vk_flush(const moi_vk_record *r, const moi_vk_block *block);
 /* push: at most MOI_VK_PUSH_BYTES, a multiple of 4. A dimension of 0 dispatches nothing. */
 void moi_vk_dispatch(const moi_vk_record *r, VkPipeline pipeline, const void *push, uint32_t size, uint32_t x, uint32_t y,
                      uint32_t z);
@@ -117,7 +129,7 @@ typedef struct moi_vk_sort {
   uint32_t n_tokens, top_k, n_class;
 } moi_vk_sort;
 moi_status moi_vk_sort_plan(const char *function, const moi_plan *plan, VkPipeline *out);
-size_t moi_vk_sort_count(moi_carve *carve); /* where its arguments lie */
+size_t moi_vk_sort_count(moi_carve *carve, uint32_t n_class); /* where its arguments lie */
 void moi_vk_sort_record(const moi_vk_record *r, VkPipeline pipeline, size_t at, const moi_vk_sort *sort);
 
 /* y[r, 0..n-1] = x[r] W^T, fp32, for rows 0..min(n_rows, *n_rows_device)-1 and one dense matrix W[n, k] (F32, F16, BF16).
@@ -143,9 +155,9 @@ typedef struct moi_vk_pick {
 moi_status moi_vk_choose(const char *function, moi_plan *plan, moi_op op, const char *what, moi_format format,
                          const char *forced, int *found, moi_vk_pick *pick);
 
-struct moi_vk_gemm_state { /* one grouped GEMM: few, many */
+struct moi_vk_gemm_state { /* one grouped GEMM */
   moi_vk_pick pick;
-  VkPipeline pipeline[2];
+  VkPipeline pipeline[2][2]; /* [few, many][streams begin anywhere, at words] */
 };
 /* Chooses rows for a weight matrix and gets their pipelines. gate_up: 1: two matrices and an activation. */
 moi_status moi_vk_gemm_choose(const char *function, moi_plan *plan, const char *what, moi_format format, int gate_up,
@@ -170,7 +182,7 @@ typedef struct moi_vk_plan {
   moi_vk_route_state route;
   moi_vk_ffn_state ffn[2]; /* routed, shared */
   moi_vk_gemm_state gemm;
-  VkPipeline prepare, quantise, combine, finish;
+  VkPipeline sort, prepare, combine, store;
   moi_vk_attention_state attention;
 } moi_vk_plan;
 
@@ -187,7 +199,7 @@ void moi_vk_ffn_record(const moi_plan *plan, const moi_run *run, const moi_vk_re
 
 moi_status moi_vk_gemm_plan(const char *function, moi_plan *plan, const char *forced, int *found);
 void moi_vk_gemm_count(const moi_plan *plan, moi_carve *carve);
-void moi_vk_gemm_record(const moi_plan *plan, const moi_run *run, const moi_vk_record *r, moi_carve *carve);
+void moi_vk_bare_gemm_record(const moi_plan *plan, const moi_run *run, const moi_vk_record *r, moi_carve *carve);
 
 moi_status moi_vk_attention_plan(const char *function, moi_plan *plan, const char *forced, int *found);
 void moi_vk_attention_count(const moi_plan *plan, moi_carve *carve);
