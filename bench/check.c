@@ -12,6 +12,7 @@
 #include "bench/check.h"
 #include "bench/commands.h"
 #include "bench/options.h"
+#include "bench/rig/device.h"
 
 enum { MAX_KERNELS = 256, MAX_STATS = 1024 };
 #define CHOSEN "chosen" /* not a row: what a plan without a name takes */
@@ -338,6 +339,8 @@ static int check_backend(check *ck) {
   int bad = open_contexts(ck);
   if (bad) fprintf(stderr, "moiety check: %s: %s\n", ck->backend_name, moi_last_error());
   else run_all(ck);
+  moi_device_forget(ck->serial);
+  moi_device_forget(ck->pool);
   moi_context_destroy(ck->other);
   moi_context_destroy(ck->serial);
   moi_context_destroy(ck->pool);
