@@ -40,6 +40,14 @@ uvec4 moi_words4(Stream s, uint i) {
 /* An integer code through the float whose mantissa holds it: a conversion for an addition. */
 float moi_small(uint q) { return uintBitsToFloat(0x4b000000u | q) - 8388608.0; }
 
+/* For the last 32 k of rows that end inside them. Formats whose groups are 32 or more k long have no such rows. */
+#if defined(MOI_FORMAT_F32) || defined(MOI_FORMAT_F16) || defined(MOI_FORMAT_BF16) || defined(MOI_FORMAT_BF16_KN) ||      \
+    defined(MOI_FORMAT_FP8) || defined(MOI_FORMAT_FP8_B128) || defined(MOI_FORMAT_NVFP4) || defined(MOI_FORMAT_FP4_G16)
+#define MOI_RAGGED 1
+#else
+#define MOI_RAGGED 0
+#endif
+
 void moi_fetch_slow(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, out float w[32]) {
   for (uint j = 0u; j < 32u; j++) {
     uint k = k0 + j;
@@ -266,3 +274,14 @@ void moi_fetch(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, ou
   moi_fetch_slow(D, S, Z, n, k0, N, K, w);
 }
 #endif
+
+/* The same whether the row ends inside or not. */
+void moi_fetch_any(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, out float w[32]) {
+#if MOI_RAGGED
+  if (k0 + 32u > K) {
+    moi_fetch_slow(D, S, Z, n, k0, N, K, w);
+    return;
+  }
+#endif
+  moi_fetch(D, S, Z, n, k0, N, K, w);
+}

@@ -34,13 +34,8 @@ void main() {
     uint k_end = su.there && sg.there ? a.k : 0u;
     for (uint k0 = 0u; k0 < k_end; k0 += uint(CHUNK)) {
       float w[CHUNK], g[CHUNK];
-      if (k0 + uint(CHUNK) <= a.k) {
-        moi_fetch(su.d, su.s, su.z, n_up, k0, a.up.rows, a.k, w);
-        if (GATE_UP != 0u && a.has_gate != 0u) moi_fetch(sg.d, sg.s, sg.z, n_gate, k0, a.gate.rows, a.k, g);
-      } else {
-        moi_fetch_slow(su.d, su.s, su.z, n_up, k0, a.up.rows, a.k, w);
-        if (GATE_UP != 0u && a.has_gate != 0u) moi_fetch_slow(sg.d, sg.s, sg.z, n_gate, k0, a.gate.rows, a.k, g);
-      }
+      moi_fetch_any(su.d, su.s, su.z, n_up, k0, a.up.rows, a.k, w);
+      if (GATE_UP != 0u && a.has_gate != 0u) moi_fetch_any(sg.d, sg.s, sg.z, n_gate, k0, a.gate.rows, a.k, g);
       float v[ROWS * 8u];
       [[unroll]] for (uint r = 0u; r < ROWS; r++)
         [[unroll]] for (uint i = 0u; i * SUBGROUP < uint(CHUNK); i++)
@@ -57,7 +52,8 @@ void main() {
       acc[0] = (acc[0] + acc[1]) + (acc[2] + acc[3]);
       acc_gate[0] = (acc_gate[0] + acc_gate[1]) + (acc_gate[2] + acc_gate[3]);
     }
-    [[unroll]] for (uint r = 0u; r < ROWS; r++)
-      if (r < item.rows) finish(a, su, sg, slot_of(a, item.first + r), j, acc[r], acc_gate[r]);
+    float u[ROWS], ug[ROWS]; /* what a loop indexes; the sums themselves stay in registers */
+    [[unroll]] for (uint r = 0u; r < ROWS; r++) u[r] = acc[r * PARTS], ug[r] = acc_gate[r * PARTS];
+    for (uint r = 0u; r < min(ROWS, item.rows); r++) finish(a, su, sg, slot_of(a, item.first + r), j, u[r], ug[r]);
   }
 }

@@ -33,13 +33,8 @@ void main() {
     uint k_end = su.there && sg.there ? a.k : 0u;
     for (uint k0 = gl_SubgroupInvocationID * uint(CHUNK); k0 < k_end; k0 += gl_SubgroupSize * uint(CHUNK)) {
       float w[CHUNK], g[CHUNK];
-      if (k0 + uint(CHUNK) <= a.k) {
-        moi_fetch(su.d, su.s, su.z, n_up, k0, a.up.rows, a.k, w);
-        if (GATE_UP != 0u && a.has_gate != 0u) moi_fetch(sg.d, sg.s, sg.z, n_gate, k0, a.gate.rows, a.k, g);
-      } else {
-        moi_fetch_slow(su.d, su.s, su.z, n_up, k0, a.up.rows, a.k, w);
-        if (GATE_UP != 0u && a.has_gate != 0u) moi_fetch_slow(sg.d, sg.s, sg.z, n_gate, k0, a.gate.rows, a.k, g);
-      }
+      moi_fetch_any(su.d, su.s, su.z, n_up, k0, a.up.rows, a.k, w);
+      if (GATE_UP != 0u && a.has_gate != 0u) moi_fetch_any(sg.d, sg.s, sg.z, n_gate, k0, a.gate.rows, a.k, g);
       [[unroll]] for (uint r = 0u; r < ROWS; r++) {
         if (r >= item.rows) continue;
         [[unroll]] for (uint q = 0u; q < uint(CHUNK / 4); q++) {
@@ -52,9 +47,15 @@ void main() {
       }
     }
     [[unroll]] for (uint r = 0u; r < ROWS; r++) {
-      float u = subgroupAdd(acc[r]), g = 0.0;
-      if (GATE_UP != 0u) g = subgroupAdd(acc_gate[r]);
-      if (r < item.rows && subgroupElect()) finish(a, su, sg, slot_of(a, item.first + r), j, u, g);
+      acc[r] = subgroupAdd(acc[r]);
+      if (GATE_UP != 0u) acc_gate[r] = subgroupAdd(acc_gate[r]);
+    }
+    for (uint r0 = 0u; r0 < ROWS; r0 += gl_SubgroupSize) { /* a row for each lane */
+      uint mine = r0 + gl_SubgroupInvocationID;
+      float u = 0.0, ug = 0.0;
+      [[unroll]] for (uint r = 0u; r < ROWS; r++)
+        if (r == mine) u = acc[r], ug = acc_gate[r];
+      if (mine < min(ROWS, item.rows)) finish(a, su, sg, slot_of(a, item.first + mine), j, u, ug);
     }
   }
 }

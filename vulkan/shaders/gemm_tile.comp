@@ -42,8 +42,7 @@ void main() {
     for (uint k0 = 0u; k0 < k_end; k0 += uint(CHUNK)) {
       if (thread < 64u) {
         float w[CHUNK];
-        if (k0 + uint(CHUNK) <= a.k) moi_fetch(su.d, su.s, su.z, n_up, k0, a.up.rows, a.k, w);
-        else moi_fetch_slow(su.d, su.s, su.z, n_up, k0, a.up.rows, a.k, w);
+        moi_fetch_any(su.d, su.s, su.z, n_up, k0, a.up.rows, a.k, w);
         [[unroll]] for (int k = 0; k < CHUNK; k++) w_tile[k * PAD + int(lane)] = w[k];
       } else {
         [[unroll]] for (int q = 0; q < CHUNK / 4; q++) {
@@ -60,8 +59,7 @@ void main() {
       if (GATE_UP != 0u && a.has_gate != 0u) {
         if (thread < 64u) {
           float w[CHUNK];
-          if (k0 + uint(CHUNK) <= a.k) moi_fetch(sg.d, sg.s, sg.z, n_gate, k0, a.gate.rows, a.k, w);
-          else moi_fetch_slow(sg.d, sg.s, sg.z, n_gate, k0, a.gate.rows, a.k, w);
+          moi_fetch_any(sg.d, sg.s, sg.z, n_gate, k0, a.gate.rows, a.k, w);
           [[unroll]] for (int k = 0; k < CHUNK; k++) w_tile[k * PAD + int(lane)] = w[k];
         }
         barrier();
@@ -69,12 +67,19 @@ void main() {
         barrier();
       }
     }
+    /* 16 rows at a time through shared memory: threads side by side write columns side by side */
     [[unroll]] for (int r = 0; r < 4; r++) {
-      uint at = uint(ty + 16 * r);
-      if (at >= item.rows) continue;
-      uint slot = slot_of(a, item.first + at);
-      [[unroll]] for (int c = 0; c < 8; c++)
-        finish(a, su, sg, slot, j0 + uint(tx + 8 * c), acc[r * 8 + c], acc_gate[r * 8 + c]);
+      [[unroll]] for (int c = 0; c < 8; c++) {
+        w_tile[ty * N + tx + 8 * c] = acc[r * 8 + c];
+        if (GATE_UP != 0u) x_tile[ty * N + tx + 8 * c] = acc_gate[r * 8 + c];
+      }
+      barrier();
+      for (uint e = thread; e < 16u * uint(N); e += 128u) {
+        uint at = e / uint(N) + 16u * uint(r);
+        if (at < item.rows)
+          finish(a, su, sg, slot_of(a, item.first + at), j0 + e % uint(N), w_tile[e], x_tile[e]);
+      }
+      barrier();
     }
   }
 }
