@@ -49,7 +49,7 @@ static route_memory carve_memory(const moi_plan *plan, moi_carve *c) {
   m.counts = moi_take_at(c, n_class, 4);
   m.offsets = moi_take_at(c, n_class + 1, 4);
   m.permutation = moi_take_at(c, t * d->top_k, 4);
-  m.sort = moi_vk_sort_count(c);
+  m.sort = moi_vk_sort_count(c, (uint32_t)n_class);
   return m;
 }
 
@@ -66,14 +66,18 @@ static int chosen_alone(const moi_route_desc *d) {
   return (d->renorm == MOI_RENORM_SUM && eps < 0x1p-26f) || (d->renorm == MOI_RENORM_MAX && eps <= 0.5f);
 }
 
+/* What route_select.comp is compiled for; what a plan does not use is 0, so that plans share pipelines. */
 static uint32_t rules_of(const moi_route_desc *d) {
-  uint32_t input_type = d->hidden ? MOI_FORMAT_F32 : d->input_type;
   int alone = chosen_alone(d);
-  return (uint32_t)(alone ? MOI_SCORE_TOPK_SOFTMAX : d->score) | (uint32_t)(alone ? MOI_RENORM_NONE : d->renorm) << 3 |
-         (uint32_t)d->group_score << 5 | d->flags << 6 | input_type << 12 | (uint32_t)d->router_type << 14 |
+  uint32_t score = (uint32_t)(alone ? MOI_SCORE_TOPK_SOFTMAX : d->score);
+  uint32_t renorm = (uint32_t)(alone ? MOI_RENORM_NONE : d->renorm);
+  uint32_t group_score = d->n_group > 1 ? (uint32_t)d->group_score : 0;
+  uint32_t flags = d->flags & ~MOI_ROUTE_INPUT_NORM;
+  uint32_t input_type = d->hidden ? MOI_FORMAT_F32 : (uint32_t)d->input_type;
+  uint32_t router_type = d->flags & MOI_ROUTE_BIAS ? (uint32_t)d->router_type : 0;
+  return score | renorm << 3 | group_score << 5 | flags << 6 | input_type << 12 | router_type << 14 |
          (uint32_t)d->logits_type << 16 | (uint32_t)d->weight_type << 18 | (uint32_t)(d->logit_softcap > 0) << 20;
 }
-
 
 /* Invocations of a selection: one subgroup where that is enough. */
 static uint32_t select_size(const moi_vk_traits *traits, const moi_route_desc *d) {
@@ -94,7 +98,7 @@ moi_status moi_vk_route_plan(const char *function, moi_plan *plan, const char *f
     status = moi_vk_gemm_choose(function, plan, "router", d->router_type, 0, forced, found, &state->router);
     if (!status) status = moi_vk_pipeline_get(function, plan->context, "route_prepare", &size, 1, &state->prepare);
   }
-  /* Three sizes of shared memory, so that more tokens are resident; a software device has one, and compiles once. */
+  /* Less shared memory, more tokens at once; a software device has no such bound. */
   uint32_t size = select_size(traits, d);
   uint32_t constants[] = {size, SHARED_CLASSES, d->n_group > 1 ? MAX_GROUPS : 1, rules_of(d),
                           traits->is_cpu && size == traits->subgroup};
@@ -132,7 +136,6 @@ static void record_product(const moi_plan *plan, const moi_run *run, const moi_v
                     .scale = d->norm_scale};
   if (d->flags & MOI_ROUTE_INPUT_NORM) p.norm_weight = moi_vk_address(r, a->norm_weight);
   dispatch_tokens(r, state->route.prepare, &p, sizeof p, run->n_tokens);
-  moi_vk_barrier(r);
   moi_vk_product product = {.x = p.rows,
                             .w = moi_vk_address(r, a->router),
                             .y = r->workspace_address + m->logits,
@@ -191,7 +194,6 @@ void moi_vk_route_record(const moi_plan *plan, const moi_run *run, const moi_vk_
   uint64_t counts = moi_vk_address(r, a->counts), offsets = moi_vk_address(r, a->offsets);
   uint64_t permutation = moi_vk_address(r, a->permutation);
   if (!counts && !offsets && !permutation) return;
-  if (run->n_tokens) moi_vk_barrier(r);
   moi_vk_sort sort = {.ids = ids,
                       .n_tokens_device = moi_vk_address(r, a->n_tokens_device),
                       .counts = counts ? counts : r->workspace_address + m.counts,
