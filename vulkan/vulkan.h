@@ -123,7 +123,7 @@ static inline uint32_t moi_vk_kp(uint32_t k) { return (k + 31) & ~31u; }
 
 /* Slots by class, then by number: moi_route_args' counts, offsets and permutation. All addresses but n_tokens_device must
  * be there. Slots of tokens from min(n_tokens, *n_tokens_device) on, and ids outside 0..n_class-1, are in no class; the
- * permutation's entries behind the last are -1. */
+ * permutation's entries behind the last are -1. The barrier that its arguments need also serves what came before. */
 typedef struct moi_vk_sort {
   uint64_t ids, n_tokens_device, counts, offsets, permutation;
   uint32_t n_tokens, top_k, n_class;
@@ -133,7 +133,7 @@ size_t moi_vk_sort_count(moi_carve *carve, uint32_t n_class); /* where its argum
 void moi_vk_sort_record(const moi_vk_record *r, VkPipeline pipeline, size_t at, const moi_vk_sort *sort);
 
 /* y[r, 0..n-1] = x[r] W^T, fp32, for rows 0..min(n_rows, *n_rows_device)-1 and one dense matrix W[n, k] (F32, F16, BF16).
- * Barriers before and after are the caller's; there is one inside. */
+ * The barrier that its arguments need also serves what came before; one after it is the caller's. */
 typedef struct moi_vk_product {
   uint64_t x, w, y, n_rows_device; /* x: rows of moi_vk_kp(k) floats; y: rows of n floats */
   uint32_t n_rows, n, k;
