@@ -175,7 +175,10 @@ typedef struct moi_vk_ffn_state {
 
 typedef struct moi_vk_attention_state {
   moi_vk_pick pick;
-  VkPipeline few, many, merge_splits, append_k, append_v, merge;
+  VkPipeline prepare, finish, append_k, append_v, merge;
+  VkPipeline few[2], many[2];             /* [rows of the cache begin anywhere, at words] */
+  uint32_t few_rows, few_tile, many_tile; /* rows of a sequence that count as few; query rows of a workgroup */
+  uint32_t segment, n_segments;           /* keys that are summed up by themselves */
 } moi_vk_attention_state;
 
 typedef struct moi_vk_plan {

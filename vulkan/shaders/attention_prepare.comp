@@ -1,0 +1,65 @@
+/* Sequences as the other passes read them: rows clamped, keys clamped, tiles counted. One workgroup. */
+#version 460
+#extension GL_GOOGLE_include_directive : require
+#include "common.glsl"
+#include "attention.glsl"
+
+const uint THREADS = 64u;
+layout(local_size_x = 64) in;
+layout(push_constant) uniform Push { uvec2 args; };
+
+shared uint shared_end[THREADS], shared_few[THREADS], shared_many[THREADS];
+
+uint clamp_to(uint v, uint low, uint high) { return int(v) < 0 || v < low ? low : min(v, high); }
+
+void main() {
+  Args a = Args(args);
+  uint i = gl_LocalInvocationID.x, n_seqs = a.n_seqs, n_rows = a.n_rows, reach = a.reach;
+  uint few_rows = a.few_rows, group = a.n_heads / a.n_kv_heads, few_tile = a.few_tile, many_tile = a.many_tile;
+  uvec2 offsets = a.q_offsets, lens = a.kv_lens, starts = a.q_start, begins = a.kv_begin, seqs = a.seqs, zeros = a.zeros;
+  for (uint at = i; at < 1024u; at += THREADS) Words(zeros).v[at] = 0u;
+
+  /* each thread has some sequences; where they begin is the largest end before them */
+  uint each = (n_seqs + THREADS - 1u) / THREADS, first = min(i * each, n_seqs), last = min(first + each, n_seqs);
+  uint end = 0u;
+  for (uint s = first; s < last; s++) end = max(end, clamp_to(Words(offsets).v[s + 1u], 0u, n_rows));
+  shared_end[i] = end;
+  barrier();
+  uint row = n_seqs > 0u ? clamp_to(Words(offsets).v[0], 0u, n_rows) : n_rows;
+  for (uint before = 0u; before < i; before++) row = max(row, shared_end[before]);
+  uint few = 0u, many = 0u, begin = row;
+  for (uint s = first; s < last; s++) {
+    end = max(row, clamp_to(Words(offsets).v[s + 1u], 0u, n_rows));
+    uint rows = end - row;
+    if (rows > few_rows) many += (rows * group + many_tile - 1u) / many_tile;
+    else few += (rows * group + few_tile - 1u) / few_tile;
+    row = end;
+  }
+  shared_few[i] = few;
+  shared_many[i] = many;
+  barrier();
+  few = many = 0u;
+  for (uint before = 0u; before < i; before++) {
+    few += shared_few[before];
+    many += shared_many[before];
+  }
+  row = begin;
+  for (uint s = first; s < last; s++) {
+    end = max(row, clamp_to(Words(offsets).v[s + 1u], 0u, n_rows));
+    uint rows = end - row, len = clamp_to(Words(lens).v[s], 0u, reach), at = s * SEQ_WORDS;
+    Words(seqs).v[at + SEQ_ROW] = row;
+    Words(seqs).v[at + SEQ_ROWS] = rows;
+    Words(seqs).v[at + SEQ_POSITION] = moi_has(starts) ? Words(starts).v[s] : len - rows;
+    Words(seqs).v[at + SEQ_BEGIN] = moi_has(begins) ? clamp_to(Words(begins).v[s], 0u, len) : 0u;
+    Words(seqs).v[at + SEQ_LEN] = len;
+    Words(seqs).v[at + SEQ_FEW] = few;
+    Words(seqs).v[at + SEQ_MANY] = many;
+    if (rows > few_rows) many += (rows * group + many_tile - 1u) / many_tile;
+    else few += (rows * group + few_tile - 1u) / few_tile;
+    row = end;
+  }
+  if (i == THREADS - 1u) {
+    Words(seqs).v[n_seqs * SEQ_WORDS + SEQ_FEW] = few;
+    Words(seqs).v[n_seqs * SEQ_WORDS + SEQ_MANY] = many;
+  }
+}
