@@ -14,4 +14,8 @@ typedef struct moi_vk_shader {
 extern const moi_vk_shader moi_vk_shaders[];
 extern const uint32_t moi_vk_shader_count;
 
+/* those of bench/shaders, in the program and the rig */
+extern const moi_vk_shader moi_bench_shaders[];
+extern const uint32_t moi_bench_shader_count;
+
 #endif

@@ -87,13 +87,13 @@ int moi_arena_find(const void *p, moi_block *out) {
   const uint8_t *at = p;
   int found = 0;
   enter();
-  for (size_t i = all.n; i-- > 0 && !found;)
-    if (at >= all.blocks[i].ptr && at <= all.blocks[i].ptr + all.blocks[i].size) {
+  for (size_t i = all.n; i-- > 0 && found < 2;) /* one that ends at p only if none begins there */
+    if (at >= all.blocks[i].ptr && at <= all.blocks[i].ptr + all.blocks[i].size && !(found && at == all.blocks[i].ptr + all.blocks[i].size)) {
       *out = all.blocks[i];
-      found = 1;
+      found = at < all.blocks[i].ptr + all.blocks[i].size ? 2 : 1;
     }
   leave();
-  return found;
+  return found != 0;
 }
 
 void *moi_arena_take(moi_arena *arena, size_t size, size_t align, const char *name) {

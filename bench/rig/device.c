@@ -14,6 +14,9 @@ moi_device *moi_device_of(const moi_context *context, moi_status *status) {
   return NULL;
 }
 void moi_device_forget(const moi_context *context) { (void)context; }
+void moi_device_keep(moi_device *device, int keep) { (void)device, (void)keep; }
+double moi_device_read_rate(moi_device *device) { return device ? -1 : 0; }
+double moi_device_fma_rate(moi_device *device) { return device ? -1 : 0; }
 moi_status moi_mirror_begin(moi_device *device, moi_mirror **out) {
   (void)device;
   *out = NULL;
@@ -35,6 +38,9 @@ moi_buffer moi_mirror_view(moi_mirror *mirror, moi_buffer view) {
 #else
 
 #include <moiety_vulkan.h>
+#include <time.h>
+
+#include "vulkan/shaders.h"
 
 #ifndef VK_NO_PROTOTYPES
 #define VK_NO_PROTOTYPES
@@ -45,7 +51,9 @@ moi_buffer moi_mirror_view(moi_mirror *mirror, moi_buffer view) {
   X(CreateBuffer) X(DestroyBuffer) X(GetBufferMemoryRequirements) X(AllocateMemory) X(FreeMemory) X(BindBufferMemory)  \
   X(MapMemory) X(GetBufferDeviceAddress) X(CreateCommandPool) X(DestroyCommandPool) X(AllocateCommandBuffers)          \
   X(ResetCommandPool) X(BeginCommandBuffer) X(EndCommandBuffer) X(CmdPipelineBarrier) X(QueueSubmit) X(CreateFence)    \
-  X(DestroyFence) X(WaitForFences) X(ResetFences) X(DeviceWaitIdle)
+  X(DestroyFence) X(WaitForFences) X(ResetFences) X(CreateShaderModule) X(DestroyShaderModule)                         \
+  X(CreatePipelineLayout) X(DestroyPipelineLayout) X(CreateComputePipelines) X(DestroyPipeline) X(CmdBindPipeline)     \
+  X(CmdPushConstants) X(CmdDispatch)
 
 /* A buffer that runs take their copies from, mapped for good. */
 typedef struct chunk {
@@ -56,6 +64,20 @@ typedef struct chunk {
   uint64_t address;
   size_t size, used;
 } chunk;
+
+/* A block of an arena on the device. */
+typedef struct copy {
+  uint8_t *host;
+  size_t before, size, at; /* at: of the block's first byte in the chunk; before: guard bytes in front of it */
+  chunk *in;
+  int is_table; /* of addresses: translated, and not copied back */
+} copy;
+
+/* In ascending order of host, so that a run of many kept blocks finds its own in no time. */
+typedef struct copies {
+  copy *list;
+  size_t n, capacity;
+} copies;
 
 struct moi_device {
   moi_device *next;
@@ -70,6 +92,12 @@ struct moi_device {
   VkCommandBuffer commands;
   VkFence fence;
   chunk *chunks;
+  int keep;
+  copies kept;
+  VkPipelineLayout layout; /* of the two shaders that measure */
+  VkPipeline pipelines[2];
+  chunk *stretch; /* what is read */
+  uint32_t rounds;
 };
 
 static moi_device *devices; /* one thread: the program's and the tests' main one */
@@ -115,15 +143,25 @@ static moi_status open_device(moi_device *d) {
   return MOI_OK;
 }
 
+static void free_chunk(moi_device *d, chunk *c) {
+  if (!c) return;
+  if (c->buffer) d->DestroyBuffer(d->device, c->buffer, NULL);
+  if (c->memory) d->FreeMemory(d->device, c->memory, NULL);
+  free(c);
+}
+
 static void close_device(moi_device *d) {
+  for (int i = 0; i < 2; i++)
+    if (d->pipelines[i]) d->DestroyPipeline(d->device, d->pipelines[i], NULL);
+  if (d->layout) d->DestroyPipelineLayout(d->device, d->layout, NULL);
+  free_chunk(d, d->stretch);
   if (d->fence) d->DestroyFence(d->device, d->fence, NULL);
   if (d->pool) d->DestroyCommandPool(d->device, d->pool, NULL);
   for (chunk *c = d->chunks, *next; c; c = next) {
     next = c->next;
-    d->DestroyBuffer(d->device, c->buffer, NULL);
-    d->FreeMemory(d->device, c->memory, NULL);
-    free(c);
+    free_chunk(d, c);
   }
+  free(d->kept.list);
   free(d);
 }
 
@@ -216,9 +254,7 @@ static moi_status take(moi_device *d, size_t size, size_t phase, chunk **in, siz
   size_t whole = size + 2 * ALIGN > CHUNK ? (size + 2 * ALIGN + 3) & ~(size_t)3 : CHUNK;
   moi_status status = make_chunk(d, whole, c);
   if (status) {
-    if (c->buffer) d->DestroyBuffer(d->device, c->buffer, NULL);
-    if (c->memory) d->FreeMemory(d->device, c->memory, NULL);
-    free(c);
+    free_chunk(d, c);
     return status;
   }
   c->next = d->chunks;
@@ -229,25 +265,118 @@ static moi_status take(moi_device *d, size_t size, size_t phase, chunk **in, siz
   return MOI_OK;
 }
 
-/* ---- a run on copies */
+/* ---- what the device gives */
 
-typedef struct copy {
-  uint8_t *host;
-  size_t before, size, at; /* at: of the block's first byte in the chunk; before: guard bytes in front of it */
-  chunk *in;
-  int is_table; /* of addresses: translated, and not copied back */
-} copy;
+typedef struct peak_push {
+  uint64_t buffer, sink;
+  uint32_t n_words, rounds;
+} peak_push;
+
+enum { STRETCH = 256 << 20, GROUPS = 1024, THREADS = 256 };
+
+static const moi_vk_shader *shader_of(const char *name) {
+  for (uint32_t i = 0; i < moi_bench_shader_count; i++)
+    if (!strcmp(moi_bench_shaders[i].name, name)) return &moi_bench_shaders[i];
+  return NULL;
+}
+
+static moi_status open_peaks(moi_device *d) {
+  if (d->stretch) return MOI_OK;
+  VkPushConstantRange range = {.stageFlags = VK_SHADER_STAGE_COMPUTE_BIT, .size = sizeof(peak_push)};
+  VkPipelineLayoutCreateInfo layout = {.sType = VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO,
+                                       .pushConstantRangeCount = 1,
+                                       .pPushConstantRanges = &range};
+  if (!d->layout) TRY_VK(d->CreatePipelineLayout(d->device, &layout, NULL, &d->layout), "vkCreatePipelineLayout");
+  for (int i = 0; i < 2; i++) {
+    const moi_vk_shader *shader = shader_of(i ? "peak_fma" : "peak_read");
+    VkShaderModuleCreateInfo module = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
+                                       .codeSize = shader->n_words * 4,
+                                       .pCode = shader->words};
+    VkComputePipelineCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
+                                        .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
+                                                  .stage = VK_SHADER_STAGE_COMPUTE_BIT,
+                                                  .pName = "main"},
+                                        .layout = d->layout};
+    if (d->pipelines[i]) continue;
+    TRY_VK(d->CreateShaderModule(d->device, &module, NULL, &info.stage.module), "vkCreateShaderModule");
+    VkResult result = d->CreateComputePipelines(d->device, VK_NULL_HANDLE, 1, &info, NULL, &d->pipelines[i]);
+    d->DestroyShaderModule(d->device, info.stage.module, NULL);
+    TRY_VK(result, "vkCreateComputePipelines");
+  }
+  chunk *c = calloc(1, sizeof *c);
+  if (!c) return moi_fail(MOI_OUT_OF_MEMORY, "the rig", "a chunk");
+  moi_status status = make_chunk(d, STRETCH, c);
+  if (status) {
+    free_chunk(d, c);
+    return status;
+  }
+  memset(c->mapped, 0x5a, STRETCH);
+  d->stretch = c;
+  d->rounds = 64;
+  return MOI_OK;
+}
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Seconds of one dispatch, from submission to the fence; 0 on failure. */
+static double seconds_of(moi_device *d, int which, uint32_t rounds) {
+  VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
+  peak_push push = {d->stretch->address, d->stretch->address, STRETCH / 4, rounds};
+  VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &d->commands};
+  if (d->ResetCommandPool(d->device, d->pool, 0) || d->BeginCommandBuffer(d->commands, &begin)) return 0;
+  d->CmdBindPipeline(d->commands, VK_PIPELINE_BIND_POINT_COMPUTE, d->pipelines[which]);
+  d->CmdPushConstants(d->commands, d->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof push, &push);
+  d->CmdDispatch(d->commands, GROUPS, 1, 1);
+  if (d->EndCommandBuffer(d->commands)) return 0;
+  double start = now();
+  if (d->QueueSubmit(d->handles.queue, 1, &submit, d->fence)) return 0;
+  if (d->WaitForFences(d->device, 1, &d->fence, VK_TRUE, UINT64_MAX)) return 0;
+  double seconds = now() - start;
+  return d->ResetFences(d->device, 1, &d->fence) ? 0 : seconds;
+}
+
+double moi_device_read_rate(moi_device *d) {
+  double best = 0;
+  if (open_peaks(d)) return 0;
+  for (int i = 0; i < 3; i++) {
+    double seconds = seconds_of(d, 0, 0);
+    if (seconds > 0 && STRETCH / seconds > best) best = STRETCH / seconds;
+  }
+  return best;
+}
+
+double moi_device_fma_rate(moi_device *d) {
+  double best = 0;
+  if (open_peaks(d)) return 0;
+  for (int i = 0; i < 3; i++) {
+    double seconds = seconds_of(d, 1, d->rounds), ops = 32.0 * d->rounds * GROUPS * THREADS;
+    if (seconds > 0 && ops / seconds > best) best = ops / seconds;
+    while (seconds > 0 && seconds < 0.01 && d->rounds < 1u << 20) d->rounds *= 2, seconds *= 2; /* the next is longer */
+  }
+  return best;
+}
+
+/* ---- a run on copies */
 
 struct moi_mirror {
   moi_device *device;
-  copy *copies;
-  size_t n, capacity;
+  copies own, *all; /* all: the device's kept ones, or own */
   moi_status status;
 };
 
+void moi_device_keep(moi_device *d, int keep) {
+  for (chunk *c = d->chunks; c; c = c->next) c->used = 0;
+  d->kept.n = 0;
+  d->keep = keep;
+}
+
 moi_status moi_mirror_begin(moi_device *d, moi_mirror **out) {
   *out = NULL;
-  for (chunk *c = d->chunks; c; c = c->next) c->used = 0;
+  for (chunk *c = d->chunks; c && !d->keep; c = c->next) c->used = 0;
   TRY_VK(d->ResetCommandPool(d->device, d->pool, 0), "vkResetCommandPool");
   VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
                                     .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
@@ -255,6 +384,7 @@ moi_status moi_mirror_begin(moi_device *d, moi_mirror **out) {
   moi_mirror *m = calloc(1, sizeof *m);
   if (!m) return moi_fail(MOI_OUT_OF_MEMORY, "the rig", "a mirror");
   m->device = d;
+  m->all = d->keep ? &d->kept : &m->own;
   *out = m;
   return MOI_OK;
 }
@@ -270,35 +400,54 @@ static uint64_t translate(moi_mirror *m, uint64_t host) {
   return c ? c->in->address + c->at + ((uintptr_t)host - (uintptr_t)c->host) : 0;
 }
 
+/* Where the copy of the block that holds p is, or has to be put in: the first whose block ends behind p (an
+ * empty one, or the end of one, is told by the arena). */
+static size_t place_of(const copies *all, const uint8_t *p) {
+  size_t low = 0, high = all->n;
+  while (low < high) {
+    size_t middle = (low + high) / 2;
+    if (all->list[middle].host + all->list[middle].size <= p) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 static copy *copy_of(moi_mirror *m, const uint8_t *p) {
+  copies *all = m->all;
   if (m->status) return NULL;
-  for (size_t i = 0; i < m->n; i++)
-    if (p >= m->copies[i].host && p <= m->copies[i].host + m->copies[i].size) return &m->copies[i];
+  size_t index = place_of(all, p);
+  if (index < all->n && p >= all->list[index].host) return &all->list[index];
   moi_block block;
   if (!moi_arena_find(p, &block)) {
     m->status = moi_fail(MOI_INTERNAL, "the rig", "a view names memory that is in no arena");
     return NULL;
   }
-  if (m->n == m->capacity) {
-    m->capacity = m->capacity ? 2 * m->capacity : 32;
-    m->copies = realloc(m->copies, m->capacity * sizeof *m->copies);
-    if (!m->copies) exit(3);
+  index = place_of(all, block.ptr);
+  for (size_t i = index > 2 ? index - 2 : 0; i < all->n && all->list[i].host <= block.ptr; i++)
+    if (all->list[i].host == block.ptr) return &all->list[i];
+  if (all->n == all->capacity) {
+    all->capacity = all->capacity ? 2 * all->capacity : 32;
+    all->list = realloc(all->list, all->capacity * sizeof *all->list);
+    if (!all->list) exit(3);
   }
   size_t before = block.guard, whole = before + block.size + block.tail + 3; /* 3: shaders read whole words */
-  copy c = {.host = block.ptr, .before = before, .size = block.size + block.tail, .is_table = !strcmp(block.name, "an address table")};
+  copy c = {.host = block.ptr, .before = before, .size = block.size + block.tail,
+            .is_table = !strcmp(block.name, "an address table")};
   size_t begin = 0;
   m->status = take(m->device, whole, ((uintptr_t)block.ptr - before) % 256, &c.in, &begin);
   if (m->status) return NULL;
   c.at = begin + before;
-  size_t index = m->n++;
-  m->copies[index] = c;
+  memmove(&all->list[index + 1], &all->list[index], (all->n - index) * sizeof *all->list);
+  all->list[index] = c;
+  all->n++;
   memcpy(c.in->mapped + begin, block.ptr - before, before + c.size);
   if (c.is_table) {
     uint64_t *table = (uint64_t *)(void *)(c.in->mapped + c.at);
     const uint64_t *from = (const uint64_t *)(const void *)block.ptr;
     for (size_t i = 0; i < block.size / 8; i++) table[i] = translate(m, from[i]);
   }
-  return &m->copies[index];
+  for (index = 0; all->list[index].host != block.ptr; index++) continue; /* a table's own copies may have moved it */
+  return &all->list[index];
 }
 
 moi_buffer moi_mirror_view(moi_mirror *m, moi_buffer view) {
@@ -329,11 +478,11 @@ moi_status moi_mirror_end(moi_mirror *m, moi_status recorded) {
     if (result == VK_SUCCESS) result = d->ResetFences(d->device, 1, &d->fence);
     if (result != VK_SUCCESS) status = failed("vkQueueSubmit", result);
   }
-  for (size_t i = 0; i < m->n && !status; i++) {
-    const copy *c = &m->copies[i];
+  for (size_t i = 0; i < m->own.n && !status; i++) {
+    const copy *c = &m->own.list[i];
     if (!c->is_table) memcpy(c->host - c->before, c->in->mapped + c->at - c->before, c->before + c->size);
   }
-  free(m->copies);
+  free(m->own.list);
   free(m);
   return status;
 }

@@ -15,6 +15,15 @@ moi_device *moi_device_of(const moi_context *context, moi_status *status);
 /* Before the context is destroyed. Nothing for contexts that have none. */
 void moi_device_forget(const moi_context *context);
 
+/* keep 1: what runs copy from now on stays on the device for the runs after them, and nothing comes back: for measuring.
+ * keep 0: all copies are dropped, and every run has its own again. The host's buffers must live in between. */
+void moi_device_keep(moi_device *device, int keep);
+
+/* What this device gives now, by shaders of some 20 ms: bytes read in order, fp32 multiply-adds (two operations each), a
+ * second. 0 if it cannot be measured. */
+double moi_device_read_rate(moi_device *device);
+double moi_device_fma_rate(moi_device *device);
+
 /* One run: begin, translate all args with the functions below, record with moi_mirror_queue, end. */
 typedef struct moi_mirror moi_mirror;
 moi_status moi_mirror_begin(moi_device *device, moi_mirror **out);
