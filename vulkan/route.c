@@ -82,7 +82,7 @@ static uint32_t rules_of(const moi_route_desc *d) {
 /* Invocations of a selection: one subgroup where that is enough. */
 static uint32_t select_size(const moi_vk_traits *traits, const moi_route_desc *d) {
   int few = classes_of(d) <= SHARED_CLASSES && d->n_group <= FEW_GROUPS;
-  return few || traits->subgroup > 128 ? traits->subgroup : 128;
+  return few ? traits->subgroup : 128;
 }
 
 moi_status moi_vk_route_plan(const char *function, moi_plan *plan, const char *forced, int *found) {
@@ -183,8 +183,8 @@ static void record_select(const moi_plan *plan, const moi_run *run, const moi_vk
   dispatch_tokens(r, state->route.select_pipeline, &p, sizeof p, run->n_tokens);
 }
 
-void moi_vk_route_record(const moi_plan *plan, const moi_run *run, const moi_vk_record *r, moi_carve *carve, uint64_t ids,
-                         uint64_t weights) {
+void moi_vk_route_record(const moi_plan *plan, const moi_run *run, const moi_vk_record *r, moi_carve *carve,
+                         uint64_t ids, uint64_t weights) {
   const moi_route_desc *d = &plan->route;
   const moi_route_args *a = &run->route;
   const moi_vk_plan *state = plan->state;

@@ -12,7 +12,7 @@
 #extension GL_KHR_shader_subgroup_arithmetic : require
 #include "common.glsl"
 
-layout(local_size_x_id = 0) in;                /* a power of two, 4 to 128 */
+layout(local_size_x_id = 0) in;                     /* a power of two, 4 to 128 */
 layout(constant_id = 1) const uint CLASSES = 1024u; /* bound of n_class; 1: none, keys lie in the workspace */
 layout(constant_id = 2) const uint GROUPS = 1024u;  /* bound of n_group; 1: no groups */
 /* rules_of of route.c: constants, because llvmpipe executes both sides of every branch */
@@ -236,17 +236,17 @@ void best_from(uint first, uint step, out uint key, out uint at) {
 void remove(uint at, inout uint best, inout uint best_at) {
   uint lane = gl_LocalInvocationID.x, size = gl_WorkGroupSize.x, owner = at & (size - 1u);
   if (lane == owner) set_key(at, 0u);
-  if (push.n_class <= 16u * size) {
+  if (push.n_class <= 8u * size) {
     if (lane == owner) best_from(lane, size, best, best_at);
     return;
   }
   sync(); /* many classes: all look */
-  uint key, class_;
-  best_from(owner + size * lane, size * size, key, class_);
-  arg_max(key, class_);
+  uint key, next;
+  best_from(owner + size * lane, size * size, key, next);
+  arg_max(key, next);
   if (lane != owner) return;
   best = key;
-  best_at = class_;
+  best_at = next;
 }
 
 void select(uint t) {
