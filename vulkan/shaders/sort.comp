@@ -140,12 +140,14 @@ void main() {
     if (id >= n_class) id = 0xffffffffu;
     ids_of[thread] = id;
     all_seen();
-    uint rank = 0u, later = 0u, width = min(THREADS, n_slots - s0);
-    for (uint t = 0u; t < width; t++)
-      if (ids_of[t] == id) {
-        if (t < thread) rank++;
-        else if (t > thread) later++;
+    uint rank = 0u, later = 0u;
+    for (uint t0 = 0u; t0 < THREADS; t0 += 32u) { /* llvmpipe leaves loops after 65535 rounds, those of all of them added up */
+      [[unroll]] for (uint i = 0u; i < 32u; i++) {
+        uint same = ids_of[t0 + i] == id ? 1u : 0u;
+        rank += t0 + i < thread ? same : 0u;
+        later += t0 + i > thread ? same : 0u;
       }
+    }
     uint place = 0u;
     if (id != 0xffffffffu) {
       place = cursor.v[id] + rank;
