@@ -401,7 +401,7 @@ static int verify(moi_bench_row *row, char *error, size_t error_size) {
   memset(&out.route.counts, 0, sizeof out.route.counts);
   memset(&out.route.offsets, 0, sizeof out.route.offsets);
   memset(&out.route.permutation, 0, sizeof out.route.permutation);
-  moi_verdict v = moi_case_compare(&c, row->kernel, &out, &l->reference[row->op]);
+  moi_verdict v = moi_case_compare(&c, row->context->desc.backend, row->kernel, &out, &l->reference[row->op]);
   moi_arena_free(&arena);
   row->error = v.error;
   row->allowed = v.allowed;

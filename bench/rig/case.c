@@ -229,7 +229,7 @@ static int may_be_nothing(const moi_case *c) {
   return c->traffic == MOI_TRAFFIC_NOWHERE || c->traffic == MOI_TRAFFIC_HOLES || c->hostile_offsets || !c->n_tokens;
 }
 
-moi_verdict moi_case_compare(const moi_case *c, const char *kernel, const moi_outputs *result,
+moi_verdict moi_case_compare(const moi_case *c, moi_backend backend, const char *kernel, const moi_outputs *result,
                              const moi_outputs *reference) {
   moi_verdict v = {.ok = 1};
   if (c->op == MOI_OP_ATTENTION)
@@ -238,13 +238,13 @@ moi_verdict moi_case_compare(const moi_case *c, const char *kernel, const moi_ou
   moi_format format = c->op == MOI_OP_GEMM    ? c->gemm.format
                       : c->op == MOI_OP_ROUTE ? moi_or(c->route.router_type, MOI_FORMAT_F32)
                                               : c->experts.format;
-  moi_accumulator accumulator = moi_accumulator_of(kernel, format);
-  if (c->experts.down_format && moi_accumulator_of(kernel, c->experts.down_format) == MOI_ACCUMULATE_I16)
+  moi_accumulator accumulator = moi_accumulator_of(backend, kernel, format);
+  if (c->experts.down_format && moi_accumulator_of(backend, kernel, c->experts.down_format) == MOI_ACCUMULATE_I16)
     accumulator = MOI_ACCUMULATE_I16;
-  if (c->has_shared && moi_accumulator_of(kernel, c->shared.format) == MOI_ACCUMULATE_I16)
+  if (c->has_shared && moi_accumulator_of(backend, kernel, c->shared.format) == MOI_ACCUMULATE_I16)
     accumulator = MOI_ACCUMULATE_I16;
   if (writes_route(c)) {
-    moi_accumulator router = moi_accumulator_of(kernel, moi_or(c->route.router_type, MOI_FORMAT_F32));
+    moi_accumulator router = moi_accumulator_of(backend, kernel, moi_or(c->route.router_type, MOI_FORMAT_F32));
     moi_route_args a = result->route, b = reference->route;
     a.n_tokens = b.n_tokens = n;
     v = moi_compare_route(&c->route, &a, &b, moi_logit_error(router, &c->route));
