@@ -271,20 +271,18 @@ static __attribute__((noinline)) void add_values_apart(const moi_attend *a, cons
 #if UNIT == 1
     add_values(a, t, values, ldv, r, r + 1, begin, end);
 #else
-    /* pairs of which one key is seen: the other's half is 0 in a copy */
-    const uint32_t whole = (begin + 1) / 2 * 2, whole_end = end / 2 * 2, width = MOI_ATTEND_PAD(a->dv);
-    if (whole < whole_end) {
-      add_values(a, t, values, ldv, r, r + 1, whole, whole_end);
-      t->factor[r] = 1;
-    }
-    for (uint32_t k = begin / 2; k < (end + 1) / 2; k++) {
-      const uint32_t mask = (2 * k < begin ? 0xffff0000u : ~0u) & (2 * k + 1 >= end ? 0xffffu : ~0u);
-      if (mask == ~0u) continue;
+    /* in the order of the keys, as `product` goes: pairs of which one key is seen have 0 in the other's half of a copy */
+    const uint32_t width = MOI_ATTEND_PAD(a->dv);
+    for (uint32_t j = begin, next; j < end; j = next, t->factor[r] = 1) {
+      next = j % 2 || j + 1 == end ? j + 1 : end / 2 * 2;
+      if (next > j + 1) {
+        add_values(a, t, values, ldv, r, r + 1, j, next);
+        continue;
+      }
       unit own[1024];
-      for (uint32_t i = 0; i < width; i++) own[i] = values[k * ldv + i] & mask;
-      product(1, (a->dv + VEC - 1) / VEC * VEC, t->weights + (size_t)r * (TILE / 2) + k, TILE / 2, own, width, NR, 1,
+      for (uint32_t i = 0; i < width; i++) own[i] = values[j / 2 * ldv + i] & (j % 2 ? 0xffff0000u : 0xffffu);
+      product(1, (a->dv + VEC - 1) / VEC * VEC, t->weights + (size_t)r * (TILE / 2) + j / 2, TILE / 2, own, width, NR, 1,
               a->acc + (size_t)r * width, width, t->factor + r);
-      t->factor[r] = 1;
     }
 #endif
   }

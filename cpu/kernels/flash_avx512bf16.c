@@ -9,6 +9,9 @@
 typedef uint32_t unit; /* two bf16 */
 #define UNIT 2
 #define ATTEND moi_attend_avx512bf16
+#define ATTEND_DOT moi_attend_dot_avx512bf16
+#define PANEL 8
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
 
 #ifdef MOI_EMULATE_BF16 /* the instruction's arithmetic on machines without it, to test what is around it */
 typedef __m512i operand;
@@ -29,20 +32,23 @@ static inline operand operand_splat(const unit *p) { return (__m512bh)_mm512_set
 #endif
 static inline void transpose(const unit *src, size_t lds, unit *dst, size_t ldd) { transpose_lanes(src, lds, dst, ldd); }
 
+/* 32 bytes of E4M3, whose values are bf16 values */
+static inline __m512i e4m3_halves(__m256i bytes) {
+  const __m512i x = _mm512_cvtepu8_epi16(bytes), digits = _mm512_and_si512(x, _mm512_set1_epi16(0x7f));
+  const __m512i sub = _mm512_inserti32x4( /* subnormal: 0 to 7 times 2^-9 */
+      _mm512_setzero_si512(), _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60), 0);
+  __m512i h = _mm512_add_epi16(_mm512_slli_epi16(digits, 4), _mm512_set1_epi16(120 << 7));
+  h = _mm512_mask_permutexvar_epi16(h, _mm512_cmplt_epu16_mask(digits, _mm512_set1_epi16(8)), digits, sub);
+  h = _mm512_mask_mov_epi16(h, _mm512_cmpeq_epi16_mask(digits, _mm512_set1_epi16(0x7f)), _mm512_set1_epi16(0x7fc0));
+  return _mm512_or_si512(h, _mm512_slli_epi16(_mm512_srli_epi16(x, 7), 15));
+}
+
 static inline void load_units(moi_format format, const uint8_t *row, unit *dst, uint32_t n) {
   const uint32_t padded = MOI_ATTEND_PAD(n);
   for (uint32_t i = 0; i < padded; i += 32) {
     __m512i h = _mm512_setzero_si512();
-    if (i < n && format == MOI_FORMAT_BF16) {
-      h = _mm512_maskz_loadu_epi16(mask32(n - i), row + i * 2);
-    } else if (i < n) { /* FP8: its values are bf16 values */
-      const __m256i bytes = _mm256_maskz_loadu_epi8(mask32(n - i), row + i);
-      const __m256i low = _mm512_cvtepi32_epi16(
-          _mm512_srli_epi32(_mm512_castps_si512(e4m3_floats(_mm256_castsi256_si128(bytes))), 16));
-      const __m256i high = _mm512_cvtepi32_epi16(
-          _mm512_srli_epi32(_mm512_castps_si512(e4m3_floats(_mm256_extracti128_si256(bytes, 1))), 16));
-      h = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-    }
+    if (i < n && format == MOI_FORMAT_BF16) h = _mm512_maskz_loadu_epi16(mask32(n - i), row + i * 2);
+    else if (i < n) h = e4m3_halves(_mm256_maskz_loadu_epi8(mask32(n - i), row + i)); /* FP8 */
     _mm512_storeu_si512(dst + i / 2, h);
   }
 }
@@ -62,23 +68,69 @@ static inline void pack_values(const unit *rows, size_t ldr, uint32_t first, uin
 }
 
 /* Probabilities, which are finite or NaN, to bf16. */
-static inline __m512i rounded(const float *p) {
-  const __m512 f = _mm512_loadu_ps(p);
+static inline __m256i halves(vec f) {
+#ifdef MOI_EMULATE_BF16
   const __m512i u = _mm512_castps_si512(f);
   __m512i r = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
   r = _mm512_add_epi32(r, _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1)));
   r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
-  return _mm512_srli_epi32(r, 16);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+#else
+  return (__m256i)_mm512_cvtneps_pbh(f);
+#endif
 }
 static inline void pack_weights(const float *p, uint32_t first, uint32_t last, unit *dst) {
   for (uint32_t j = first / 32 * 32; j < last; j += 32) { /* lanes beside first..last-1 are read by nobody or are 0 */
-    const __m512i halves = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(rounded(p + j))),
-                                              _mm512_cvtepi32_epi16(rounded(p + j + 16)), 1);
-    _mm512_storeu_si512(dst + j / 2, halves);
+    const __m256i low = halves(_mm512_loadu_ps(p + j)), high = halves(_mm512_loadu_ps(p + j + 16));
+    _mm512_storeu_si512(dst + j / 2, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
   }
 }
 
+/* Few rows. */
+static inline __attribute__((always_inline)) void load_quarters(moi_format format, const uint8_t *row, uint32_t i,
+                                                                operand out[4]) {
+  if (format == MOI_FORMAT_BF16) {
+#pragma GCC unroll 4
+    for (uint32_t part = 0; part < 4; part++)
+      out[part] = (operand)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(row + i * 2 + part * 16)));
+    return;
+  }
+  const __m512i h = e4m3_halves(_mm256_loadu_si256((const __m256i *)(row + i)));
+  out[0] = (operand)_mm512_shuffle_i32x4(h, h, 0x00);
+  out[1] = (operand)_mm512_shuffle_i32x4(h, h, 0x55);
+  out[2] = (operand)_mm512_shuffle_i32x4(h, h, 0xaa);
+  out[3] = (operand)_mm512_shuffle_i32x4(h, h, 0xff);
+}
+static inline __m512i load_half_words(moi_format format, const uint8_t *row, uint32_t i) {
+  return format == MOI_FORMAT_BF16 ? _mm512_loadu_si512(row + i * 2)
+                                   : e4m3_halves(_mm256_loadu_si256((const __m256i *)(row + i)));
+}
+static inline __attribute__((always_inline)) void load_twins(moi_format format, const uint8_t *even,
+                                                             const uint8_t *odd, uint32_t i, operand out[2]) {
+  const __m512i x = load_half_words(format, even, i), y = load_half_words(format, odd, i);
+  out[0] = (operand)_mm512_unpacklo_epi16(x, y);
+  out[1] = (operand)_mm512_unpackhi_epi16(x, y);
+}
+static inline __attribute__((always_inline)) void sum_rows(vec (*sum)[2], const uint32_t width, float *out) {
+  const vec low = sum_quarters(sum[0][0], sum[1][0], sum[2][0], sum[3][0]); /* row r of key j in lane 4r + j */
+  if (width == 4) {
+    const __m512i turned = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_ps(out, _mm512_permutexvar_ps(turned, low));
+    return;
+  }
+  const vec high = sum_quarters(sum[0][1], sum[1][1], sum[2][1], sum[3][1]);
+  const __m512i two = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+  _mm512_storeu_ps(out, _mm512_permutex2var_ps(low, two, high));
+  _mm512_storeu_ps(out + VEC, _mm512_permutex2var_ps(low, _mm512_add_epi32(two, _mm512_set1_epi32(2)), high));
+}
+static inline __attribute__((always_inline)) void pack_panel(vec p, const uint32_t width, unit *out) {
+  const __m256i turned = width == 8 ? _mm256_setr_epi16(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15)
+                                    : _mm256_setr_epi16(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+  _mm256_storeu_si256((__m256i *)(void *)out, _mm256_permutexvar_epi16(turned, halves(p)));
+}
+
 #include "cpu/kernels/flash.h"
+#include "cpu/kernels/flash_few.h"
 
 #endif
 typedef int moi_flash_avx512bf16_unit; /* never an empty translation unit */

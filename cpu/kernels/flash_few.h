@@ -4,12 +4,20 @@
  *
  *   ATTEND_DOT      the kernel's name
  *   PANEL           rows of a panel, at most: PANEL * 2 accumulators, and what stands beside them, fit the registers
+ *   IN_REGISTER(v)  keeps the compiler from loading v again for each use
+ * UNIT 1:
  *   vec_sum4(a, b, c, d, float *out)                  the sum over the lanes of each
  *   SUM16           if defined, there is vec_sum16(a, b, c, d, float *out), the sums of vectors a[0] .. a[3], b[0] .., each
  *                   in vec_sum4's order
  *   load_pair(format, const uint8_t *row, i, vec out[2])  2 * VEC decoded elements from i, a multiple of that, on
- *   IN_REGISTER(v)  keeps the compiler from loading v again for each use
  *   SPREAD(format)  whether load_pair gives the elements with an even index first, then the odd ones
+ * UNIT 2, VEC 16, PANEL 8: a vector of q has 8 elements of four rows, so that sums over its lanes are short, and the
+ * weights of two keys meet pairs of their values:
+ *   load_quarters(format, const uint8_t *row, i, operand out[4])  8 elements each from i, i + 8, .. on, four times over
+ *   sum_rows(sum, width, float *out)                  sum[key][row / 4] of 4 keys, each over its quarters: [key][width]
+ *   load_twins(format, even, odd, i, operand out[2])  2 * VEC pairs of elements of two rows: of each 8 the first 4 in
+ *                   out[0], the others in out[1]
+ *   pack_panel(vec p, width, unit *out)               probabilities [key][width], two keys' as a pair: [pair][width]
  *
  * What belongs to a panel's rows lies side by side, so that the loops address by constants. A row's bits do not depend on
  * the rows beside it: sums over keys are of classes, key % VEC, whatever the width of a panel. */
@@ -18,8 +26,9 @@ enum { PAIR = 2 * VEC };
 
 typedef struct panel {
   uint32_t row, rows, width; /* first row of the head, rows, and places for rows: 1, 2, 4 or 8 */
-  float *q;      /* [dk / PAIR][2][width][VEC] */
+  unit *q;       /* UNIT 1: [dk / PAIR][2][width][VEC]; UNIT 2: [dk / 8][width][4] */
   float *logits; /* [TILE][width] */
+  unit *weights; /* [TILE / UNIT][width], where logits were */
   float *acc;    /* [dv / PAIR][width][PAIR] */
   /* in lanes of a vector: entry i is row i % width's. Rows beyond `rows` weigh nothing */
   float scale[16], max[16], factor[16];
@@ -30,9 +39,11 @@ static inline uint32_t row_bytes(moi_format format, uint32_t n) {
   return format == MOI_FORMAT_F32 ? n * 4 : format == MOI_FORMAT_FP8 ? n : format == MOI_FORMAT_Q8_0 ? n / 32 * 34 : n * 2;
 }
 
+static inline uint32_t width_of(uint32_t rows) { return rows > 4 ? 8 : rows > 2 || UNIT == 2 ? 4 : rows; }
+
 /* Keys that are gone through for one KV head before the next head's turn: about 4 KB, a multiple of 4. Meanwhile those
- * of the next turn go into the first-level cache, evenly over the turn, for it holds few lines that are under way: memory
- * and arithmetic are to be busy at the same time, and a head's rows lie apart, which hardware does not foresee. */
+ * of the next turn are fetched: memory and arithmetic are to be busy at the same time, and a head's rows lie apart, which
+ * hardware does not foresee. */
 static inline uint32_t turn(uint32_t bytes) {
   return bytes > 512 ? 4 : bytes > 256 ? 8 : bytes > 128 ? 16 : bytes > 64 ? 32 : 64;
 }
@@ -40,26 +51,36 @@ static inline uint32_t turn(uint32_t bytes) {
 /* Keys first .. last - 1 of the tile, for one KV head. */
 typedef struct stretch {
   uint32_t key0, first, last;
-  uint32_t ahead;          /* key j fetches that of key j + ahead, */
-  size_t offset, to_fetch; /* bytes of the head in a token's row, and of the one to fetch */
+  size_t offset; /* bytes of the head in a token's row */
   int fetch, rescale;
+#if UNIT == 1
+  uint32_t ahead;  /* key j fetches that of key j + ahead, */
+  size_t to_fetch; /* these bytes on */
+#else
+  uint32_t ahead, ahead_head; /* from this key's and head's row on as many rows are fetched as there are keys */
+#endif
 } stretch;
 
-/* The keys before this one have rows to fetch. */
-static inline uint32_t fetch_end(const moi_attend *a, const stretch *s) {
-  const uint32_t first = s->key0 + s->ahead;
-  return !s->fetch || first >= a->ahead_end ? 0 : least(s->last, a->ahead_end - first);
-}
+/* Into the first-level cache, evenly over the turn, for it holds few lines that are under way; UNIT 2, whose turns are
+ * too short for that, into the second-level cache and in the order of memory, across heads. */
+#define NEAR (UNIT == 1 ? 3 : 2)
 
 static inline void fetch_row(const uint8_t *row, uint32_t bytes) {
   const char *line = (const char *)row;
   for (; bytes >= 256; bytes -= 256, line += 256) {
-    __builtin_prefetch(line, 0, 3);
-    __builtin_prefetch(line + 64, 0, 3);
-    __builtin_prefetch(line + 128, 0, 3);
-    __builtin_prefetch(line + 192, 0, 3);
+    __builtin_prefetch(line, 0, NEAR);
+    __builtin_prefetch(line + 64, 0, NEAR);
+    __builtin_prefetch(line + 128, 0, NEAR);
+    __builtin_prefetch(line + 192, 0, NEAR);
   }
-  for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(line + at, 0, 3);
+  for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(line + at, 0, NEAR);
+}
+
+#if UNIT == 1
+/* The keys before this one have rows to fetch. */
+static inline uint32_t fetch_end(const moi_attend *a, const stretch *s) {
+  const uint32_t first = s->key0 + s->ahead;
+  return !s->fetch || first >= a->ahead_end ? 0 : least(s->last, a->ahead_end - first);
 }
 
 /* Logits of nk keys at a time; where a stretch ends inside such a group, its last key fills it. */
@@ -125,16 +146,90 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
   }
 }
 
-/* acc = acc * factor + sum_j p[j] v[j], `pairs` pairs of vectors at a time */
-static inline __attribute__((always_inline)) void weigh(moi_format format, const uint32_t rows, const uint32_t width,
-                                                        const uint32_t pairs, const moi_attend *a, const panel *x,
-                                                        const stretch *s, uint32_t column) {
+#else
+/* Rows of the cache from a key's head on, in the order of memory. */
+typedef struct course {
+  const uint8_t *const *rows;
+  uint32_t key, end, bytes;
+  size_t offset, stride, width;
+} course;
+
+static inline course course_of(const moi_attend *a, const stretch *s, const uint8_t *const *rows, size_t stride,
+                               uint32_t bytes) {
+  course c = {rows, s->ahead, s->fetch ? a->ahead_end : 0, bytes};
+  c.offset = s->ahead_head * stride;
+  c.stride = stride;
+  c.width = a->heads * stride;
+  return c;
+}
+
+static inline void fetch_rows(course *c, uint32_t n) {
+  for (; n && c->key < c->end; n--) {
+    fetch_row(c->rows[c->key] + c->offset, c->bytes);
+    c->offset += c->stride;
+    if (c->offset >= c->width) {
+      c->offset = 0;
+      c->key++;
+    }
+  }
+}
+
+/* Logits of 4 keys at a time, as above. */
+static inline __attribute__((always_inline)) void dots(moi_format format, const uint32_t rows, const uint32_t width,
+                                                       const moi_attend *a, const panel *x, const stretch *s) {
+  enum { NK = 4 };
+  const uint32_t n = a->dk, nv = width / 4, first = s->first, last = s->last;
+  const uint8_t *const *keys = a->k + s->key0;
+  const size_t offset = s->offset;
+  course ahead = course_of(a, s, a->k, a->k_head_stride, row_bytes(format, n));
+  float *out = x->logits + first / NK * NK * width;
+  (void)rows;
+  for (uint32_t j = first / NK * NK; j < last; j += NK, out += NK * width) {
+    const uint8_t *k[NK];
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < NK; i++) k[i] = keys[j + i < first ? first : least(j + i, last - 1)] + offset;
+    fetch_rows(&ahead, NK);
+    const unit *q = x->q;
+    vec sum[NK][2];
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < NK; i++) sum[i][0] = sum[i][1] = vec_zero();
+    for (uint32_t e = 0; e < n; e += PAIR) {
+      operand y[NK][4];
+#pragma GCC unroll 4
+      for (uint32_t i = 0; i < NK; i++) load_quarters(format, k[i], e, y[i]);
+#pragma GCC unroll 4
+      for (uint32_t c = 0; c < 4; c++)
+#pragma GCC unroll 2
+        for (uint32_t v = 0; v < nv; v++, q += VEC) {
+          operand z = operand_load(q);
+          IN_REGISTER(z); /* one load for all keys */
+#pragma GCC unroll 4
+          for (uint32_t i = 0; i < NK; i++) sum[i][v] = vec_dot(z, y[i][c], sum[i][v]);
+        }
+    }
+    sum_rows(sum, width, out);
+  }
+}
+
+/* What stands beside a key that a stretch has no twin for. */
+static const uint8_t no_values[1024 * 2];
+#endif
+
+/* acc = acc * factor + sum_j p[j] v[j] of rows row0 .. row0 + rows - 1, `pairs` pairs of vectors at a time */
+static inline __attribute__((always_inline)) void weigh(moi_format format, uint32_t row0, const uint32_t rows,
+                                                        const uint32_t width, const uint32_t pairs, const moi_attend *a,
+                                                        const panel *x, const stretch *s, uint32_t column) {
+#if UNIT == 1
   /* the lines that begin in these columns are fetched */
   const uint32_t line = (row_bytes(format, column) + 63) & ~63u, end = row_bytes(format, column + pairs * PAIR);
-  const uint32_t first = s->first, last = s->last, until = line < end ? fetch_end(a, s) : 0;
-  const uint8_t *const *values = a->v + s->key0, *const *ahead = values + s->ahead;
-  const size_t offset = s->offset, to_fetch = s->to_fetch + line;
-  float *acc = x->acc + column * width;
+  const uint32_t until = line < end ? fetch_end(a, s) : 0;
+  const uint8_t *const *ahead = a->v + s->key0 + s->ahead;
+  const size_t to_fetch = s->to_fetch + line;
+#endif
+  const uint32_t first = s->first, last = s->last;
+  const uint8_t *const *values = a->v + s->key0;
+  const size_t offset = s->offset;
+  float *acc = x->acc + column * width + row0 * PAIR;
   vec sum[PANEL][4];
 #pragma GCC unroll 8
   for (uint32_t r = 0; r < rows; r++)
@@ -144,23 +239,30 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, const
 #pragma GCC unroll 8
     for (uint32_t r = 0; r < rows; r++)
 #pragma GCC unroll 4
-      for (uint32_t v = 0; v < 2 * pairs; v++) sum[r][v] = vec_mul(sum[r][v], vec_splat(x->factor[r]));
-  const float *weights = x->logits + first * width;
-  for (uint32_t j = first; j < last; j++, weights += width) {
-    const uint8_t *row = values[j] + offset;
+      for (uint32_t v = 0; v < 2 * pairs; v++) sum[r][v] = vec_mul(sum[r][v], vec_splat(x->factor[row0 + r]));
+  const unit *weights = x->weights + first / UNIT * width + row0;
+  for (uint32_t j = first / UNIT * UNIT; j < last; j += UNIT, weights += width) {
+    operand y[4];
+#if UNIT == 1
     if (j < until) {
       __builtin_prefetch(ahead[j] + to_fetch, 0, 3);
       for (uint32_t at = 64; at < end - line; at += 64) __builtin_prefetch(ahead[j] + to_fetch + at, 0, 3);
     }
-    vec y[4];
+    const uint8_t *row = values[j] + offset;
 #pragma GCC unroll 2
     for (uint32_t i = 0; i < pairs; i++) load_pair(format, row, column + i * PAIR, y + 2 * i);
+#else
+    const uint8_t *even = j < first ? no_values : values[j] + offset;
+    const uint8_t *odd = j + 1 < last ? values[j + 1] + offset : no_values;
+#pragma GCC unroll 2
+    for (uint32_t i = 0; i < pairs; i++) load_twins(format, even, odd, column + i * PAIR, y + 2 * i);
+#endif
 #pragma GCC unroll 8
     for (uint32_t r = 0; r < rows; r++) {
-      vec w = vec_splat(weights[r]);
+      operand w = operand_splat(weights + r);
       IN_REGISTER(w);
 #pragma GCC unroll 4
-      for (uint32_t v = 0; v < 2 * pairs; v++) sum[r][v] = vec_fma(w, y[v], sum[r][v]);
+      for (uint32_t v = 0; v < 2 * pairs; v++) sum[r][v] = vec_dot(w, y[v], sum[r][v]);
     }
   }
 #pragma GCC unroll 8
@@ -173,8 +275,17 @@ static inline __attribute__((always_inline)) void weighs(moi_format format, cons
                                                          const moi_attend *a, const panel *x, const stretch *s) {
   const uint32_t pairs = width == PANEL ? 1 : 2;
   uint32_t column = 0;
-  for (; column + pairs * PAIR <= a->dv; column += pairs * PAIR) weigh(format, rows, width, pairs, a, x, s, column);
-  for (; column < a->dv; column += PAIR) weigh(format, rows, width, 1, a, x, s, column);
+#if UNIT == 2 /* evenly over the columns */
+  course ahead = course_of(a, s, a->v, a->v_head_stride, row_bytes(format, a->dv));
+  const uint32_t share = ((s->last - s->first) * pairs * PAIR + a->dv - 1) / a->dv;
+#endif
+  for (; column + pairs * PAIR <= a->dv; column += pairs * PAIR) {
+#if UNIT == 2
+    fetch_rows(&ahead, share);
+#endif
+    weigh(format, 0, rows, width, pairs, a, x, s, column);
+  }
+  for (; column < a->dv; column += PAIR) weigh(format, 0, rows, width, 1, a, x, s, column);
 }
 
 /* A panel's rows and places, as constants. */
@@ -187,15 +298,28 @@ static inline __attribute__((always_inline)) void weighs(moi_format format, cons
 #else
 #define WIDE(what)
 #endif
-#define EACH_SIZE(what)                                                                                                \
-  WIDE(what) if (x->width == 4) what(4, 4)                                                                             \
-  else if (x->width == 2) what(2, 2)                                                                                   \
+#if UNIT == 1
+#define NARROW(what)                                                                                                   \
+  if (x->width == 2) what(2, 2)                                                                                        \
   else what(1, 1)
+#else
+#define NARROW(what)                                                                                                   \
+  if (x->rows == 2) what(2, 4)                                                                                         \
+  else what(1, 4)
+#endif
+#define EACH_SIZE(what)                                                                                                \
+  WIDE(what) if (x->rows > 2) what(4, 4)                                                                               \
+  else NARROW(what)
 
 typedef void (*pass)(const moi_attend *, const panel *, const stretch *);
 
+#if UNIT == 1
 #define EACH_FORMAT(what)                                                                                              \
   what(F32) what(F16) what(BF16) what(FP8) what(Q8_0)
+#else
+#define EACH_FORMAT(what)                                                                                              \
+  what(BF16) what(FP8)
+#endif
 #define PASSES(NAME)                                                                                                   \
   static __attribute__((noinline)) void logits_##NAME(const moi_attend *a, const panel *x, const stretch *s) {        \
     EACH_SIZE(DOTS_##NAME)                                                                                             \
@@ -217,21 +341,11 @@ EACH_FORMAT(PASSES)
 
 /* One row by itself, over keys that only it sees. */
 static __attribute__((noinline)) void value_of_one(const moi_attend *a, const panel *x, const stretch *s, uint32_t r) {
-  for (uint32_t e = 0; e < a->dv; e += PAIR) {
-    float *acc = x->acc + e * x->width + r * PAIR;
-    for (uint32_t v = 0; v < 2; v++) vec_store(acc + v * VEC, vec_mul(vec_load(acc + v * VEC), vec_splat(x->factor[r])));
-    for (uint32_t j = s->first; j < s->last; j++) {
-      const uint8_t *row = a->v[s->key0 + j] + s->offset;
-      const vec w = vec_splat(x->logits[j * x->width + r]);
-      vec y[2];
-      switch (a->v_format) {
-#define LOAD_ONE(NAME) case MOI_FORMAT_##NAME: load_pair(MOI_FORMAT_##NAME, row, e, y); break;
-        EACH_FORMAT(LOAD_ONE)
-        default: return;
-      }
-      for (uint32_t v = 0; v < 2; v++) vec_store(acc + v * VEC, vec_fma(w, y[v], vec_load(acc + v * VEC)));
+  for (uint32_t e = 0; e < a->dv; e += PAIR) switch (a->v_format) {
+#define WEIGH_ONE(NAME) case MOI_FORMAT_##NAME: weigh(MOI_FORMAT_##NAME, r, 1, x->width, 1, a, x, s, e); break;
+      EACH_FORMAT(WEIGH_ONE)
+      default: return;
     }
-  }
 }
 
 /* A tile's logits become probabilities; max and sum are brought forward, and factor is for acc. */
@@ -292,7 +406,11 @@ static inline __attribute__((always_inline)) void soften_width(const uint32_t wi
     for (uint32_t v = 0; v < width; v++) {
       const vec e = vec_exp2(vec_sub(vec_load(l + v * VEC), shift[v % n]));
       sum[v] = vec_add(sum[v], e);
+#if UNIT == 1
       vec_store(l + v * VEC, e);
+#else
+      pack_panel(e, width, x->weights + (j * width + v * VEC) / UNIT);
+#endif
     }
   }
 #pragma GCC unroll 8
@@ -304,39 +422,61 @@ static __attribute__((noinline)) void soften_panel(const moi_attend *a, panel *x
   if (x->width == 8) soften_width(8, a, x, p, ragged);
   else
 #endif
-  if (x->width == 4) soften_width(4, a, x, p, ragged);
+  if (x->width == 4 || UNIT == 2) soften_width(4, a, x, p, ragged);
   else if (x->width == 2) soften_width(2, a, x, p, ragged);
   else soften_width(1, a, x, p, ragged);
 }
 
-/* A pair of vectors from memory's order to load_pair's, and back. */
-static inline void spread(int apart, const float *from, float *to) {
-  if (!apart) memcpy(to, from, PAIR * sizeof *to);
+/* A pair of vectors from memory's order to that in which elements are loaded, and back. */
+#if UNIT == 1
+static inline void spread(moi_format format, const float *from, float *to) {
+  if (!SPREAD(format)) memcpy(to, from, PAIR * sizeof *to);
   else
     for (uint32_t i = 0; i < VEC; i++) {
       to[i] = from[2 * i];
       to[VEC + i] = from[2 * i + 1];
     }
 }
-static inline void gather(int apart, const float *from, float *to) {
-  if (!apart) memcpy(to, from, PAIR * sizeof *to);
+static inline void gather(moi_format format, const float *from, float *to) {
+  if (!SPREAD(format)) memcpy(to, from, PAIR * sizeof *to);
   else
     for (uint32_t i = 0; i < VEC; i++) {
       to[2 * i] = from[i];
       to[2 * i + 1] = from[VEC + i];
     }
 }
+#else
+static inline void spread(moi_format format, const float *from, float *to) {
+  (void)format;
+  for (uint32_t i = 0; i < 8; i++) memcpy(to + i % 2 * VEC + i / 2 * 4, from + i * 4, 16);
+}
+static inline void gather(moi_format format, const float *from, float *to) {
+  (void)format;
+  for (uint32_t i = 0; i < 8; i++) memcpy(to + i * 4, from + i % 2 * VEC + i / 2 * 4, 16);
+}
+#endif
 
-static void begin_panel(const moi_attend *a, uint32_t head, panel *x) {
-  const uint32_t first = head * a->m + x->row, lanes = x->width > VEC ? x->width : VEC;
-  const float *q = (const float *)a->q + (size_t)first * MOI_ATTEND_PAD(a->dk);
+static void queries_of(const moi_attend *a, uint32_t first, panel *x) {
+  const uint32_t pad = MOI_ATTEND_PAD(a->dk) / UNIT;
+  const unit *q = (const unit *)a->q + (size_t)first * pad;
+#if UNIT == 1
   for (uint32_t e = 0; e < a->dk; e += PAIR)
     for (uint32_t r = 0; r < x->width; r++) {
       float both[PAIR] = {0};
-      if (r < x->rows) spread(SPREAD(a->k_format), q + (size_t)r * MOI_ATTEND_PAD(a->dk) + e, both);
+      if (r < x->rows) spread(a->k_format, q + (size_t)r * pad + e, both);
       memcpy(x->q + e * x->width + r * VEC, both, sizeof(vec));
       memcpy(x->q + e * x->width + (x->width + r) * VEC, both + VEC, sizeof(vec));
     }
+#else
+  memset(x->q, 0, (size_t)x->width * pad * sizeof *q);
+  for (uint32_t r = 0; r < x->rows; r++)
+    for (uint32_t e = 0; e < pad; e += 4) memcpy(x->q + e * x->width + r * 4, q + (size_t)r * pad + e, 4 * sizeof *q);
+#endif
+}
+
+static void begin_panel(const moi_attend *a, uint32_t head, panel *x) {
+  const uint32_t first = head * a->m + x->row, lanes = x->width > VEC ? x->width : VEC;
+  queries_of(a, first, x);
   for (uint32_t i = 0; i < lanes; i++) {
     const uint32_t r = i % x->width;
     x->scale[i] = r < x->rows ? a->scale[first + r] : 0;
@@ -350,7 +490,7 @@ static void begin_panel(const moi_attend *a, uint32_t head, panel *x) {
   for (uint32_t r = 0; r < x->rows; r++) {
     x->sum[r] = a->sum[first + r];
     for (uint32_t e = 0; e < a->dv; e += PAIR)
-      spread(SPREAD(a->v_format), a->acc + (size_t)(first + r) * MOI_ATTEND_PAD(a->dv) + e, x->acc + e * x->width + r * PAIR);
+      spread(a->v_format, a->acc + (size_t)(first + r) * MOI_ATTEND_PAD(a->dv) + e, x->acc + e * x->width + r * PAIR);
   }
 }
 
@@ -362,22 +502,27 @@ static void end_panel(const moi_attend *a, uint32_t head, panel *x) {
     a->max[first + r] = x->max[r];
     a->sum[first + r] = x->sum[r];
     for (uint32_t e = 0; e < a->dv; e += PAIR)
-      gather(SPREAD(a->v_format), x->acc + e * x->width + r * PAIR, a->acc + (size_t)(first + r) * MOI_ATTEND_PAD(a->dv) + e);
+      gather(a->v_format, x->acc + e * x->width + r * PAIR, a->acc + (size_t)(first + r) * MOI_ATTEND_PAD(a->dv) + e);
   }
 }
 
 /* A pass over the part's keys for all heads, in turns: near the order of memory, which is the one in which memory is
  * quick, where heads lie side by side in each token. */
-static void walk(const moi_attend *a, const part *p, uint32_t bytes, size_t head_stride, const panel *panels,
+static void walk(const moi_attend *a, const part *p, uint32_t step, size_t head_stride, const panel *panels,
                  uint32_t n_panels, int fetch, pass one) {
-  const uint32_t step = turn(bytes);
   for (uint32_t at = p->first / step * step; at < p->last; at += step)
     for (uint32_t h = 0; h < a->heads; h++) {
-      const int last = h + 1 == a->heads;
       stretch s = {.key0 = p->key0, .first = at > p->first ? at : p->first, .last = least(at + step, p->last)};
       s.offset = h * head_stride;
+#if UNIT == 1
+      const int last = h + 1 == a->heads;
       s.ahead = last ? step : 0;
       s.to_fetch = last ? 0 : s.offset + head_stride;
+#else
+      const uint32_t row = h * step + s.first - at;
+      s.ahead = p->key0 + at + step + row / a->heads;
+      s.ahead_head = row % a->heads;
+#endif
       s.rescale = s.first == p->first;
       for (uint32_t i = 0; i < n_panels; i++) {
         s.fetch = fetch && !i;
@@ -392,7 +537,7 @@ void ATTEND_DOT(const moi_attend *a) {
     ATTEND(a);
     return;
   }
-  pass logits = logits_F32, values = values_F32;
+  pass logits = NULL, values = NULL;
 #define PICK(NAME)                                                                                                     \
   if (a->k_format == MOI_FORMAT_##NAME) logits = logits_##NAME;                                                        \
   if (a->v_format == MOI_FORMAT_##NAME) values = values_##NAME;
@@ -405,10 +550,11 @@ void ATTEND_DOT(const moi_attend *a) {
     panel *x = &panels[i];
     x->row = i % n_panels * PANEL;
     x->rows = least(a->m - x->row, PANEL);
-    x->width = x->rows > 4 ? 8 : x->rows > 2 ? 4 : x->rows;
-    x->q = memory;
-    x->acc = x->q + (size_t)x->width * a->dk;
+    x->width = width_of(x->rows);
+    x->q = (unit *)(void *)memory;
+    x->acc = memory + (size_t)x->width * a->dk / UNIT;
     x->logits = x->acc + (size_t)x->width * a->dv;
+    x->weights = (unit *)(void *)x->logits;
     memory = x->logits + (size_t)x->width * TILE;
     begin_panel(a, i / n_panels, x);
   }
@@ -416,16 +562,17 @@ void ATTEND_DOT(const moi_attend *a) {
     const part p = part_of(a, key0);
     if (p.row_begin == p.row_end) continue;
     const int ragged = p.ragged || p.row_begin || p.row_end < a->m;
-    walk(a, &p, row_bytes(a->k_format, a->dk), a->k_head_stride, panels, n_panels, 1, logits);
+    walk(a, &p, turn(row_bytes(a->k_format, a->dk)), a->k_head_stride, panels, n_panels, 1, logits);
     for (uint32_t i = 0; i < a->heads * n_panels; i++) soften_panel(a, &panels[i], &p, ragged);
     if (!ragged) {
-      walk(a, &p, row_bytes(a->v_format, a->dv), a->v_head_stride, panels, n_panels, !a->v_in_k, values);
+      const uint32_t step = UNIT * turn(row_bytes(a->v_format, a->dv)); /* longer where sums are loaded for fewer products */
+      walk(a, &p, step, a->v_head_stride, panels, n_panels, !a->v_in_k, values);
       continue;
     }
     /* rows see other keys: each over its own, for a weight of 0 cannot hide a value that is not finite */
     for (uint32_t i = 0; i < a->heads * n_panels; i++) {
       const panel *x = &panels[i];
-      stretch s = {.key0 = key0, .offset = i / n_panels * a->v_head_stride};
+      stretch s = {.key0 = key0, .offset = i / n_panels * a->v_head_stride, .rescale = 1};
       for (uint32_t r = 0; r < x->rows; r++) {
         const uint32_t begin = a->begin[x->row + r], end = a->end[x->row + r];
         s.first = begin > key0 + p.first ? begin - key0 : p.first;
