@@ -8,7 +8,7 @@ enum { SHARED_CLASSES = 1024, MAX_GROUPS = 1024, FEW_GROUPS = 64 };
 /* Push constants of route_prepare.comp. */
 typedef struct prepare_push {
   uint64_t n_tokens_device, x, norm_weight, rows;
-  uint32_t n_tokens, hidden, kp, stride, input_type, norm_type;
+  uint32_t n_tokens, hidden, kp, stride;
   float eps, scale;
 } prepare_push;
 
@@ -94,9 +94,10 @@ moi_status moi_vk_route_plan(const char *function, moi_plan *plan, const char *f
   moi_status status = moi_vk_choose(function, plan, MOI_OP_ROUTE, "selection", MOI_FORMAT_NONE, forced, found, &pick);
   state->select = pick.many;
   if (!status && d->hidden) {
-    uint32_t size = traits->is_cpu && d->hidden <= 1u << 16 ? traits->subgroup : 128;
+    uint32_t prepare[] = {traits->is_cpu && d->hidden <= 1u << 16 ? traits->subgroup : 128, d->input_type,
+                          d->flags & MOI_ROUTE_INPUT_NORM ? (uint32_t)d->router_type : 0};
     status = moi_vk_gemm_choose(function, plan, "router", d->router_type, 0, forced, found, &state->router);
-    if (!status) status = moi_vk_pipeline_get(function, plan->context, "route_prepare", &size, 1, &state->prepare);
+    if (!status) status = moi_vk_pipeline_get(function, plan->context, "route_prepare", prepare, 3, &state->prepare);
   }
   /* Less shared memory, more tokens at once; a software device has no such bound. */
   uint32_t size = select_size(traits, d);
@@ -130,8 +131,6 @@ static void record_product(const moi_plan *plan, const moi_run *run, const moi_v
                     .hidden = d->hidden,
                     .kp = moi_vk_kp(d->hidden),
                     .stride = a->hidden_stride,
-                    .input_type = d->input_type,
-                    .norm_type = d->router_type,
                     .eps = d->norm_eps,
                     .scale = d->norm_scale};
   if (d->flags & MOI_ROUTE_INPUT_NORM) p.norm_weight = moi_vk_address(r, a->norm_weight);

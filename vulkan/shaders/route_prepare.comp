@@ -6,10 +6,12 @@
 #include "common.glsl"
 
 layout(local_size_x_id = 0) in; /* at most 128 */
+layout(constant_id = 1) const uint INPUT_TYPE = 1u;
+layout(constant_id = 2) const uint NORM_TYPE = 0u; /* of norm_weight; 0: no norm */
 
 layout(push_constant) uniform Push {
-  uvec2 n_tokens_device, x, norm_weight, rows; /* norm_weight: absent without a norm */
-  uint n_tokens, hidden, kp, stride, input_type, norm_type;
+  uvec2 n_tokens_device, x, norm_weight, rows;
+  uint n_tokens, hidden, kp, stride;
   float eps, scale;
 } push;
 
@@ -50,7 +52,7 @@ void normaliser(uvec2 row, out float before, out float after) {
   for (uint attempt = 0u; attempt < 2u; attempt++) {
     sum = 0.0;
     for (uint i = 2u * gl_LocalInvocationID.x; i < push.hidden; i += 2u * gl_WorkGroupSize.x) {
-      vec2 x = pair(push.input_type, row, i) * before;
+      vec2 x = pair(INPUT_TYPE, row, i) * before;
       sum += x.x * x.x + x.y * x.y;
     }
     sum = sum_of_all(sum);
@@ -65,14 +67,13 @@ void main() {
   uint n_tokens = push.n_tokens, t = gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
   if (moi_has(push.n_tokens_device)) n_tokens = min(n_tokens, Words(push.n_tokens_device).v[0]);
   if (t >= n_tokens) return;
-  bool norm = moi_has(push.norm_weight);
-  uvec2 row = moi_add(push.x, moi_mul(moi_mul(moi_element_bytes(push.input_type), push.stride), t));
+  uvec2 row = moi_add(push.x, moi_mul(moi_mul(moi_element_bytes(INPUT_TYPE), push.stride), t));
   uvec2 to = moi_add(push.rows, moi_mul(moi_mul(4u, push.kp), t));
   float before = 1.0, after = 1.0;
-  if (norm) normaliser(row, before, after);
+  if (NORM_TYPE != 0u) normaliser(row, before, after);
   for (uint i = 2u * gl_LocalInvocationID.x; i < push.kp; i += 2u * gl_WorkGroupSize.x) {
-    vec2 x = pair(push.input_type, row, i);
-    if (norm) x = x * before * after * pair(push.norm_type, push.norm_weight, i) * push.scale;
+    vec2 x = pair(INPUT_TYPE, row, i);
+    if (NORM_TYPE != 0u) x = x * before * after * pair(NORM_TYPE, push.norm_weight, i) * push.scale;
     if (i + 1u >= push.hidden) x = vec2(i < push.hidden ? x.x : 0.0, 0.0); /* 0 * infinity is no zero */
     Pairs(to).v[i >> 1] = x;
   }
