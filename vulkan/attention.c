@@ -13,7 +13,7 @@
 enum {
   MAX_SEGMENTS = 32,     /* attention_finish.comp */
   SEGMENT = 512,         /* keys, at least */
-  TILE = 16,             /* query rows, at most */
+  TILE = 8,              /* query rows, at most */
   GROUP = 64,            /* keys that a subgroup weighs at once */
   STEP = 256,            /* keys whose weights lie in shared memory, at most */
   ZEROS = 4096,          /* bytes, a row of the cache at most */
@@ -105,7 +105,8 @@ static moi_status lanes_get(const char *fn, const moi_plan *plan, const char *sh
                             words,
                             d->softcap > 0,
                             many != 0,
-                            many && state->n_segments > 1};
+                            many && state->n_segments > 1,
+                            v->traits.is_cpu};
     moi_status status =
         moi_vk_pipeline_get(fn, plan->context, shader, constants, sizeof constants / sizeof *constants, &out[words]);
     if (status) return status;

@@ -19,6 +19,8 @@ layout(constant_id = 7) const uint WORDS = 1u; /* rows of the cache begin at wor
 layout(constant_id = 8) const uint SOFTCAP = 0u;
 layout(constant_id = 9) const uint MANY = 0u;  /* sequences of many rows: a workgroup takes all segments */
 layout(constant_id = 10) const uint CHAIN = 0u; /* ... and there may be several */
+layout(constant_id = 11) const uint IN_STEP = 0u; /* software devices: lanes go in step, and a barrier costs minutes of
+                                                     compiling (LLVM's coroutines) */
 
 layout(push_constant) uniform Push {
   uvec2 args;
@@ -33,12 +35,15 @@ shared float shared_p[R * STEP];     /* weights */
 shared uvec2 shared_v[STEP];         /* where values begin */
 shared float shared_f[RV * SG * GROUPS]; /* what a group shrinks the sums before it by */
 
+/* What memory holds and lanes take in turn goes through arrays with an index that is not constant: a software device makes
+ * blocks of code of each access that it sees, and its compiler minds them more than anything else. */
+
 /* ---- keys: CK dimensions at a time */
 
-const uint CK = 32u;
+const uint CK = SG <= 8u ? 8u : SG <= 32u ? SG : 32u;
 const uint QV = (CK + SG - 1u) / SG;
 const uint K_BYTES = K_FORMAT == MOI_F32 ? 4u : K_FORMAT == KV_FP8 || K_FORMAT == KV_Q8_0 ? 1u : 2u;
-const uint K_WORDS = K_FORMAT == KV_Q8_0 ? 9u : CK * K_BYTES / 4u;
+const uint K_WORDS = CK * K_BYTES / 4u;
 
 float x[CK];
 uint k_at[K_WORDS], k_mask[K_WORDS];
@@ -56,26 +61,26 @@ void key_words(uint c, uint n) {
 
 /* x = chunk c of a key */
 void key_chunk(uvec2 row, uint c, uint n) {
-  if (K_FORMAT == KV_Q8_0) {
-    uint at = 34u * c + (row.x & 2u);
+  if (K_FORMAT == KV_Q8_0) { /* n is a multiple of 32, and so is CK a part of it */
+    uint block = 34u * (c * CK / 32u) + (row.x & 2u), at = block + 2u + c * CK % 32u;
     bool odd = (at & 2u) != 0u;
-    uvec2 words = moi_add(uvec2(row.x & ~3u, row.y), at & ~3u);
-    uint w[9];
-    [[unroll]] for (uint i = 0u; i < 9u; i++) w[i] = Words(words).v[i];
-    float d = moi_f16_value(odd ? w[0] >> 16 : w[0] & 65535u);
-    [[unroll]] for (uint i = 0u; i < 8u; i++) {
-      uint word = odd ? w[i + 1u] : (w[i] >> 16) | (w[i + 1u] << 16);
+    uvec2 base = uvec2(row.x & ~3u, row.y);
+    float d = moi_f16_value((Words(base).v[block >> 2] >> (8u * (block & 2u))) & 65535u);
+    uint w[K_WORDS + 1u];
+    [[unroll]] for (uint i = 0u; i <= K_WORDS; i++) w[i] = Words(base).v[(at + 4u * i - (i == K_WORDS ? 2u : 0u)) >> 2];
+    [[unroll]] for (uint i = 0u; i < K_WORDS; i++) {
+      uint word = odd ? (w[i] >> 16) | (w[i + 1u] << 16) : w[i];
       [[unroll]] for (uint j = 0u; j < 4u; j++) x[4u * i + j] = d * float(int(word << (24u - 8u * j)) >> 24);
     }
   } else if (WORDS == 0u) {
     Stream s = moi_stream(row);
-    [[unroll]] for (uint i = 0u; i < CK; i++) {
+    [[dont_unroll]] for (uint i = 0u; i < CK; i++) {
       uint e = min(c * CK + i, n - 1u);
-      float value = K_FORMAT == KV_FP8   ? moi_e4m3_value(moi_u8(s, e))
-                    : K_FORMAT == MOI_F32 ? uintBitsToFloat(moi_u32(s, 4u * e))
-                    : K_FORMAT == MOI_F16 ? moi_f16_value(moi_u16(s, 2u * e))
-                                          : moi_bf16_value(moi_u16(s, 2u * e));
-      x[i] = c * CK + i < n ? value : 0.0;
+      float f = K_FORMAT == KV_FP8    ? moi_e4m3_value(moi_u8(s, e))
+                : K_FORMAT == MOI_F32 ? uintBitsToFloat(moi_u32(s, 4u * e))
+                : K_FORMAT == MOI_F16 ? moi_f16_value(moi_u16(s, 2u * e))
+                                      : moi_bf16_value(moi_u16(s, 2u * e));
+      x[i] = c * CK + i < n ? f : 0.0;
     }
   } else {
     [[unroll]] for (uint i = 0u; i < K_WORDS; i++) {
@@ -126,7 +131,7 @@ void value_chunk(uvec2 row, uint c, uint n) {
     }
   } else if (WORDS == 0u && V_FORMAT != MOI_F32) {
     Stream s = moi_stream(row);
-    [[unroll]] for (uint i = 0u; i < NV; i++) {
+    [[dont_unroll]] for (uint i = 0u; i < NV; i++) {
       uint e = min(v_element(c, i), n - 1u);
       value[i] = V_FORMAT == KV_FP8    ? moi_e4m3_value(moi_u8(s, e))
                  : V_FORMAT == MOI_F16 ? moi_f16_value(moi_u16(s, 2u * e))
@@ -150,17 +155,29 @@ void value_chunk(uvec2 row, uint c, uint n) {
   }
 }
 
+void wait() {
+  subgroupMemoryBarrierShared();
+  if (IN_STEP == 0u) subgroupBarrier();
+}
+
+/* Steps of 1, 2, 4, ... lanes, counted: loops by powers of two are not unrolled everywhere, nor then those around them. */
+const uint STEPS = 7u;
+
 float largest(float f) {
-  [[unroll]] for (uint step = 1u; step < SG; step <<= 1) {
-    float other = subgroupShuffleXor(f, step);
-    f = other > f ? other : f;
+  [[unroll]] for (uint i = 0u; i < STEPS; i++) {
+    if (1u << i < SG) {
+      float other = subgroupShuffleXor(f, 1u << i);
+      f = other > f ? other : f;
+    }
   }
   return f;
 }
 float total(float f) {
-  [[unroll]] for (uint step = 1u; step < SG; step <<= 1) {
-    precise float sum = f + subgroupShuffleXor(f, step);
-    f = sum;
+  [[unroll]] for (uint i = 0u; i < STEPS; i++) {
+    if (1u << i < SG) {
+      precise float more = f + subgroupShuffleXor(f, 1u << i);
+      f = more;
+    }
   }
   return f;
 }
@@ -169,6 +186,9 @@ float total(float f) {
 #define OF_ROW(a, r) subgroupShuffle(a[(r) / SG], (r) % SG)
 
 float q[R * QV], score[R * KT], acc[R * NV], weight[R];
+/* of the kind with any index: each is read once */
+uvec2 key[KT];
+float turn[R * (KT > NV ? (KT > QV ? KT : QV) : NV > QV ? NV : QV)];
 float most[R], sum[R], row_scale[RV];
 uvec2 q_at[RV];
 uint row_begin[RV], row_end[RV];
@@ -215,9 +235,11 @@ void main() {
       end = max(end, span.y);
     }
   }
-  [[unroll]] for (uint step = 1u; step < SG; step <<= 1) {
-    begin = min(begin, subgroupShuffleXor(begin, step));
-    end = max(end, subgroupShuffleXor(end, step));
+  [[unroll]] for (uint i = 0u; i < STEPS; i++) {
+    if (1u << i < SG) {
+      begin = min(begin, subgroupShuffleXor(begin, 1u << i));
+      end = max(end, subgroupShuffleXor(end, 1u << i));
+    }
   }
 
   /* few rows: one segment of the keys; many: all of them, each joined to those before */
@@ -260,31 +282,37 @@ void main() {
 
       /* weights of the step's keys */
       for (uint g = 0u; g < n_groups; g++) {
-        uvec2 key[KT];
         uint j0 = step + g * GROUP + lane;
-        [[unroll]] for (uint t = 0u; t < KT; t++) {
+        [[dont_unroll]] for (uint t = 0u; t < KT; t++) {
           uint j = j0 + t * SG, page, token;
-          key[t] = zeros;
-          uvec2 at = zeros;
+          uvec2 k_row = zeros, v_row = zeros;
           if (j >= from && j < to && place_of(places, page_size, page_entries, capacity, max_kv, seq, j, page, token)) {
-            key[t] = row_at(k_base, k_page, k_token, page, token);
-            at = row_at(v_base, v_page, v_token, page, token);
+            k_row = row_at(k_base, k_page, k_token, page, token);
+            v_row = row_at(v_base, v_page, v_token, page, token);
           }
-          shared_v[g * GROUP + t * SG + lane] = at;
-          [[unroll]] for (uint r = 0u; r < R; r++) score[r * KT + t] = 0.0;
+          key[t] = k_row;
+          shared_v[g * GROUP + t * SG + lane] = v_row;
         }
+        [[unroll]] for (uint r = 0u; r < R; r++)
+  [[unroll]] for (uint i = 0u; i < KT; i++) score[r * KT + i] = 0.0;
         for (uint c = 0u; c * CK < dk; c++) {
-          [[unroll]] for (uint r = 0u; r < R; r++) {
-            uvec2 row = uvec2(OF_ROW(q_at, r).x, OF_ROW(q_at, r).y);
+          [[dont_unroll]] for (uint r = 0u; r < R; r++) {
+            uvec2 row = uvec2(0u);
+            [[unroll]] for (uint v = 0u; v < RV; v++) {
+              uvec2 other = uvec2(subgroupShuffle(q_at[v].x, r % SG), subgroupShuffle(q_at[v].y, r % SG));
+              row = r / SG == v ? other : row;
+            }
             [[unroll]] for (uint v = 0u; v < QV; v++) {
-              uint e = c * CK + v * SG + lane, inside = min(e, dk - 1u);
-              uvec2 at = moi_add(row, inside * q_bytes);
+              uint e = c * CK + v * SG + lane;
+              uvec2 at = moi_add(row, min(e, dk - 1u) * q_bytes);
               uint w = Words(uvec2(at.x & ~3u, at.y)).v[0];
               uint h = (at.x & 2u) != 0u ? w >> 16 : w & 65535u;
               float f = input_type == MOI_F32 ? uintBitsToFloat(w) : input_type == MOI_F16 ? moi_f16_value(h) : moi_bf16_value(h);
-              q[r * QV + v] = e < dk && v * SG + lane < CK ? f : 0.0;
+              turn[r * QV + v] = e < dk && v * SG + lane < CK ? f : 0.0;
             }
           }
+          [[unroll]] for (uint r = 0u; r < R; r++)
+  [[unroll]] for (uint i = 0u; i < QV; i++) q[r * QV + i] = turn[r * QV + i];
           key_words(c, dk);
           [[unroll]] for (uint t = 0u; t < KT; t++) {
             key_chunk(key[t], c, dk);
@@ -293,6 +321,8 @@ void main() {
                 score[r * KT + t] = fma(x[e], subgroupShuffle(q[r * QV + e / SG], e % SG), score[r * KT + t]);
           }
         }
+        float kept[RV];
+        [[unroll]] for (uint v = 0u; v < RV; v++) kept[v] = 0.0;
         [[unroll]] for (uint r = 0u; r < R; r++) {
           uint see = OF_ROW(row_begin, r), until = OF_ROW(row_end, r);
           float by = OF_ROW(row_scale, r), top = -MOI_INFINITY;
@@ -311,32 +341,34 @@ void main() {
             float l = score[r * KT + t], p = l == -MOI_INFINITY ? 0.0 : moi_exp(l - top);
             precise float plus = more + p;
             more = plus;
-            shared_p[r * STEP + g * GROUP + t * SG + lane] = p;
+            turn[r * KT + t] = p;
           }
           sum[r] = fma(sum[r], keep, total(more));
           most[r] = top;
-          if (lane == r % SG) shared_f[(g * RV + r / SG) * SG + lane] = keep;
+          kept[r / SG] = lane == r % SG ? keep : kept[r / SG];
         }
+        [[unroll]] for (uint v = 0u; v < RV; v++) shared_f[(g * RV + v) * SG + lane] = kept[v];
+        [[dont_unroll]] for (uint i = 0u; i < R * KT; i++)
+          shared_p[i / KT * STEP + g * GROUP + i % KT * SG + lane] = turn[i];
       }
-      subgroupMemoryBarrierShared();
-      subgroupBarrier();
+      wait();
 
       /* the values under them */
       for (uint c = 0u; c * CV < dv; c++) {
         float old[R * NV];
         value_units(c, dv);
-        [[unroll]] for (uint i = 0u; i < R * NV; i++) old[i] = 0.0;
-        if (!fresh) {
-          [[unroll]] for (uint r = 0u; r < R; r++)
-            [[unroll]] for (uint i = 0u; i < NV; i++)
-              old[r * NV + i] = Floats(to_acc).v[r * dv + min(v_element(c, i), dv - 1u)];
-        }
-        [[unroll]] for (uint i = 0u; i < R * NV; i++) acc[i] = old[i];
+        for (uint i = fresh ? R * NV : 0u; i < R * NV; i++)
+          turn[i] = Floats(to_acc).v[i / NV * dv + min(v_element(c, i % NV), dv - 1u)];
+        [[unroll]] for (uint r = 0u; r < R; r++)
+  [[unroll]] for (uint i = 0u; i < NV; i++) old[r * NV + i] = fresh ? 0.0 : turn[r * NV + i];
+        [[unroll]] for (uint r = 0u; r < R; r++)
+  [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] = old[r * NV + i];
         for (uint g = 0u; g < n_groups; g++) {
           shrink_all(g);
           for (uint t = 0u; t < KT; t++) {
             uvec2 at = shared_v[g * GROUP + t * SG + lane];
-            [[unroll]] for (uint r = 0u; r < R; r++) weight[r] = shared_p[r * STEP + g * GROUP + t * SG + lane];
+            [[dont_unroll]] for (uint r = 0u; r < R; r++) turn[r] = shared_p[r * STEP + g * GROUP + t * SG + lane];
+            [[unroll]] for (uint r = 0u; r < R; r++) weight[r] = turn[r];
             [[unroll]] for (uint j = 0u; j < SG; j++) {
               value_chunk(uvec2(subgroupShuffle(at.x, j), subgroupShuffle(at.y, j)), c, dv);
               [[unroll]] for (uint r = 0u; r < R; r++) {
@@ -348,25 +380,30 @@ void main() {
         }
         /* Something that is not finite: was it weighed by a row that sees it? Again, and what weighs 0 is left out. */
         bool odd = false;
-        [[unroll]] for (uint i = 0u; i < R * NV; i++) odd = odd || (floatBitsToUint(acc[i]) & 0x7f800000u) == 0x7f800000u;
+        [[unroll]] for (uint r = 0u; r < R; r++)
+  [[unroll]] for (uint i = 0u; i < NV; i++) odd = odd || (floatBitsToUint(acc[r * NV + i]) & 0x7f800000u) == 0x7f800000u;
         bool again = subgroupBallot(odd) != uvec4(0u);
-        [[unroll]] for (uint i = 0u; i < R * NV; i++) acc[i] = again ? old[i] : acc[i];
+        [[unroll]] for (uint r = 0u; r < R; r++)
+  [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] = again ? old[r * NV + i] : acc[r * NV + i];
         for (uint g = again ? 0u : n_groups; g < n_groups; g++) {
           shrink_all(g);
           for (uint k = g * GROUP; k < (g + 1u) * GROUP; k++) {
             value_chunk(shared_v[k], c, dv);
+            float p_of[RV];
+            [[unroll]] for (uint v = 0u; v < RV; v++) p_of[v] = shared_p[min(v * SG + lane, R - 1u) * STEP + k];
             [[unroll]] for (uint r = 0u; r < R; r++) {
-              float p = shared_p[r * STEP + k];
+              float p = OF_ROW(p_of, r);
               [[unroll]] for (uint i = 0u; i < NV; i++)
                 acc[r * NV + i] = p == 0.0 ? acc[r * NV + i] : fma(p, value[i], acc[r * NV + i]);
             }
           }
         }
         [[unroll]] for (uint r = 0u; r < R; r++)
-          [[unroll]] for (uint i = 0u; i < NV; i++)
-            if (v_element(c, i) < dv) Floats(to_acc).v[r * dv + v_element(c, i)] = acc[r * NV + i];
+  [[unroll]] for (uint i = 0u; i < NV; i++) turn[r * NV + i] = acc[r * NV + i];
+        [[dont_unroll]] for (uint i = 0u; i < R * NV; i++)
+          if (v_element(c, i % NV) < dv) Floats(to_acc).v[i / NV * dv + v_element(c, i % NV)] = turn[i];
       }
-      subgroupBarrier();
+      wait();
     }
     if (CHAIN != 0u) {
       float keep[R], add[R];
@@ -375,14 +412,26 @@ void main() {
         most[r] = chain_most[r];
         sum[r] = chain_sum[r];
       }
+      float keep_of[RV], add_of[RV];
+      [[unroll]] for (uint v = 0u; v < RV; v++) keep_of[v] = add_of[v] = 0.0;
+      [[unroll]] for (uint r = 0u; r < R; r++) {
+        keep_of[r / SG] = lane == r % SG ? keep[r] : keep_of[r / SG];
+        add_of[r / SG] = lane == r % SG ? add[r] : add_of[r / SG];
+      }
       /* a lane reads what it has written itself */
-      for (uint c = segment == first_segment ? dv : 0u; c * CV < dv; c++)
-        [[unroll]] for (uint r = 0u; r < R; r++)
-          [[unroll]] for (uint i = 0u; i < NV; i++) {
-            uint e = v_element(c, i);
-            if (e < dv && add[r] != 0.0)
-              Floats(out_acc).v[r * dv + e] = fma(Floats(out_acc).v[r * dv + e], keep[r], Floats(now).v[r * dv + e] * add[r]);
-          }
+      for (uint r = segment == first_segment ? R : 0u; r < R; r++) {
+        float keep_it = 0.0, add_it = 0.0;
+        [[unroll]] for (uint v = 0u; v < RV; v++) {
+          float k = subgroupShuffle(keep_of[v], r % SG), a = subgroupShuffle(add_of[v], r % SG);
+          keep_it = r / SG == v ? k : keep_it;
+          add_it = r / SG == v ? a : add_it;
+        }
+        for (uint i = 0u; i / NV * CV < dv; i++) {
+          uint e = v_element(i / NV, i % NV);
+          if (e < dv && add_it != 0.0)
+            Floats(out_acc).v[r * dv + e] = fma(Floats(out_acc).v[r * dv + e], keep_it, Floats(now).v[r * dv + e] * add_it);
+        }
+      }
     }
   }
   [[unroll]] for (uint v = 0u; v < RV; v++) {
