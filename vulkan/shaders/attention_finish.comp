@@ -19,12 +19,13 @@ void main() {
   uint lane = gl_LocalInvocationID.x, kv_head = gl_WorkGroupID.x, row = first_row + gl_WorkGroupID.y;
   uint n_seqs = a.n_seqs, n_heads = a.n_heads, group = n_heads / a.n_kv_heads, dv = a.v_head_dim, type = a.output_type;
   uvec2 seqs = a.seqs, acc = a.many, sums = a.many_sums, lse = a.lse, sinks = a.sinks;
-  bool has_sinks = a.has_sinks != 0u;
+  bool has_sinks = false; /* a row of no sequence has none */
 
   uint n_parts = 0u, slot = 0u, tile = a.many_tile, before = 0u, segment = 0u, slots = 1u;
   if (n_seqs > 0u) {
     uint s = seq_find(seqs, n_seqs, SEQ_ROW, row), first = seq_word(seqs, s, SEQ_ROW), rows = seq_word(seqs, s, SEQ_ROWS);
     if (row >= first && row - first < rows) {
+      has_sinks = a.has_sinks != 0u;
       uvec2 span = visible(position_after(seq_word(seqs, s, SEQ_POSITION), row - first), seq_word(seqs, s, SEQ_BEGIN),
                            seq_word(seqs, s, SEQ_LEN), a.causal, a.window, a.chunk);
       bool few = rows <= a.few_rows;
