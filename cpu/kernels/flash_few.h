@@ -531,12 +531,32 @@ static void walk(const moi_attend *a, const part *p, uint32_t step, size_t head_
     }
 }
 
+/* Keys of a turn of values: more where each would load the sums again for few products. */
+static inline uint32_t turn_of_values(uint32_t bytes) { return UNIT == 2 && bytes > 128 ? 2 * turn(bytes) : turn(bytes); }
+
+#if UNIT == 2
+/* The first turn, which none before it has fetched. */
+static void fetch_first(const moi_attend *a, const uint8_t *const *rows, size_t stride, uint32_t bytes, uint32_t step) {
+  const stretch s = {.fetch = 1, .ahead = a->key_begin};
+  course first = course_of(a, &s, rows, stride, bytes);
+  first.end = least(first.end, a->key_end);
+  fetch_rows(&first, (step - a->key_begin % step) * a->heads);
+}
+#endif
+
 void ATTEND_DOT(const moi_attend *a);
 void ATTEND_DOT(const moi_attend *a) {
   if (a->dk % PAIR || a->dv % PAIR) {
     ATTEND(a);
     return;
   }
+  const uint32_t k_bytes = row_bytes(a->k_format, a->dk), v_bytes = row_bytes(a->v_format, a->dv);
+#if UNIT == 2
+  if (a->fresh) {
+    fetch_first(a, a->k, a->k_head_stride, k_bytes, turn(k_bytes));
+    if (!a->v_in_k) fetch_first(a, a->v, a->v_head_stride, v_bytes, turn_of_values(v_bytes));
+  }
+#endif
   pass logits = NULL, values = NULL;
 #define PICK(NAME)                                                                                                     \
   if (a->k_format == MOI_FORMAT_##NAME) logits = logits_##NAME;                                                        \
@@ -562,11 +582,10 @@ void ATTEND_DOT(const moi_attend *a) {
     const part p = part_of(a, key0);
     if (p.row_begin == p.row_end) continue;
     const int ragged = p.ragged || p.row_begin || p.row_end < a->m;
-    walk(a, &p, turn(row_bytes(a->k_format, a->dk)), a->k_head_stride, panels, n_panels, 1, logits);
+    walk(a, &p, turn(k_bytes), a->k_head_stride, panels, n_panels, 1, logits);
     for (uint32_t i = 0; i < a->heads * n_panels; i++) soften_panel(a, &panels[i], &p, ragged);
     if (!ragged) {
-      const uint32_t step = UNIT * turn(row_bytes(a->v_format, a->dv)); /* longer where sums are loaded for fewer products */
-      walk(a, &p, step, a->v_head_stride, panels, n_panels, !a->v_in_k, values);
+      walk(a, &p, turn_of_values(v_bytes), a->v_head_stride, panels, n_panels, !a->v_in_k, values);
       continue;
     }
     /* rows see other keys: each over its own, for a weight of 0 cannot hide a value that is not finite */
