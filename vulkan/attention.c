@@ -5,6 +5,8 @@
  *     many      the others: a workgroup for each tile and KV head, which joins the segments one after another
  *   3 finish    a row's segments joined, sinks, the division, the output's type
  *
+ * 2 goes over the keys in passes of bounded length, dispatched indirectly: those behind the last key are empty.
+ *
  * A tile is some of a sequence's rows x query heads of one KV head, by row, then head. Segments lie at multiples of a number
  * of keys that the plan alone decides, and are joined in ascending order, so that a row's bits are the same in any batch. */
 #include "core/format.h"
@@ -18,6 +20,7 @@ enum {
   STEP = 256,            /* keys whose weights lie in shared memory, at most */
   ZEROS = 4096,          /* bytes, a row of the cache at most */
   SEQ_BYTES = 32,        /* attention.glsl: SEQ_WORDS */
+  FINISH_HEADS = 8,      /* attention_finish.comp: HEADS */
   MAX_GROUPS = 32768     /* of a dimension of a dispatch */
 };
 
@@ -28,7 +31,8 @@ typedef struct arguments {
   uint64_t k_token, k_head, k_page, v_token, v_head, v_page;
   uint64_t zeros, seqs;
   uint64_t few, many, now;
-  uint64_t few_sums, many_sums;
+  uint64_t few_sums, many_sums, now_sums;
+  uint64_t few_calls, many_calls;
   uint32_t n_rows, n_seqs, q_stride, q_head_stride, y_stride;
   uint32_t n_heads, n_kv_heads, head_dim, v_head_dim;
   uint32_t input_type, output_type;
@@ -39,10 +43,12 @@ typedef struct arguments {
   uint32_t has_sinks;
   uint32_t few_rows, few_tile, many_tile;
   uint32_t segment, n_segments;
+  uint32_t pass_keys, few_passes, many_passes;
+  uint32_t few_chunk, few_chunks, many_chunk, many_chunks;
 } arguments;
 
 typedef struct memory {
-  size_t args, zeros, seqs, few, few_sums, many, many_sums, now;
+  size_t args, zeros, seqs, few_calls, many_calls, few, few_sums, many, many_sums, now, now_sums;
 } memory;
 
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
@@ -65,6 +71,29 @@ static size_t many_tiles(const moi_attention_desc *d, const moi_vk_attention_sta
   return (size_t)rows * (d->n_heads / d->n_kv_heads) / state->many_tile + min_u32(rows / (state->few_rows + 1), seqs);
 }
 
+/* Tiles of a dispatch, and dispatches: short enough for a device with a watchdog, none has more than about 2^37
+ * multiply-adds to do unless it has few workgroups. */
+typedef struct calls {
+  uint32_t chunk, chunks, passes;
+} calls;
+
+static calls calls_of(const moi_attention_desc *d, size_t tiles, uint32_t tile, uint32_t keys, uint32_t pass_keys,
+                      uint32_t segments) {
+  uint32_t now = min_u32(keys, pass_keys);
+  double each = (double)tile * now * (d->head_dim + d->v_head_dim) * d->n_kv_heads * segments, most = 137438953472.0 / each;
+  size_t chunk = most > MAX_GROUPS ? MAX_GROUPS : (size_t)most;
+  if (chunk * d->n_kv_heads * segments < 256) chunk = (256 + d->n_kv_heads * segments - 1) / (d->n_kv_heads * segments);
+  return (calls){(uint32_t)chunk, (uint32_t)((tiles + chunk - 1) / chunk), (keys + pass_keys - 1) / pass_keys};
+}
+
+static calls few_calls(const moi_attention_desc *d, const moi_vk_attention_state *s, uint32_t rows, uint32_t seqs) {
+  return calls_of(d, few_tiles(d, s, rows, seqs), s->few_tile, s->segment, s->pass_keys, s->n_segments);
+}
+
+static calls many_calls(const moi_attention_desc *d, const moi_vk_attention_state *s, uint32_t rows, uint32_t seqs) {
+  return calls_of(d, many_tiles(d, s, rows, seqs), s->many_tile, d->max_kv, s->pass_keys, 1);
+}
+
 static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
   const moi_attention_desc *d = &plan->attention;
   const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
@@ -73,16 +102,42 @@ static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
   m->args = moi_take_at(c, sizeof(arguments), 1);
   m->zeros = moi_take_at(c, ZEROS, 1);
   m->seqs = moi_take_at(c, (size_t)d->max_seqs + 1, SEQ_BYTES);
+  calls few_all = few_calls(d, state, d->max_rows, d->max_seqs), many_all = many_calls(d, state, d->max_rows, d->max_seqs);
+  m->few_calls = moi_take_at(c, (size_t)few_all.passes * few_all.chunks, 12);
+  m->many_calls = moi_take_at(c, (size_t)many_all.passes * many_all.chunks, 12);
   m->few = moi_take_at(c, few, (size_t)d->v_head_dim * 4);
   m->few_sums = moi_take_at(c, few, 8);
   m->many = moi_take_at(c, many, (size_t)d->v_head_dim * 4);
   m->many_sums = moi_take_at(c, many, 8);
   m->now = moi_take_at(c, state->n_segments > 1 ? many : 0, (size_t)d->v_head_dim * 4);
+  m->now_sums = moi_take_at(c, state->n_segments > 1 ? many : 0, 8);
 }
 
 void moi_vk_attention_count(const moi_plan *plan, moi_carve *c) {
   memory m;
   carve(plan, c, &m);
+}
+
+/* Keys of a lane, and groups of a step: attention_lanes.comp's KT and GROUPS. */
+static void lanes_shape(const moi_vulkan *v, uint32_t tile, uint32_t *keys, uint32_t *groups) {
+  uint32_t subgroup = v->traits.subgroup, step = STEP;
+  *keys = subgroup >= GROUP ? 1 : subgroup >= GROUP / 8 ? GROUP / subgroup : 8;
+  while (step > subgroup * *keys && tile * step * 4 + step * 8 + 1024 > v->traits.shared_memory) step /= 2;
+  *groups = step < subgroup * *keys ? 1 : step / (subgroup * *keys);
+}
+
+/* Keys of a pass: a multiple of a step. llvmpipe ends all loops of an invocation after 65535 turns; others are only to
+ * end before a watchdog barks. */
+static uint32_t pass_keys(const moi_vulkan *v, const moi_attention_desc *d, uint32_t tile) {
+  uint32_t keys, groups, subgroup = v->traits.subgroup, step;
+  lanes_shape(v, tile, &keys, &groups);
+  step = subgroup * keys * groups;
+  if (!v->traits.is_cpu) return round_up(16384, step);
+  uint32_t k_chunk = subgroup <= 8 ? 8 : subgroup <= 32 ? subgroup : 32, v_chunk = 8 * subgroup;
+  uint32_t k_turns = keys + (d->head_dim + k_chunk - 1) / k_chunk * (tile + 1 + k_chunk * keys) + tile * keys;
+  uint32_t v_turns = (d->v_head_dim + v_chunk - 1) / v_chunk * (keys * (tile + 1 + 8 * subgroup) + 20 * tile + 8);
+  uint32_t turns = (k_turns + v_turns + 8) * groups;
+  return 50000 / turns > 1 ? 50000 / turns * step : step;
 }
 
 /* The lanes' pipelines for tiles of `tile` rows. */
@@ -91,15 +146,14 @@ static moi_status lanes_get(const char *fn, const moi_plan *plan, const char *sh
   const moi_attention_desc *d = &plan->attention;
   const moi_vulkan *v = plan->context->state;
   const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
-  uint32_t subgroup = v->traits.subgroup, keys = subgroup < GROUP ? GROUP / subgroup : 1, group = subgroup * keys;
-  uint32_t step = STEP;
-  while (step > group && tile * step * 4 + step * 8 + 1024 > v->traits.shared_memory) step /= 2;
+  uint32_t subgroup = v->traits.subgroup, keys, groups;
+  lanes_shape(v, tile, &keys, &groups);
   for (uint32_t words = 0; words < 2; words++) {
     uint32_t constants[] = {subgroup,
                             subgroup,
                             tile,
                             keys,
-                            step < group ? 1 : step / group,
+                            groups,
                             (uint32_t)d->k_format,
                             (uint32_t)d->v_format,
                             words,
@@ -124,6 +178,7 @@ moi_status moi_vk_attention_plan(const char *fn, moi_plan *plan, const char *for
   state->few_tile = min_u32(power_of_two(group), TILE);
   state->few_rows = group < state->few_tile ? state->few_tile / group : 1;
   state->many_tile = TILE;
+  state->pass_keys = pass_keys(v, d, TILE);
   state->segment = round_up((d->max_kv + MAX_SEGMENTS - 1) / MAX_SEGMENTS, SEGMENT);
   state->n_segments = (d->max_kv + state->segment - 1) / state->segment;
   const moi_context *c = plan->context;
@@ -147,22 +202,13 @@ static int at_words(moi_format format, uint64_t address, uint64_t token, uint64_
   return format == MOI_FORMAT_Q8_0 || (address | token | head | page) % 4 == 0;
 }
 
-/* Tiles [0, n) in dispatches that are short enough for a device with a watchdog: none has more than about 2^37 multiply-adds
- * to do, unless it has few workgroups. */
-static void dispatch_tiles(const moi_vk_record *r, const moi_attention_desc *d, VkPipeline pipeline, uint64_t args, size_t n,
-                           uint32_t tile, uint32_t keys, uint32_t segments) {
+static void dispatch_pass(const moi_vk_record *r, VkPipeline pipeline, uint64_t args, calls c, uint32_t pass, size_t at) {
   struct {
     uint64_t args;
-    uint32_t first, none;
-  } push = {args, 0, 0};
-  double each = (double)tile * keys * (d->head_dim + d->v_head_dim) * d->n_kv_heads;
-  double most = 137438953472.0 / each;
-  size_t step = most > MAX_GROUPS ? MAX_GROUPS : (size_t)most;
-  if (step * d->n_kv_heads < 256) step = (256 + d->n_kv_heads - 1) / d->n_kv_heads;
-  for (size_t at = 0; at < n; at += step) {
-    push.first = (uint32_t)at;
-    moi_vk_dispatch(r, pipeline, &push, sizeof push, (uint32_t)(n - at < step ? n - at : step), d->n_kv_heads, segments);
-  }
+    uint32_t first, pass;
+  } push = {args, 0, pass};
+  for (uint32_t i = 0; i < c.chunks && pass < c.passes; i++, push.first += c.chunk)
+    moi_vk_dispatch_indirect(r, pipeline, &push, sizeof push, at + ((size_t)pass * c.chunks + i) * 12);
 }
 
 static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record *r, moi_carve *c) {
@@ -174,6 +220,8 @@ static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record
   carve(plan, c, &m);
   if (!a->n_rows) return;
   uint64_t base = r->workspace_address;
+  calls few = few_calls(d, state, a->n_rows, a->n_seqs), many = many_calls(d, state, a->n_rows, a->n_seqs);
+  many.passes = (run->max_kv + state->pass_keys - 1) / state->pass_keys;
   arguments args = {
       .q = moi_vk_address(r, a->q),
       .y = moi_vk_address(r, a->output),
@@ -201,6 +249,9 @@ static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record
       .now = base + m.now,
       .few_sums = base + m.few_sums,
       .many_sums = base + m.many_sums,
+      .now_sums = base + m.now_sums,
+      .few_calls = base + m.few_calls,
+      .many_calls = base + m.many_calls,
       .n_rows = a->n_rows,
       .n_seqs = a->n_seqs,
       .q_stride = a->q_stride,
@@ -230,6 +281,13 @@ static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record
       .many_tile = state->many_tile,
       .segment = state->segment,
       .n_segments = state->n_segments,
+      .pass_keys = state->pass_keys,
+      .few_passes = few.passes,
+      .many_passes = many.passes,
+      .few_chunk = few.chunk,
+      .few_chunks = few.chunks,
+      .many_chunk = many.chunk,
+      .many_chunks = many.chunks,
   };
   int words = at_words(d->k_format, args.k, args.k_token, args.k_head, args.k_page) &&
               at_words(d->v_format, args.v, args.v_token, args.v_head, args.v_page);
@@ -240,15 +298,14 @@ static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record
   moi_vk_barrier(r);
   moi_vk_dispatch(r, state->prepare, &push.args, sizeof push.args, 1, 1, 1);
   moi_vk_barrier(r);
-  if (a->n_seqs) {
-    dispatch_tiles(r, d, state->few[words], push.args, few_tiles(d, state, a->n_rows, a->n_seqs), state->few_tile,
-                   state->segment, state->n_segments);
-    dispatch_tiles(r, d, state->many[words], push.args, many_tiles(d, state, a->n_rows, a->n_seqs), state->many_tile,
-                   run->max_kv, 1);
+  for (uint32_t pass = 0; a->n_seqs && (pass < few.passes || pass < many.passes); pass++) {
+    dispatch_pass(r, state->few[words], push.args, few, pass, m.few_calls);
+    dispatch_pass(r, state->many[words], push.args, many, pass, m.many_calls);
     moi_vk_barrier(r);
   }
+  uint32_t z = (d->n_heads / d->n_kv_heads + FINISH_HEADS - 1) / FINISH_HEADS;
   for (; push.first_row < a->n_rows; push.first_row += MAX_GROUPS)
-    moi_vk_dispatch(r, state->finish, &push, sizeof push, d->n_kv_heads, min_u32(a->n_rows - push.first_row, MAX_GROUPS), 1);
+    moi_vk_dispatch(r, state->finish, &push, sizeof push, d->n_kv_heads, min_u32(a->n_rows - push.first_row, MAX_GROUPS), z);
 }
 
 /* ---- append */

@@ -14,7 +14,8 @@ layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer Arg
   uvec2 zeros;              /* as many bytes of 0 as a row of the cache has at most */
   uvec2 seqs;               /* [n_seqs + 1] Seq */
   uvec2 few, many, now;     /* accumulators: [slot, KV head, row of the tile, v_head_dim] */
-  uvec2 few_sums, many_sums; /* max and sum: [slot, KV head, row of the tile, 2] */
+  uvec2 few_sums, many_sums, now_sums; /* max and sum: [slot, KV head, row of the tile, 2] */
+  uvec2 few_calls, many_calls;         /* [pass, chunk of the tiles, 3]: workgroups of a dispatch */
   uint n_rows, n_seqs, q_stride, q_head_stride, y_stride;
   uint n_heads, n_kv_heads, head_dim, v_head_dim;
   uint input_type, output_type;
@@ -25,6 +26,8 @@ layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer Arg
   uint has_sinks;
   uint few_rows, few_tile, many_tile; /* few_rows: rows of a sequence that count as few */
   uint segment, n_segments;           /* keys; few: a slot for each of them */
+  uint pass_keys, few_passes, many_passes;
+  uint few_chunk, few_chunks, many_chunk, many_chunks; /* tiles of a dispatch; how many such chunks */
 };
 
 /* Of Seq, words: */

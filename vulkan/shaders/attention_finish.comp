@@ -1,4 +1,4 @@
-/* The query heads of one row and KV head: the parts of its keys joined in ascending order, sinks, the division, the
+/* Some query heads of one row and KV head: the parts of its keys joined in ascending order, sinks, the division, the
  * output's type. */
 #version 460
 #extension GL_GOOGLE_include_directive : require
@@ -6,6 +6,7 @@
 #include "attention.glsl"
 
 const uint MAX_SEGMENTS = 32u;
+const uint HEADS = 8u; /* of a workgroup */
 layout(local_size_x_id = 0) in;
 layout(push_constant) uniform Push {
   uvec2 args;
@@ -19,13 +20,14 @@ void main() {
   uint lane = gl_LocalInvocationID.x, kv_head = gl_WorkGroupID.x, row = first_row + gl_WorkGroupID.y;
   uint n_seqs = a.n_seqs, n_heads = a.n_heads, group = n_heads / a.n_kv_heads, dv = a.v_head_dim, type = a.output_type;
   uvec2 seqs = a.seqs, acc = a.many, sums = a.many_sums, lse = a.lse, sinks = a.sinks;
-  bool has_sinks = false; /* a row of no sequence has none */
+  bool has_sinks = a.has_sinks != 0u;
 
+  bool found = false; /* a sequence */
   uint n_parts = 0u, slot = 0u, tile = a.many_tile, before = 0u, segment = 0u, slots = 1u;
   if (n_seqs > 0u) {
     uint s = seq_find(seqs, n_seqs, SEQ_ROW, row), first = seq_word(seqs, s, SEQ_ROW), rows = seq_word(seqs, s, SEQ_ROWS);
     if (row >= first && row - first < rows) {
-      has_sinks = a.has_sinks != 0u;
+      found = true;
       uvec2 span = visible(position_after(seq_word(seqs, s, SEQ_POSITION), row - first), seq_word(seqs, s, SEQ_BEGIN),
                            seq_word(seqs, s, SEQ_LEN), a.causal, a.window, a.chunk);
       bool few = rows <= a.few_rows;
@@ -51,7 +53,8 @@ void main() {
   y = moi_add(y, moi_mul(moi_element_bytes(type), kv_head * group * dv));
   uint step = a.n_kv_heads * tile; /* rows between parts */
 
-  for (uint h = 0u; h < group; h++) {
+  uint first_head = gl_WorkGroupID.z * HEADS;
+  for (uint h = first_head; h < min(group, first_head + HEADS); h++) {
     uint at = before + h, head = kv_head * group + h, first_part = kv_head * tile + at % tile;
     uint from_slot = (slot + at / tile) * slots + segment;
     float m = -MOI_INFINITY, s = 0.0;
@@ -66,7 +69,7 @@ void main() {
     }
     barrier();
     float factor = 1.0;
-    if (has_sinks) {
+    if (has_sinks && found) {
       float sink = Floats(sinks).v[head], add;
       if (sink != -MOI_INFINITY) join(m, s, sink, 1.0, factor, add);
     }

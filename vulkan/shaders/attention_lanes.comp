@@ -24,7 +24,7 @@ layout(constant_id = 11) const uint IN_STEP = 0u; /* software devices: lanes go 
 
 layout(push_constant) uniform Push {
   uvec2 args;
-  uint first_item;
+  uint first_item, pass;
 };
 
 const uint GROUP = SG * KT;
@@ -193,6 +193,36 @@ float most[R], sum[R], row_scale[RV];
 uvec2 q_at[RV];
 uint row_begin[RV], row_end[RV];
 
+/* The rows' maxima and sums, side by side. */
+float sums_m[RV], sums_s[RV];
+
+void load_sums(uvec2 at, bool some) {
+  [[unroll]] for (uint v = 0u; v < RV; v++) {
+    sums_m[v] = -MOI_INFINITY;
+    sums_s[v] = 0.0;
+    if (some && v * SG + gl_SubgroupInvocationID < R) {
+      sums_m[v] = Floats(at).v[2u * (v * SG + gl_SubgroupInvocationID)];
+      sums_s[v] = Floats(at).v[2u * (v * SG + gl_SubgroupInvocationID) + 1u];
+    }
+  }
+  [[unroll]] for (uint r = 0u; r < R; r++) {
+    most[r] = OF_ROW(sums_m, r);
+    sum[r] = OF_ROW(sums_s, r);
+  }
+}
+
+void store_sums(uvec2 at, bool some) {
+  [[unroll]] for (uint r = 0u; r < R; r++) {
+    sums_m[r / SG] = gl_SubgroupInvocationID == r % SG ? most[r] : sums_m[r / SG];
+    sums_s[r / SG] = gl_SubgroupInvocationID == r % SG ? sum[r] : sums_s[r / SG];
+  }
+  [[unroll]] for (uint v = 0u; v < RV; v++)
+    if (some && v * SG + gl_SubgroupInvocationID < R) {
+      Floats(at).v[2u * (v * SG + gl_SubgroupInvocationID)] = sums_m[v];
+      Floats(at).v[2u * (v * SG + gl_SubgroupInvocationID) + 1u] = sums_s[v];
+    }
+}
+
 void shrink_all(uint g) {
   float keep[RV];
   [[unroll]] for (uint v = 0u; v < RV; v++) keep[v] = shared_f[(g * RV + v) * SG + gl_SubgroupInvocationID];
@@ -242,41 +272,39 @@ void main() {
     }
   }
 
-  /* few rows: one segment of the keys; many: all of them, each joined to those before */
-  uint segment_keys = a.segment, n_segments = a.n_segments, slot = item;
+  /* few rows: one segment of the keys; many: all of them, each joined to those before. In a pass only so many keys, since
+   * software devices bound the turns of all loops of an invocation, and others the time of a dispatch. */
+  uint segment_keys = a.segment, pass_keys = a.pass_keys, slot = item, window_begin = pass * pass_keys;
   if (MANY == 0u) {
     uint segment = gl_WorkGroupID.z;
     begin = max(begin, segment * segment_keys);
     end = min(end, (segment + 1u) * segment_keys);
-    slot = item * n_segments + segment;
+    slot = item * a.n_segments + segment;
+    window_begin += segment * segment_keys;
   }
-  if (begin >= end) return;
+  uint pass_begin = max(begin, window_begin), pass_end = min(end, window_begin + pass_keys);
+  if (pass_begin >= pass_end) return;
 
   uvec2 k_page = a.k_page, k_token = a.k_token, k_base = moi_add(a.k, moi_mul(a.k_head, head));
   uvec2 v_page = a.v_page, v_token = a.v_token, v_base = moi_add(a.v, moi_mul(a.v_head, head)), zeros = a.zeros;
   uvec2 places = a.places;
   uint page_size = a.page_size, page_entries = a.page_entries, capacity = a.capacity, max_kv = a.max_kv;
   uint out_row = head * R;
-  uvec2 out_acc = MANY != 0u ? a.many : a.few, out_sums = MANY != 0u ? a.many_sums : a.few_sums, now = a.now;
+  uvec2 out_acc = MANY != 0u ? a.many : a.few, out_sums = MANY != 0u ? a.many_sums : a.few_sums;
+  uvec2 now = a.now, now_sums = a.now_sums;
   uint stride = a.n_kv_heads * R;
   out_acc = moi_add(moi_add(out_acc, moi_mul(moi_mul(4u * dv, stride), slot)), moi_mul(4u * dv, out_row));
   now = moi_add(moi_add(now, moi_mul(moi_mul(4u * dv, stride), slot)), moi_mul(4u * dv, out_row));
   out_sums = moi_add(moi_add(out_sums, moi_mul(moi_mul(8u, stride), slot)), moi_mul(8u, out_row));
+  now_sums = moi_add(moi_add(now_sums, moi_mul(moi_mul(8u, stride), slot)), moi_mul(8u, out_row));
 
-  float chain_most[R], chain_sum[R];
-  [[unroll]] for (uint r = 0u; r < R; r++) {
-    chain_most[r] = -MOI_INFINITY;
-    chain_sum[r] = 0.0;
-  }
-  uint first_segment = begin / segment_keys, last_segment = (end - 1u) / segment_keys;
-  for (uint segment = first_segment; segment <= last_segment; segment++) {
-    uint from = max(begin, segment * segment_keys), to = min(end, (segment + 1u) * segment_keys);
-    uvec2 to_acc = segment == first_segment ? out_acc : now;
-    [[unroll]] for (uint r = 0u; r < R; r++) {
-      most[r] = -MOI_INFINITY;
-      sum[r] = 0.0;
-    }
-    bool fresh = true;
+  uint first_segment = begin / segment_keys;
+  for (uint segment = pass_begin / segment_keys; segment * segment_keys < pass_end; segment++) {
+    uint segment_begin = max(begin, segment * segment_keys), segment_end = min(end, (segment + 1u) * segment_keys);
+    uint from = max(segment_begin, pass_begin), to = min(segment_end, pass_end);
+    uvec2 to_acc = segment == first_segment ? out_acc : now, to_sums = segment == first_segment ? out_sums : now_sums;
+    bool fresh = from == segment_begin;
+    load_sums(to_sums, !fresh);
     for (uint step = from / GROUP * GROUP; step < to; step += STEP, fresh = false) {
       uint n_groups = min(GROUPS, (to - step + GROUP - 1u) / GROUP);
 
@@ -405,44 +433,37 @@ void main() {
       }
       wait();
     }
-    if (CHAIN != 0u) {
-      float keep[R], add[R];
-      [[unroll]] for (uint r = 0u; r < R; r++) {
-        join(chain_most[r], chain_sum[r], most[r], sum[r], keep[r], add[r]);
-        most[r] = chain_most[r];
-        sum[r] = chain_sum[r];
-      }
-      float keep_of[RV], add_of[RV];
-      [[unroll]] for (uint v = 0u; v < RV; v++) keep_of[v] = add_of[v] = 0.0;
-      [[unroll]] for (uint r = 0u; r < R; r++) {
-        keep_of[r / SG] = lane == r % SG ? keep[r] : keep_of[r / SG];
-        add_of[r / SG] = lane == r % SG ? add[r] : add_of[r / SG];
-      }
-      /* a lane reads what it has written itself */
-      for (uint r = segment == first_segment ? R : 0u; r < R; r++) {
-        float keep_it = 0.0, add_it = 0.0;
-        [[unroll]] for (uint v = 0u; v < RV; v++) {
-          float k = subgroupShuffle(keep_of[v], r % SG), a = subgroupShuffle(add_of[v], r % SG);
-          keep_it = r / SG == v ? k : keep_it;
-          add_it = r / SG == v ? a : add_it;
-        }
-        for (uint i = 0u; i / NV * CV < dv; i++) {
-          uint e = v_element(i / NV, i % NV);
-          if (e < dv && add_it != 0.0)
-            Floats(out_acc).v[r * dv + e] = fma(Floats(out_acc).v[r * dv + e], keep_it, Floats(now).v[r * dv + e] * add_it);
-        }
+    if (CHAIN == 0u) {
+      store_sums(out_sums, true);
+      continue;
+    }
+    /* a segment that is not the first goes to the others once it is whole; a lane reads what it has written itself */
+    bool whole = to == segment_end && segment != first_segment;
+    store_sums(to_sums, !whole);
+    float keep[RV], add[RV];
+    [[unroll]] for (uint v = 0u; v < RV; v++) {
+      float m = sums_m[v], n = sums_s[v];
+      uint at = 2u * min(v * SG + lane, R - 1u);
+      sums_m[v] = Floats(out_sums).v[at];
+      sums_s[v] = Floats(out_sums).v[at + 1u];
+      join(sums_m[v], sums_s[v], m, n, keep[v], add[v]);
+      if (whole && v * SG + lane < R) {
+        Floats(out_sums).v[at] = sums_m[v];
+        Floats(out_sums).v[at + 1u] = sums_s[v];
       }
     }
-  }
-  [[unroll]] for (uint v = 0u; v < RV; v++) {
-    float m = 0.0, s = 0.0;
-    [[unroll]] for (uint r = v * SG; r < min(R, (v + 1u) * SG); r++) {
-      m = lane == r % SG ? most[r] : m;
-      s = lane == r % SG ? sum[r] : s;
-    }
-    if (v * SG + lane < R) {
-      Floats(out_sums).v[2u * (v * SG + lane)] = m;
-      Floats(out_sums).v[2u * (v * SG + lane) + 1u] = s;
+    for (uint r = whole ? 0u : R; r < R; r++) {
+      float keep_it = 0.0, add_it = 0.0;
+      [[unroll]] for (uint v = 0u; v < RV; v++) {
+        float k = subgroupShuffle(keep[v], r % SG), more = subgroupShuffle(add[v], r % SG);
+        keep_it = r / SG == v ? k : keep_it;
+        add_it = r / SG == v ? more : add_it;
+      }
+      for (uint i = 0u; i / NV * CV < dv; i++) {
+        uint e = v_element(i / NV, i % NV);
+        if (e < dv && add_it != 0.0)
+          Floats(out_acc).v[r * dv + e] = fma(Floats(out_acc).v[r * dv + e], keep_it, Floats(now).v[r * dv + e] * add_it);
+      }
     }
   }
 }
