@@ -237,8 +237,13 @@ void moi_fetch(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, ou
 #endif
 void moi_fetch(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, out float w[32]) {
   uint b = (n * (K >> 8) + (k0 >> 8)) * BLOCK, sub = (k0 >> 5) & 7u, shift = 4u * (sub & 1u);
-  float scale = moi_f16_value(moi_u16(D, b)) * float(MOI_K_SCALES(D, b, sub));
-  float minimum = moi_f16_value(moi_u16(D, b + 2u)) * float(MOI_K_MINS(D, b, sub));
+  uvec4 head = moi_words4(D, b); /* d, dmin, and MOI_K_SCALES' 12 bytes as three words */
+  uint at = 8u * (sub & 3u), low = head.y >> at, high = head.z >> at, mixed = head.w >> at;
+  bool first = sub < 4u;
+  uint scale_code = first ? low & 63u : (mixed & 15u) | ((low & 192u) >> 2);
+  uint min_code = first ? high & 63u : ((mixed >> 4) & 15u) | ((high & 192u) >> 2);
+  float scale = moi_f16_value(head.x & 65535u) * float(scale_code);
+  float minimum = moi_f16_value(head.x >> 16) * float(min_code);
   [[unroll]] for (int j = 0; j < 2; j++) {
     uvec4 q = (moi_words4(D, b + CODES + (sub >> 1) * 32u + 16u * uint(j)) >> shift) & uvec4(0x0f0f0f0fu);
 #ifdef MOI_FORMAT_Q5_K
