@@ -106,7 +106,7 @@ int moi_vk_shader_exists(const char *shader) { return shader_find(shader) != NUL
 static moi_vk_pipeline *find(const struct moi_vk_pipelines *all, const moi_vk_shader *shader, const uint32_t *constants,
                              uint32_t n) {
   for (moi_vk_pipeline *p = all->first; p; p = p->next)
-    if (p->shader == shader && p->n == n && !memcmp(p->constants, constants, n * sizeof *constants)) return p;
+    if (p->shader == shader && p->n == n && (!n || !memcmp(p->constants, constants, n * sizeof *constants))) return p;
   return NULL;
 }
 
