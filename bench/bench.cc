@@ -23,6 +23,9 @@
 #include "bench/memory.h"
 #include "bench/options.h"
 #include "bench/peak.h"
+extern "C" {
+#include "bench/rig/device.h"
+}
 
 #ifndef MOI_GIT_COMMIT
 #define MOI_GIT_COMMIT ""
@@ -44,6 +47,7 @@ struct Row {
   moi_bench_row *row;
   moi_bench_attention *attention;
   std::string name;
+  moi_device *device; // NULL: the CPU
   moi_peak_kind compute;
   const char *compute_name;
 };
@@ -63,20 +67,22 @@ std::vector<std::string> split(const char *list) {
   return out;
 }
 
-// What this machine gives at a moment, with nothing else on it.
+// What this machine, or a device of it, gives at a moment, with nothing else on it.
 struct Moment {
   double read = 0, ops = 0;
+  moi_device *device = nullptr;
   moi_peak_kind kind = MOI_PEAK_F32;
   std::chrono::steady_clock::time_point time;
 };
 Moment latest;
 
-Moment moment(moi_peak_kind kind) {
+Moment moment(moi_device *device, moi_peak_kind kind) {
   // pthreadpool's threads spin for about 50 ms after their last work: they are not to be part of what is measured
   std::this_thread::sleep_for(std::chrono::milliseconds(60));
   Moment m;
-  m.read = moi_probe_read(probe);
-  m.ops = moi_probe_ops(probe, kind);
+  m.read = device ? moi_device_read_rate(device) : moi_probe_read(probe);
+  m.ops = device ? moi_device_fma_rate(device) : moi_probe_ops(probe, kind);
+  m.device = device;
   m.kind = kind;
   m.time = std::chrono::steady_clock::now();
   latest = m;
@@ -84,13 +90,14 @@ Moment moment(moi_peak_kind kind) {
 }
 
 // The moment before a measurement: the one after the last, if that was just now.
-Moment moment_before(moi_peak_kind kind) {
+Moment moment_before(moi_device *device, moi_peak_kind kind) {
   const auto age = std::chrono::steady_clock::now() - latest.time;
-  return latest.read > 0 && latest.kind == kind && age < std::chrono::milliseconds(500) ? latest : moment(kind);
+  const bool same = latest.read > 0 && latest.device == device && latest.kind == kind;
+  return same && age < std::chrono::milliseconds(500) ? latest : moment(device, kind);
 }
 
 void count(benchmark::State &state, const Row &r, double bytes, double flops, double seconds, const Moment &before) {
-  const Moment after = moment(r.compute);
+  const Moment after = moment(r.device, r.compute);
   const double read = (before.read + after.read) / 2, ops = (before.ops + after.ops) / 2;
   double error = 0, allowed = 0;
   if (r.attention) moi_bench_attention_checked(r.attention, &error, &allowed);
@@ -115,7 +122,7 @@ void measure_attention(benchmark::State &state, const Row &r) {
     state.SkipWithError(error);
     return;
   }
-  const Moment before = moment_before(r.compute);
+  const Moment before = moment_before(r.device, r.compute);
   uint64_t i = 0;
   moi_status status = moi_bench_attention_run(r.attention, 1);
   auto start = std::chrono::steady_clock::now();
@@ -154,7 +161,7 @@ void measure(benchmark::State &state, const Row &r) {
     state.SkipWithError(error);
     return;
   }
-  const Moment before = moment_before(r.compute);
+  const Moment before = moment_before(r.device, r.compute);
   uint64_t i = 0;
   moi_status status = moi_bench_row_run(r.row, 1); // page in code and threads
   double bytes = 0, flops = 0;
@@ -313,7 +320,10 @@ struct AttentionFree {
   void operator()(moi_bench_attention *a) const { moi_bench_attention_free(a); }
 };
 struct ContextFree {
-  void operator()(moi_context *c) const { moi_context_destroy(c); }
+  void operator()(moi_context *c) const {
+    if (c) moi_device_forget(c);
+    moi_context_destroy(c);
+  }
 };
 
 moi_status open_context(moi_backend backend, uint32_t threads, std::unique_ptr<moi_context, ContextFree> *out) {
@@ -431,7 +441,8 @@ void open_attention(const moi_preset *preset, moi_backend backend, moi_context *
           continue;
         }
         owned->emplace_back(row);
-        Row r = {nullptr, nullptr, row, "", MOI_PEAK_F32, ""};
+        moi_status status;
+        Row r = {nullptr, nullptr, row, "", moi_device_of(context, &status), MOI_PEAK_F32, ""};
         r.compute = compute_kind(moi_bench_attention_needs(row));
         r.compute_name = compute_name(moi_bench_attention_needs(row));
         r.name = std::string("attention/") + moi_backend_name(backend) + "/" + moi_bench_attention_kernel(row) + "/" +
@@ -512,6 +523,22 @@ void add_context(const std::string &command, uint32_t threads, const std::string
   if (peak.ops[MOI_PEAK_I8MM] > 0)
     benchmark::AddCustomContext("peak_i8mm_gops", text("%.1f", peak.ops[MOI_PEAK_I8MM] / 1e9));
   benchmark::AddCustomContext("peak_bf16_gflops", text("%.1f", peak.ops[MOI_PEAK_BF16] / 1e9));
+}
+
+// A device beside the CPU: what it is, and what it gives.
+void add_device(moi_backend backend, moi_device *device) {
+  moi_device_info info = MOI_DEVICE_INFO_INIT;
+  const std::string name = moi_backend_name(backend);
+  if (moi_device_get(backend, 0, &info)) return;
+  const double read = moi_device_read_rate(device), ops = moi_device_fma_rate(device);
+  std::printf("%s: %s: memory: %.1f GB/s in order; compute: %.0f GFLOP/s f32\n", name.c_str(), info.name, read / 1e9,
+              ops / 1e9);
+  benchmark::AddCustomContext(name + "_device", info.name);
+  benchmark::AddCustomContext(name + "_driver", info.driver);
+  benchmark::AddCustomContext(name + "_features", info.features);
+  benchmark::AddCustomContext(name + "_memory_gb", text("%.1f", double(info.memory) / 1e9));
+  benchmark::AddCustomContext(name + "_peak_read_gbs", text("%.2f", read / 1e9));
+  benchmark::AddCustomContext(name + "_peak_f32_gflops", text("%.1f", ops / 1e9));
 }
 
 } // namespace
@@ -616,7 +643,9 @@ extern "C" int moi_command_bench(int argc, char **argv) {
             continue;
           }
           owned.emplace_back(row);
-          Row r = {layer.get(), row, nullptr, "", MOI_PEAK_F32, ""};
+          moi_status ignored;
+          moi_device *device = moi_device_of(contexts[b].get(), &ignored);
+          Row r = {layer.get(), row, nullptr, "", device, MOI_PEAK_F32, ""};
           r.compute = compute_kind(moi_bench_row_needs(row));
           r.compute_name = compute_name(moi_bench_row_needs(row));
           r.name = op.second + "/" + moi_backend_name(opened[b]) + "/" + moi_bench_row_kernel(row) + "/" +
@@ -640,6 +669,10 @@ extern "C" int moi_command_bench(int argc, char **argv) {
   }
   if (rows.empty()) return 1;
   add_context(command, threads, sizes);
+  for (size_t b = 0; b < opened.size(); b++) {
+    moi_status ignored;
+    if (moi_device *device = moi_device_of(contexts[b].get(), &ignored)) add_device(opened[b], device);
+  }
   for (const Row &r : rows)
     benchmark::RegisterBenchmark(r.name.c_str(), [r](benchmark::State &state) { measure(state, r); })
         ->UseRealTime()

@@ -5,14 +5,16 @@
 #include <string.h>
 
 #include "bench/rig/attention.h"
+#include "bench/rig/device.h"
 #include "bench/rig/operands.h"
+#include "core/backend.h"
 
 enum { MIN_COPIES = 2, MAX_COPIES = 512, MAX_PROMPTS = 8 };
 #define COLD_BYTES ((uint64_t)1 << 30)
 #define REFERENCE_WORK 1.5e8 /* elements of keys and values that the reference reads for one row */
 
 struct moi_bench_attention {
-  moi_context *reference;
+  moi_context *context, *reference;
   moi_bench_attention_shape shape;
   moi_attention_operands proto;
   moi_plan *plan;
@@ -65,6 +67,7 @@ moi_status moi_bench_attention_open(const moi_preset *preset, const moi_preset_a
   moi_attention_operands *o = &r->proto;
   moi_attention_desc *d = &o->desc;
   *out = NULL;
+  r->context = context;
   r->reference = reference;
   r->shape = *shape;
   *d = *kind->desc;
@@ -84,7 +87,7 @@ moi_status moi_bench_attention_open(const moi_preset *preset, const moi_preset_a
     return status;
   }
   snprintf(r->kernel, sizeof r->kernel, "%s", moi_plan_kernel(r->plan));
-  find_needs(r, MOI_BACKEND_CPU);
+  find_needs(r, context->desc.backend);
   count(r);
   if (r->bytes > (double)(memory / MIN_COPIES)) {
     snprintf(error, error_size, "%d copies of %.2f GB, %.2f GB may be used", MIN_COPIES, r->bytes / 1e9,
@@ -94,6 +97,10 @@ moi_status moi_bench_attention_open(const moi_preset *preset, const moi_preset_a
   }
   uint64_t copies = COLD_BYTES / (uint64_t)r->bytes + 1, most = shape->rows > 1 ? MAX_PROMPTS : MAX_COPIES;
   if (copies > most) copies = most;
+  moi_device_info info = MOI_DEVICE_INFO_INIT;
+  if (context->ops->by_handle && !moi_device_get(context->desc.backend, context->desc.device, &info) &&
+      info.memory / 2 < memory)
+    memory = info.memory / 2; /* all copies are to lie on the device */
   if (copies > memory / (uint64_t)r->bytes) copies = memory / (uint64_t)r->bytes;
   r->n_copies = copies < MIN_COPIES ? MIN_COPIES : (uint32_t)copies;
   int at = snprintf(r->name, sizeof r->name, "%s", moi_format_name(d->k_format));
@@ -179,6 +186,15 @@ int moi_bench_attention_prepare(moi_bench_attention *r, char *error, size_t erro
   const uint32_t rows[3] = {0, o->n_rows / 2, o->n_rows - 1};
   for (int i = 0; i < 3; i++)
     if ((!i || rows[i] != rows[i - 1]) && check_row(r, rows[i], error, error_size)) return 1;
+  moi_status status;
+  moi_device *device = moi_device_of(r->context, &status);
+  if (!device) return 0;
+  moi_device_keep(device, 1); /* caches go to the device before the clock runs */
+  for (uint32_t i = 0; i < r->n_copies; i++)
+    if (moi_bench_attention_run(r, i)) {
+      snprintf(error, error_size, "%s", moi_last_error());
+      return 1;
+    }
   return 0;
 }
 
@@ -187,6 +203,9 @@ moi_status moi_bench_attention_run(moi_bench_attention *r, uint64_t iteration) {
 }
 
 void moi_bench_attention_release(moi_bench_attention *r) {
+  moi_status status;
+  moi_device *device = moi_device_of(r->context, &status);
+  if (device) moi_device_keep(device, 0);
   moi_arena_free(&r->arena);
   free(r->copies);
   r->copies = NULL;

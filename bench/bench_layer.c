@@ -6,6 +6,8 @@
 
 #include "bench/checkpoint/layer.h"
 #include "bench/rig/case.h"
+#include "bench/rig/device.h"
+#include "core/backend.h"
 
 enum { MAX_SETS = 16, MAX_VARIANTS = 64, MAX_CHECKED = 4 };
 #define COLD_BYTES ((uint64_t)2 << 30)
@@ -36,7 +38,7 @@ struct moi_bench_row {
   moi_bench_layer *layer;
   moi_context *context, *reference;
   moi_op op;
-  uint32_t tokens, n_variants;
+  uint32_t tokens, n_variants, n_sets;
   moi_plan *plan;
   char kernel[128], needs[32];
   moi_arena arena;
@@ -259,7 +261,7 @@ moi_status moi_bench_row_open(moi_bench_layer *layer, moi_op op, uint32_t tokens
     *out = NULL;
     return status;
   }
-  read_kernels(row, MOI_BACKEND_CPU);
+  read_kernels(row, context->desc.backend);
   *out = row;
   return MOI_OK;
 }
@@ -314,7 +316,7 @@ static void account(moi_bench_row *row, uint32_t v, const int32_t *ids) {
 
 static void make_variant(moi_bench_row *row, uint32_t v) {
   moi_bench_layer *l = row->layer;
-  weight_set *s = &l->sets[v % l->n_sets];
+  weight_set *s = &l->sets[v % row->n_sets];
   moi_case *c = &row->variants[v];
   *c = l->proto;
   moi_moe_operands *o = &c->operands;
@@ -399,7 +401,7 @@ static int verify(moi_bench_row *row, char *error, size_t error_size) {
   memset(&out.route.counts, 0, sizeof out.route.counts);
   memset(&out.route.offsets, 0, sizeof out.route.offsets);
   memset(&out.route.permutation, 0, sizeof out.route.permutation);
-  moi_verdict v = moi_case_compare(&c, row->kernel, &out, &l->reference[row->op]);
+  moi_verdict v = moi_case_compare(&c, row->context->desc.backend, row->kernel, &out, &l->reference[row->op]);
   moi_arena_free(&arena);
   row->error = v.error;
   row->allowed = v.allowed;
@@ -445,19 +447,42 @@ static int route_variants(moi_bench_row *row, char *error, size_t error_size) {
   return status != MOI_OK;
 }
 
+/* Copies of the weights that rows go through: those there are, or that half of the device's memory holds. */
+static uint32_t sets_for(const moi_bench_row *row) {
+  const moi_context *c = row->context;
+  const moi_case *p = &row->layer->proto;
+  moi_device_info info = MOI_DEVICE_INFO_INIT;
+  if (!c->ops->by_handle || moi_device_get(c->desc.backend, c->desc.device, &info)) return row->layer->n_sets;
+  uint64_t set = moi_ffn_weights_bytes(&p->experts) + (p->has_shared ? moi_ffn_weights_bytes(&p->shared) : 0);
+  uint64_t n = set ? info.memory / 2 / set : 1;
+  return n < 1 ? 1 : n < row->layer->n_sets ? (uint32_t)n : row->layer->n_sets;
+}
+
 int moi_bench_row_prepare(moi_bench_row *row, char *error, size_t error_size) {
   moi_bench_layer *l = row->layer;
   fill(l);
   row->n_variants = row->tokens <= 4 ? MAX_VARIANTS : row->tokens <= 16 ? 32 : row->tokens <= 64 ? 8 : 2;
-  if (row->n_variants < l->n_sets) row->n_variants = l->n_sets;
+  row->n_sets = sets_for(row);
+  if (row->n_variants < row->n_sets) row->n_variants = row->n_sets;
   for (uint32_t v = 0; v < row->n_variants; v++) make_variant(row, v);
   size_t align, size = moi_plan_workspace(row->plan, &align);
   row->workspace = moi_arena_view(&row->arena, size, align > 4096 ? 4096 : align ? align : 1, "workspace");
   row->outputs = moi_case_outputs(&row->variants[0], &row->arena);
   /* what engines ask for */
   memset(&row->outputs.route.logits_out, 0, sizeof row->outputs.route.logits_out);
-  if (make_reference(row, error, error_size) || verify(row, error, error_size)) return 1;
-  return route_variants(row, error, error_size);
+  if (make_reference(row, error, error_size) || verify(row, error, error_size) ||
+      route_variants(row, error, error_size))
+    return 1;
+  moi_status status;
+  moi_device *device = moi_device_of(row->context, &status);
+  if (!device) return 0;
+  moi_device_keep(device, 1); /* weights and operands go to the device before the clock runs */
+  for (uint32_t v = 0; v < row->n_variants; v++)
+    if (moi_bench_row_run(row, v)) {
+      snprintf(error, error_size, "%s", moi_last_error());
+      return 1;
+    }
+  return 0;
 }
 
 moi_status moi_bench_row_run(moi_bench_row *row, uint64_t iteration) {
@@ -490,4 +515,9 @@ double moi_bench_row_flops(const moi_bench_row *row, uint64_t iteration) {
   return row->flops[iteration % row->n_variants];
 }
 
-void moi_bench_row_release(moi_bench_row *row) { moi_arena_free(&row->arena); }
+void moi_bench_row_release(moi_bench_row *row) {
+  moi_status status;
+  moi_device *device = moi_device_of(row->context, &status);
+  if (device) moi_device_keep(device, 0);
+  moi_arena_free(&row->arena);
+}

@@ -12,8 +12,9 @@
 #include "bench/check.h"
 #include "bench/commands.h"
 #include "bench/options.h"
+#include "bench/rig/device.h"
 
-enum { MAX_KERNELS = 256, MAX_STATS = 1024 };
+enum { MAX_KERNELS = 1024, MAX_STATS = 1024 };
 #define CHOSEN "chosen" /* not a row: what a plan without a name takes */
 
 typedef struct stat {
@@ -27,7 +28,7 @@ typedef struct check {
   const char *backend_name, *kernel, *op, *preset_name;
   const moi_preset *preset;
   moi_format format;
-  uint64_t seed, only;
+  uint64_t seed, only, device;
   int quick, only_given, verbose;
   moi_context *reference;
   moi_context *pool;   /* as most callers have it: for the plans that choose for themselves */
@@ -60,7 +61,7 @@ static void backwards(void *user, uint32_t n, void (*body)(void *arg, uint32_t i
 
 static stat *stat_of(check *ck, const char *op, const char *kernel) {
   char name[96];
-  snprintf(name, sizeof name, "%-9s %s", op, kernel);
+  snprintf(name, sizeof name, "%-7s %-9s %s", ck->backend_name, op, kernel);
   for (uint32_t i = 0; i < ck->n_stats; i++)
     if (!strcmp(ck->stats[i].name, name)) return &ck->stats[i];
   if (ck->n_stats == MAX_STATS) return &ck->stats[MAX_STATS - 1];
@@ -196,7 +197,7 @@ static void check_kernel(check *ck, moi_case *c, const char *label, const char *
     fail(ck, s, text);
   } else {
     const char *name = c->op == MOI_OP_ATTENTION ? moi_plan_kernel(plan) : strcmp(kernel, CHOSEN) ? kernel : NULL;
-    moi_verdict v = moi_case_compare(c, name, &out, expected);
+    moi_verdict v = moi_case_compare(c, ck->backend, name, &out, expected);
     s->excused += v.excused;
     if (v.nmse > s->worst) s->worst = v.nmse;
     if (!v.ok) fail(ck, s, v.text);
@@ -218,7 +219,8 @@ static void check_case(check *ck, moi_case *c, const char *op, const char *label
   moi_arena arena = {.flags = MOI_ARENA_GUARD};
   moi_outputs expected = moi_case_outputs(c, &arena);
   moi_plan *plan = NULL;
-  char damage[160] = "", text[600];
+  char damage[160] = "", text[600], device[32] = "";
+  if (ck->device) snprintf(device, sizeof device, " --device %u", (unsigned)ck->device);
   snprintf(current, sizeof current, "moiety check --backend cpu --op %s%s --case %u --seed %llu", op, selector, index,
            (unsigned long long)ck->seed);
   moi_status status = MOI_OK;
@@ -232,8 +234,8 @@ static void check_case(check *ck, moi_case *c, const char *op, const char *label
     fail(ck, stat_of(ck, label, "ref"), text);
   } else {
     for (uint32_t i = 0; i < n; i++) {
-      snprintf(current, sizeof current, "moiety check --backend %s --op %s --kernel %s%s --case %u --seed %llu",
-               ck->backend_name, op, names[i], selector, index, (unsigned long long)ck->seed);
+      snprintf(current, sizeof current, "moiety check --backend %s%s --op %s --kernel %s%s --case %u --seed %llu",
+               ck->backend_name, device, op, names[i], selector, index, (unsigned long long)ck->seed);
       if (ck->verbose) printf("%s\n", current), fflush(stdout);
       /* several more runs: for each kernel on every third case */
       check_kernel(ck, c, label, names[i], &expected, ck->only_given || (index + i) % 3 == 0);
@@ -257,7 +259,7 @@ static double seconds_since(struct timespec start) {
 }
 
 static void stage(const check *ck, const char *what) {
-  fprintf(stderr, "%6.1f s  %s\n", seconds_since(ck->start), what);
+  fprintf(stderr, "%6.1f s  %s %s\n", seconds_since(ck->start), ck->backend_name, what);
 }
 
 static const char *attention_label(const moi_case *c) {
@@ -321,36 +323,42 @@ static void run_all(check *ck) {
   free(c);
 }
 
-static int open_contexts(check *ck) {
+static moi_status open_contexts(check *ck) {
   moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
   desc.backend = ck->backend;
-  if (moi_context_create(&desc, &ck->pool)) return 1;
-  if (ck->backend == MOI_BACKEND_CPU) desc.n_workers = 1;
-  if (moi_context_create(&desc, &ck->serial)) return 1;
-  if (ck->backend != MOI_BACKEND_CPU) return 0;
+  if (ck->backend != MOI_BACKEND_CPU) desc.device = (uint32_t)ck->device;
+  moi_status status = moi_context_create(&desc, &ck->pool);
+  if (status || ck->backend != MOI_BACKEND_CPU) {
+    ck->serial = ck->pool; /* a device has no threads to wake, and its pipelines are made once for each context */
+    return status;
+  }
+  desc.n_workers = 1;
+  status = moi_context_create(&desc, &ck->serial);
   desc.n_workers = 3;
   desc.parallel_for = backwards;
-  return moi_context_create(&desc, &ck->other) != MOI_OK;
+  return status ? status : moi_context_create(&desc, &ck->other);
 }
 
-static int check_backend(check *ck) {
+/* asked_for: by name; else a device that cannot be used is passed over, with a line. */
+static int check_backend(check *ck, int asked_for) {
   ck->pool = ck->serial = ck->other = NULL;
-  int bad = open_contexts(ck);
-  if (bad) fprintf(stderr, "moiety check: %s: %s\n", ck->backend_name, moi_last_error());
+  moi_status status = open_contexts(ck);
+  if (status) fprintf(stderr, "moiety check: %s: %s\n", ck->backend_name, moi_last_error());
   else run_all(ck);
+  moi_device_forget(ck->pool);
   moi_context_destroy(ck->other);
-  moi_context_destroy(ck->serial);
+  if (ck->serial != ck->pool) moi_context_destroy(ck->serial);
   moi_context_destroy(ck->pool);
-  return bad;
+  return status && (asked_for || (status != MOI_UNSUPPORTED && status != MOI_NO_DEVICE));
 }
 
 static void report(const check *ck) {
   if (ck->only_given && ck->n_stats == 0) return;
-  printf("%-42s %6s %7s %8s %11s\n", "op        kernel", "cases", "failed", "excused", "worst nmse");
+  printf("%-48s %6s %7s %8s %11s\n", "backend op        kernel", "cases", "failed", "excused", "worst nmse");
   for (uint32_t i = 0; i < ck->n_stats; i++) {
     const stat *s = &ck->stats[i];
     if (s->cases || s->failed)
-      printf("%-42s %6u %7u %8u %11.2g\n", s->name, s->cases, s->failed, s->excused, s->worst);
+      printf("%-48s %6u %7u %8u %11.2g\n", s->name, s->cases, s->failed, s->excused, s->worst);
   }
   printf("%s: %u cases, %u runs of kernels, %u failures, seed %llu, %.1f s\n", ck->failed ? "FAILED" : "ok",
          ck->n_cases, ck->ran, ck->failed, (unsigned long long)ck->seed, seconds_since(ck->start));
@@ -394,6 +402,8 @@ int moi_command_check(int argc, char **argv) {
   moi_option options[] = {
       {"--backend", MOI_OPTION_TEXT, (void *)&backend, "NAME", "cpu, cuda, vulkan or all (default: all that are here)",
        0},
+      {"--device", MOI_OPTION_UINT, &ck.device, "N", "which of moiety devices, of a backend that has several (default: 0)",
+       0},
       {"--op", MOI_OPTION_TEXT, (void *)&ck.op, "OP,...", "of route, gemm, experts, moe, attention (default: all)", 0},
       {"--kernel", MOI_OPTION_TEXT, (void *)&ck.kernel, "NAME", "one row of the kernel list; 'chosen': what plans take",
        0},
@@ -407,9 +417,10 @@ int moi_command_check(int argc, char **argv) {
   int n_positional, n_options = sizeof options / sizeof *options, refused = 0;
   int status = moi_options_parse(&command, options, n_options, argc, argv, &n_positional);
   if (status >= 0) return status;
-  ck.only_given = options[5].given;
+  ck.only_given = options[6].given;
   if (format) refused = moi_find_format("check", format, &ck.format);
   if (!refused && ck.preset_name) refused = moi_find_preset("check", ck.preset_name, &ck.preset);
+  if (!refused && ck.device > UINT32_MAX) refused = moi_usage_error("check", "--device: there are not so many");
   if (!refused && ck.kernel) refused = find_kernel(ck.kernel);
   if (!refused && ck.op) refused = check_ops(ck.op);
   moi_backend one = MOI_BACKEND_COUNT;
@@ -432,7 +443,7 @@ int moi_command_check(int argc, char **argv) {
     ck.backend = (moi_backend)b;
     ck.backend_name = moi_backend_name(ck.backend);
     if (one == MOI_BACKEND_COUNT && (moi_device_count(ck.backend, &count) || !count)) continue;
-    broken |= check_backend(&ck);
+    broken |= check_backend(&ck, one != MOI_BACKEND_COUNT);
   }
   moi_context_destroy(ck.reference);
   if (!broken) report(&ck);

@@ -26,6 +26,22 @@ static const support_row cpu_rows[] = {
   {MOI_OP_ATTENTION, MOI_FORMAT_NONE, #needs, ((flags) & FALLBACK) != 0},
 #define REFERENCE(op) {MOI_OP_##op, MOI_FORMAT_NONE, "", 1},
 #include "cpu/kernels.def"
+#undef GEMM
+#undef ROUTE
+#undef ATTENTION
+#undef REFERENCE
+};
+
+/* And the same whether this build has the Vulkan backend; its GEMM rows are for every format. */
+static const support_row vulkan_rows[] = {
+#define GEMM(name, needs, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0},
+#define ROUTE(name, needs, flags, shader) {MOI_OP_ROUTE, MOI_FORMAT_NONE, name, ((flags) & FALLBACK) != 0},
+#define ATTENTION(name, needs, m_max, m_tile, n_tile, flags, shader)                                                    \
+  {MOI_OP_ATTENTION, MOI_FORMAT_NONE, name, ((flags) & FALLBACK) != 0},
+#include "vulkan/kernels.def"
+#undef GEMM
+#undef ROUTE
+#undef ATTENTION
 };
 
 /* Row i of a backend; 0 past its last. */
@@ -35,6 +51,11 @@ static int row_at(moi_backend backend, uint32_t i, support_row *out) {
     *out = cpu_rows[i];
     if (!strcmp(out->needs, "SCALAR")) out->needs[0] = 0;
     for (char *c = out->needs; *c; c++) *c = (char)tolower((unsigned char)*c);
+    return 1;
+  }
+  if (backend == MOI_BACKEND_VULKAN) {
+    if (i >= sizeof vulkan_rows / sizeof *vulkan_rows) return 0;
+    *out = vulkan_rows[i];
     return 1;
   }
   moi_kernel_info info = MOI_KERNEL_INFO_INIT;
@@ -58,7 +79,7 @@ static void support_of(moi_backend backend, moi_op op, moi_format format, char *
       generic = 1;
       continue;
     }
-    const char *needs = info.needs[0] ? info.needs : "plain C";
+    const char *needs = info.needs[0] ? info.needs : backend == MOI_BACKEND_CPU ? "plain C" : "any device";
     char word[64];
     snprintf(word, sizeof word, "%s", needs);
     if (strstr(out, word)) { /* "avx512" stands in "avx512vnni" too: compare whole words */
@@ -80,7 +101,7 @@ static int support(void) {
   printf("| op | weight format |");
   for (int b = 0; b < MOI_BACKEND_COUNT; b++) {
     moi_kernel_info info = MOI_KERNEL_INFO_INIT;
-    present[b] = !moi_kernel_get((moi_backend)b, 0, &info);
+    present[b] = b == MOI_BACKEND_VULKAN || !moi_kernel_get((moi_backend)b, 0, &info);
     printf(" %s |", moi_backend_name((moi_backend)b));
   }
   printf("\n|---|---|---|---|---|\n| route | (any router) |");
@@ -103,8 +124,8 @@ static int support(void) {
     printf(" %s |", present[b] ? text : "none");
   }
   printf("\n\nA name is the instruction set or feature that a tuned kernel needs; where a machine lacks it, the next\n"
-         "one or the generic kernel serves. generic: right and portable, not fast. none: a plan answers\n"
-         "`MOI_UNSUPPORTED`.\n");
+         "one or the generic kernel serves; on Vulkan it is the row, lanes for software devices, the others for GPUs.\n"
+         "generic: right and portable, not fast. none: a plan answers `MOI_UNSUPPORTED`.\n");
   return 0;
 }
 

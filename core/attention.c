@@ -86,7 +86,7 @@ static moi_status begin(const char *fn, const moi_plan *plan, moi_attention_task
 }
 
 /* One of the cache's two buffers: strides resolved, the whole of it inside its view. */
-static moi_status check_rows(const char *fn, const char *what, const moi_attention_desc *d, uint32_t capacity,
+static moi_status check_rows(const char *fn, moi_memory memory, const char *what, const moi_attention_desc *d, uint32_t capacity,
                              moi_buffer view, moi_format format, uint32_t dim, uint64_t *token, uint64_t *head,
                              uint64_t *page, uint64_t *bytes) {
   moi_format_sizes row;
@@ -120,29 +120,29 @@ static moi_status check_rows(const char *fn, const char *what, const moi_attenti
     end += spans[i][0] * spans[i][1];
   }
   *bytes = end;
-  return need(fn, what, view, end, align);
+  return need(fn, memory, what, view, end, align);
 }
 
 typedef struct cache_bytes {
   uint64_t k, v;
 } cache_bytes;
 
-static moi_status check_cache(const char *fn, const moi_attention_desc *d, uint32_t n_seqs, const moi_kv_cache *in,
+static moi_status check_cache(const char *fn, moi_memory memory, const moi_attention_desc *d, uint32_t n_seqs, const moi_kv_cache *in,
                               moi_run *run, cache_bytes *bytes) {
   moi_kv_cache *c = &run->cache;
   TRY(moi_struct_in(fn, "args->cache", c, sizeof *c, in));
   TRY(moi_chain_none(fn, "args->cache", c->next));
-  TRY(check_rows(fn, "args->cache->k", d, c->capacity, c->k, d->k_format, d->head_dim, &c->k_token_stride,
+  TRY(check_rows(fn, memory, "args->cache->k", d, c->capacity, c->k, d->k_format, d->head_dim, &c->k_token_stride,
                  &c->k_head_stride, &c->k_page_stride, &bytes->k));
   bytes->v = 0;
   if (d->flags & MOI_ATTENTION_V_IN_K) {
-    if (c->v.ptr || c->v.handle) REFUSE("args->cache->v: is there, but the plan has V_IN_K");
+    if (moi_has(c->v)) REFUSE("args->cache->v: is there, but the plan has V_IN_K");
     c->v = c->k;
     c->v_token_stride = c->k_token_stride;
     c->v_head_stride = c->k_head_stride;
     c->v_page_stride = c->k_page_stride;
   } else {
-    TRY(check_rows(fn, "args->cache->v", d, c->capacity, c->v, d->v_format, d->v_head_dim, &c->v_token_stride,
+    TRY(check_rows(fn, memory, "args->cache->v", d, c->capacity, c->v, d->v_format, d->v_head_dim, &c->v_token_stride,
                    &c->v_head_stride, &c->v_page_stride, &bytes->v));
   }
   run->max_kv = d->max_kv;
@@ -150,23 +150,23 @@ static moi_status check_cache(const char *fn, const moi_attention_desc *d, uint3
     uint32_t entries = (d->max_kv - 1) / d->page_size + 1;
     if (!c->page_table_stride) c->page_table_stride = entries;
     if (c->page_table_stride > MAX_KV) REFUSE("args->cache->page_table_stride: %u, too large", c->page_table_stride);
-    TRY(need(fn, "args->cache->page_table", c->page_table, (uint64_t)n_seqs * c->page_table_stride * 4, 4));
+    TRY(need(fn, memory, "args->cache->page_table", c->page_table, (uint64_t)n_seqs * c->page_table_stride * 4, 4));
     uint64_t reach = (uint64_t)c->page_table_stride * d->page_size;
     if (reach < run->max_kv) run->max_kv = (uint32_t)reach;
   } else {
-    TRY(need_optional(fn, "args->cache->start", c->start, (uint64_t)n_seqs * 4, 4));
+    TRY(need_optional(fn, memory, "args->cache->start", c->start, (uint64_t)n_seqs * 4, 4));
   }
-  TRY(need_optional(fn, "args->cache->k_scale", c->k_scale, (uint64_t)d->n_kv_heads * 4, 4));
-  return need_optional(fn, "args->cache->v_scale", c->v_scale, (uint64_t)d->n_kv_heads * 4, 4);
+  TRY(need_optional(fn, memory, "args->cache->k_scale", c->k_scale, (uint64_t)d->n_kv_heads * 4, 4));
+  return need_optional(fn, memory, "args->cache->v_scale", c->v_scale, (uint64_t)d->n_kv_heads * 4, 4);
 }
 
-static moi_status check_counts(const char *fn, const moi_attention_desc *d, uint32_t n_rows, uint32_t n_seqs,
+static moi_status check_counts(const char *fn, moi_memory memory, const moi_attention_desc *d, uint32_t n_rows, uint32_t n_seqs,
                                moi_buffer q_offsets, moi_buffer kv_lens, moi_buffer q_start) {
   if (n_rows > d->max_rows) REFUSE("args->n_rows: %u, the plan's max_rows is %u", n_rows, d->max_rows);
   if (n_seqs > d->max_seqs) REFUSE("args->n_seqs: %u, the plan's max_seqs is %u", n_seqs, d->max_seqs);
-  TRY(need(fn, "args->q_offsets", q_offsets, n_seqs ? ((uint64_t)n_seqs + 1) * 4 : 0, 4));
-  TRY(need(fn, "args->kv_lens", kv_lens, (uint64_t)n_seqs * 4, 4));
-  return need_optional(fn, "args->q_start", q_start, (uint64_t)n_seqs * 4, 4);
+  TRY(need(fn, memory, "args->q_offsets", q_offsets, n_seqs ? ((uint64_t)n_seqs + 1) * 4 : 0, 4));
+  TRY(need(fn, memory, "args->kv_lens", kv_lens, (uint64_t)n_seqs * 4, 4));
+  return need_optional(fn, memory, "args->q_start", q_start, (uint64_t)n_seqs * 4, 4);
 }
 
 /* Rows of `heads` heads of `dim` elements: strides resolved, their bytes. */
@@ -196,24 +196,25 @@ moi_status moi_attention_run(const moi_plan *plan, const moi_attention_args *arg
   const char *fn = "moi_attention_run";
   moi_run run;
   TRY(moi_run_begin(fn, plan, MOI_OP_ATTENTION, workspace, queue, &run));
+  moi_memory memory = moi_memory_of(plan);
   const moi_attention_desc *d = &plan->attention;
   moi_attention_args *a = &run.attention;
   cache_bytes cache;
   TRY(MOI_STRUCT_IN(fn, a, args));
   TRY(moi_chain_none(fn, "args", a->next));
-  TRY(check_counts(fn, d, a->n_rows, a->n_seqs, a->q_offsets, a->kv_lens, a->q_start));
-  TRY(need_optional(fn, "args->kv_begin", a->kv_begin, (uint64_t)a->n_seqs * 4, 4));
+  TRY(check_counts(fn, memory, d, a->n_rows, a->n_seqs, a->q_offsets, a->kv_lens, a->q_start));
+  TRY(need_optional(fn, memory, "args->kv_begin", a->kv_begin, (uint64_t)a->n_seqs * 4, 4));
   uint32_t in = moi_dense_bytes(d->input_type), out_element = moi_dense_bytes(d->output_type);
   uint64_t q_bytes, out_bytes;
   TRY(check_heads(fn, "args->q", a->n_rows, d->n_heads, d->head_dim, &a->q_stride, &a->q_head_stride, in, &q_bytes));
   TRY(resolve_stride(fn, "args->output_stride", &a->output_stride, d->n_heads * d->v_head_dim));
   out_bytes = rows_bytes(a->n_rows, a->output_stride, d->n_heads * d->v_head_dim, out_element);
   uint64_t lse_bytes = (uint64_t)a->n_rows * d->n_heads * 4;
-  TRY(need(fn, "args->q", a->q, q_bytes, in));
-  TRY(need(fn, "args->output", a->output, out_bytes, out_element));
-  TRY(need_optional(fn, "args->lse", a->lse, lse_bytes, 4));
-  if (d->flags & MOI_ATTENTION_SINKS) TRY(need(fn, "args->sinks", a->sinks, (uint64_t)d->n_heads * 4, 4));
-  if (a->n_rows && a->n_seqs) TRY(check_cache(fn, d, a->n_seqs, a->cache, &run, &cache));
+  TRY(need(fn, memory, "args->q", a->q, q_bytes, in));
+  TRY(need(fn, memory, "args->output", a->output, out_bytes, out_element));
+  TRY(need_optional(fn, memory, "args->lse", a->lse, lse_bytes, 4));
+  if (d->flags & MOI_ATTENTION_SINKS) TRY(need(fn, memory, "args->sinks", a->sinks, (uint64_t)d->n_heads * 4, 4));
+  if (a->n_rows && a->n_seqs) TRY(check_cache(fn, memory, d, a->n_seqs, a->cache, &run, &cache));
   else memset(&cache, 0, sizeof cache);
   const struct {
     moi_buffer view;
@@ -239,26 +240,27 @@ moi_status moi_kv_append_run(const moi_plan *plan, const moi_kv_append_args *arg
   const char *fn = "moi_kv_append_run";
   moi_run run;
   TRY(begin(fn, plan, MOI_KV_APPEND, queue, &run));
+  moi_memory memory = moi_memory_of(plan);
   const moi_attention_desc *d = &plan->attention;
   moi_kv_append_args *a = &run.append;
   TRY(MOI_STRUCT_IN(fn, a, args));
   TRY(moi_chain_none(fn, "args", a->next));
-  TRY(check_counts(fn, d, a->n_rows, a->n_seqs, a->q_offsets, a->kv_lens, a->q_start));
+  TRY(check_counts(fn, memory, d, a->n_rows, a->n_seqs, a->q_offsets, a->kv_lens, a->q_start));
   uint32_t element = moi_dense_bytes(d->input_type);
   uint64_t k_bytes, v_bytes = 0;
   TRY(check_heads(fn, "args->k", a->n_rows, d->n_kv_heads, d->head_dim, &a->k_stride, &a->k_head_stride, element,
                   &k_bytes));
-  TRY(need(fn, "args->k", a->k, k_bytes, element));
+  TRY(need(fn, memory, "args->k", a->k, k_bytes, element));
   if (d->flags & MOI_ATTENTION_V_IN_K) {
-    if (a->v.ptr || a->v.handle) REFUSE("args->v: is there, but the plan has V_IN_K");
+    if (moi_has(a->v)) REFUSE("args->v: is there, but the plan has V_IN_K");
   } else {
     TRY(check_heads(fn, "args->v", a->n_rows, d->n_kv_heads, d->v_head_dim, &a->v_stride, &a->v_head_stride, element,
                     &v_bytes));
-    TRY(need(fn, "args->v", a->v, v_bytes, element));
+    TRY(need(fn, memory, "args->v", a->v, v_bytes, element));
   }
   if (!a->n_rows || !a->n_seqs) return MOI_OK;
   cache_bytes cache;
-  TRY(check_cache(fn, d, a->n_seqs, a->cache, &run, &cache));
+  TRY(check_cache(fn, memory, d, a->n_seqs, a->cache, &run, &cache));
   const struct {
     moi_buffer view;
     uint64_t bytes;
@@ -281,6 +283,7 @@ moi_status moi_attention_merge_run(const moi_plan *plan, const moi_attention_mer
   const char *fn = "moi_attention_merge_run";
   moi_run run;
   TRY(begin(fn, plan, MOI_ATTENTION_MERGE, queue, &run));
+  moi_memory memory = moi_memory_of(plan);
   const moi_attention_desc *d = &plan->attention;
   moi_attention_merge_args *a = &run.merge;
   TRY(MOI_STRUCT_IN(fn, a, args));
@@ -291,10 +294,10 @@ moi_status moi_attention_merge_run(const moi_plan *plan, const moi_attention_mer
   TRY(resolve_stride(fn, "args->output_stride", &a->output_stride, width));
   uint64_t rows = (uint64_t)a->n_parts * a->n_rows, lse_bytes = (uint64_t)a->n_rows * d->n_heads * 4;
   uint64_t out_bytes = rows_bytes(a->n_rows, a->output_stride, width, element);
-  TRY(need(fn, "args->parts", a->parts, rows * width * 4, 4));
-  TRY(need(fn, "args->part_lse", a->part_lse, rows * d->n_heads * 4, 4));
-  TRY(need(fn, "args->output", a->output, out_bytes, element));
-  TRY(need_optional(fn, "args->lse", a->lse, lse_bytes, 4));
+  TRY(need(fn, memory, "args->parts", a->parts, rows * width * 4, 4));
+  TRY(need(fn, memory, "args->part_lse", a->part_lse, rows * d->n_heads * 4, 4));
+  TRY(need(fn, memory, "args->output", a->output, out_bytes, element));
+  TRY(need_optional(fn, memory, "args->lse", a->lse, lse_bytes, 4));
   const struct {
     moi_buffer view;
     uint64_t bytes;

@@ -69,6 +69,7 @@ struct moi_plan {
 
 struct moi_backend_ops {
   const char *name;
+  uint32_t by_handle; /* views name memory by handle; 0: by ptr */
   moi_status (*device_count)(uint32_t *count);
   moi_status (*device_get)(uint32_t index, moi_device_info *info);
   moi_status (*kernel_get)(uint32_t index, moi_kernel_info *info);

@@ -74,24 +74,41 @@ moi_status moi_run_begin(const char *fn, const moi_plan *plan, moi_op op, moi_bu
 
 /* ---- views */
 
-/* A view must be there, aligned and big enough; needing 0 bytes asks nothing of it. No backend of this version reads
- * memory by handle: a view that has nothing else would be a null pointer to it. */
-static inline moi_status need(const char *fn, const char *what, moi_buffer b, uint64_t bytes, uint32_t align) {
+/* How the backend of a run reaches memory: a view that it cannot read would be a null pointer to it. */
+typedef enum moi_memory { MOI_BY_PTR, MOI_BY_HANDLE } moi_memory;
+
+static inline moi_memory moi_memory_of(const moi_plan *plan) {
+  return plan->context->ops->by_handle ? MOI_BY_HANDLE : MOI_BY_PTR;
+}
+
+static inline int moi_has(moi_buffer b) { return b.ptr || b.handle; }
+
+/* A view must be there, aligned and big enough; needing 0 bytes asks nothing of it. */
+static inline moi_status need(const char *fn, moi_memory memory, const char *what, moi_buffer b, uint64_t bytes,
+                              uint32_t align) {
   if (!bytes) return MOI_OK;
-  if (!b.ptr) REFUSE(b.handle ? "%s: has a handle, but this backend reads ptr" : "%s: is absent", what);
+  if (memory == MOI_BY_PTR ? !b.ptr : !b.handle)
+    REFUSE(!moi_has(b)             ? "%s: is absent"
+           : memory == MOI_BY_PTR ? "%s: has a handle, but this backend reads ptr"
+                                   : "%s: has a ptr, but this backend reads handle",
+           what);
+  if (memory == MOI_BY_HANDLE && b.ptr) REFUSE("%s: has a ptr beside its handle, and this backend reads handle", what);
   if (b.size < bytes)
     REFUSE("%s.size: %llu bytes, %llu are needed", what, (unsigned long long)b.size, (unsigned long long)bytes);
+  if (b.offset > UINT64_MAX - b.size) REFUSE("%s.offset: is out of range", what);
   if (((uintptr_t)b.ptr + b.offset) % align) REFUSE("%s: is not aligned to %u bytes", what, align);
   return MOI_OK;
 }
 
-static inline moi_status need_optional(const char *fn, const char *what, moi_buffer b, uint64_t bytes, uint32_t align) {
-  return b.ptr || b.handle ? need(fn, what, b, bytes, align) : MOI_OK;
+static inline moi_status need_optional(const char *fn, moi_memory memory, const char *what, moi_buffer b, uint64_t bytes,
+                                       uint32_t align) {
+  return moi_has(b) ? need(fn, memory, what, b, bytes, align) : MOI_OK;
 }
 
+/* Two handles may be bound to the same memory; that is not seen. */
 static inline int overlap(moi_buffer a, uint64_t a_bytes, moi_buffer b, uint64_t b_bytes) {
-  if (!a_bytes || !b_bytes || !a.ptr || !b.ptr) return 0;
-  uintptr_t x = (uintptr_t)a.ptr + a.offset, y = (uintptr_t)b.ptr + b.offset;
+  if (!a_bytes || !b_bytes || !moi_has(a) || !moi_has(b) || a.handle != b.handle) return 0;
+  uint64_t x = (uintptr_t)a.ptr + a.offset, y = (uintptr_t)b.ptr + b.offset;
   return x < y + b_bytes && y < x + a_bytes;
 }
 

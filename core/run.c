@@ -7,7 +7,7 @@
 #include "core/structs.h"
 #include "core/workspace.h"
 
-static moi_status check_weights(const char *fn, const char *what, moi_weights *out, const moi_weights *in,
+static moi_status check_weights(const char *fn, moi_memory memory, const char *what, moi_weights *out, const moi_weights *in,
                                 moi_format format, uint32_t n, uint32_t k, uint32_t n_experts, moi_format bias_type,
                                 int tables) {
   TRY(moi_struct_in(fn, what, out, sizeof *out, in));
@@ -39,7 +39,7 @@ static moi_status check_weights(const char *fn, const char *what, moi_weights *o
     for (const char *p = streams[i].name; *p; p++) name[at++] = *p;
     name[at] = 0;
     if (tables) {
-      TRY(need(fn, name, *streams[i].view, (uint64_t)n_experts * 8, 8));
+      TRY(need(fn, memory, name, *streams[i].view, (uint64_t)n_experts * 8, 8));
       continue;
     }
     if (!*streams[i].stride) *streams[i].stride = streams[i].bytes;
@@ -48,86 +48,87 @@ static moi_status check_weights(const char *fn, const char *what, moi_weights *o
              (unsigned long long)streams[i].bytes);
     if (*streams[i].stride > (UINT64_MAX >> 17)) REFUSE("%s_stride: is out of range", name);
     if (*streams[i].stride % streams[i].align) REFUSE("%s_stride: is not a multiple of %u", name, streams[i].align);
-    TRY(need(fn, name, *streams[i].view, *streams[i].stride * (n_experts - 1) + streams[i].bytes, streams[i].align));
+    TRY(need(fn, memory, name, *streams[i].view, *streams[i].stride * (n_experts - 1) + streams[i].bytes, streams[i].align));
   }
-  return need_optional(fn, "weights->global_scale", out->global_scale, (uint64_t)n_experts * 4, 4);
+  return need_optional(fn, memory, "weights->global_scale", out->global_scale, (uint64_t)n_experts * 4, 4);
 }
 
 static moi_status check_route(const char *fn, const moi_plan *plan, moi_route_args *a, int embedded) {
   const moi_route_desc *d = &plan->route;
+  moi_memory memory = moi_memory_of(plan);
   uint32_t t = a->n_tokens, n_class = d->n_experts + d->n_identity;
   if (t > d->max_tokens) REFUSE("args->n_tokens: %u, the plan's max_tokens is %u", t, d->max_tokens);
   uint32_t in_bytes = moi_dense_bytes(d->input_type), router_bytes = moi_dense_bytes(d->router_type);
   uint32_t width = d->hidden ? d->hidden : n_class;
   TRY(resolve_stride(fn, "args->hidden_stride", &a->hidden_stride, width));
-  TRY(need_optional(fn, "args->n_tokens_device", a->n_tokens_device, 4, 4));
+  TRY(need_optional(fn, memory, "args->n_tokens_device", a->n_tokens_device, 4, 4));
   uint64_t rows = rows_bytes(t, a->hidden_stride, width, in_bytes);
   uint64_t any = t ? 1 : 0; /* operands that no token reads are not asked for */
   if (d->hidden) {
-    TRY(need(fn, "args->hidden", a->hidden, rows, in_bytes));
-    TRY(need(fn, "args->router", a->router, any * n_class * d->hidden * router_bytes, router_bytes));
+    TRY(need(fn, memory, "args->hidden", a->hidden, rows, in_bytes));
+    TRY(need(fn, memory, "args->router", a->router, any * n_class * d->hidden * router_bytes, router_bytes));
   } else {
-    TRY(need(fn, "args->logits", a->logits, rows, in_bytes));
+    TRY(need(fn, memory, "args->logits", a->logits, rows, in_bytes));
   }
   if (d->flags & MOI_ROUTE_BIAS)
-    TRY(need(fn, "args->router_bias", a->router_bias, any * n_class * router_bytes, router_bytes));
-  if (d->flags & MOI_ROUTE_SELECT_BIAS) TRY(need(fn, "args->select_bias", a->select_bias, any * n_class * 4, 4));
+    TRY(need(fn, memory, "args->router_bias", a->router_bias, any * n_class * router_bytes, router_bytes));
+  if (d->flags & MOI_ROUTE_SELECT_BIAS) TRY(need(fn, memory, "args->select_bias", a->select_bias, any * n_class * 4, 4));
   if (d->flags & MOI_ROUTE_SELECT_BIAS_ALT) {
-    TRY(need(fn, "args->select_bias_alt", a->select_bias_alt, any * n_class * 4, 4));
-    TRY(need(fn, "args->alt_mask", a->alt_mask, t, 1));
+    TRY(need(fn, memory, "args->select_bias_alt", a->select_bias_alt, any * n_class * 4, 4));
+    TRY(need(fn, memory, "args->alt_mask", a->alt_mask, t, 1));
   }
-  if (d->flags & MOI_ROUTE_EXPERT_SCALE) TRY(need(fn, "args->expert_scale", a->expert_scale, any * n_class * 4, 4));
+  if (d->flags & MOI_ROUTE_EXPERT_SCALE) TRY(need(fn, memory, "args->expert_scale", a->expert_scale, any * n_class * 4, 4));
   if (d->flags & MOI_ROUTE_INPUT_NORM)
-    TRY(need(fn, "args->norm_weight", a->norm_weight, any * d->hidden * router_bytes, router_bytes));
+    TRY(need(fn, memory, "args->norm_weight", a->norm_weight, any * d->hidden * router_bytes, router_bytes));
   if (d->flags & MOI_ROUTE_HASH) {
-    TRY(need(fn, "args->hash_table", a->hash_table, any * d->vocab * d->top_k * 4, 4));
-    TRY(need(fn, "args->token_ids", a->token_ids, (uint64_t)t * 4, 4));
+    TRY(need(fn, memory, "args->hash_table", a->hash_table, any * d->vocab * d->top_k * 4, 4));
+    TRY(need(fn, memory, "args->token_ids", a->token_ids, (uint64_t)t * 4, 4));
   }
   uint64_t slots = (uint64_t)t * d->top_k * 4;
-  TRY((embedded ? need_optional : need)(fn, "args->ids", a->ids, slots, 4));
-  TRY((embedded ? need_optional : need)(fn, "args->weights", a->weights, slots, 4));
-  TRY(need_optional(fn, "args->counts", a->counts, (uint64_t)n_class * 4, 4));
-  TRY(need_optional(fn, "args->offsets", a->offsets, (uint64_t)(n_class + 1) * 4, 4));
-  TRY(need_optional(fn, "args->permutation", a->permutation, slots, 4));
-  return need_optional(fn, "args->logits_out", a->logits_out, (uint64_t)t * n_class * 4, 4);
+  TRY((embedded ? need_optional : need)(fn, memory, "args->ids", a->ids, slots, 4));
+  TRY((embedded ? need_optional : need)(fn, memory, "args->weights", a->weights, slots, 4));
+  TRY(need_optional(fn, memory, "args->counts", a->counts, (uint64_t)n_class * 4, 4));
+  TRY(need_optional(fn, memory, "args->offsets", a->offsets, (uint64_t)(n_class + 1) * 4, 4));
+  TRY(need_optional(fn, memory, "args->permutation", a->permutation, slots, 4));
+  return need_optional(fn, memory, "args->logits_out", a->logits_out, (uint64_t)t * n_class * 4, 4);
 }
 
-static moi_status check_ffn_weights(const char *fn, const moi_experts_desc *d, moi_ffn_run *r) {
+static moi_status check_ffn_weights(const char *fn, moi_memory memory, const moi_experts_desc *d, moi_ffn_run *r) {
   uint32_t both = d->gate_layout == MOI_GATE_CONCAT || d->gate_layout == MOI_GATE_INTERLEAVED;
   int tables = (d->flags & MOI_EXPERTS_TABLES) != 0;
   if (d->gate_layout == MOI_GATE_SPLIT)
-    TRY(check_weights(fn, "args->gate", &r->gate, r->args.gate, d->format, d->intermediate, d->hidden, d->n_experts,
+    TRY(check_weights(fn, memory, "args->gate", &r->gate, r->args.gate, d->format, d->intermediate, d->hidden, d->n_experts,
                       d->bias_type, tables));
-  TRY(check_weights(fn, "args->up", &r->up, r->args.up, d->format, d->intermediate << both, d->hidden, d->n_experts,
+  TRY(check_weights(fn, memory, "args->up", &r->up, r->args.up, d->format, d->intermediate << both, d->hidden, d->n_experts,
                     d->bias_type, tables));
-  return check_weights(fn, "args->down", &r->down, r->args.down, d->down_format, d->hidden, d->intermediate,
+  return check_weights(fn, memory, "args->down", &r->down, r->args.down, d->down_format, d->hidden, d->intermediate,
                        d->n_experts, d->bias_type, tables);
 }
 
 /* with_ids: the engine's ids and weights are read; with_output: this FFN owns the output */
-static moi_status check_ffn(const char *fn, const moi_experts_desc *d, moi_ffn_run *r, int with_ids, int with_output) {
+static moi_status check_ffn(const char *fn, moi_memory memory, const moi_experts_desc *d, moi_ffn_run *r, int with_ids, int with_output) {
   moi_experts_args *a = &r->args;
   uint32_t t = a->n_tokens;
   if (t > d->max_tokens) REFUSE("args->n_tokens: %u, the plan's max_tokens is %u", t, d->max_tokens);
   TRY(resolve_stride(fn, "args->input_stride", &a->input_stride, d->hidden));
   TRY(resolve_stride(fn, "args->output_stride", &a->output_stride, d->hidden));
-  TRY(need_optional(fn, "args->n_tokens_device", a->n_tokens_device, 4, 4));
+  TRY(need_optional(fn, memory, "args->n_tokens_device", a->n_tokens_device, 4, 4));
   uint32_t in_bytes = moi_dense_bytes(d->input_type), out_bytes = moi_dense_bytes(d->output_type);
   uint64_t in = rows_bytes(t, a->input_stride, d->hidden, in_bytes);
   uint64_t out = rows_bytes(t, a->output_stride, d->hidden, out_bytes);
-  TRY(need(fn, "args->input", a->input, in, in_bytes));
+  TRY(need(fn, memory, "args->input", a->input, in, in_bytes));
   if (with_output) {
-    TRY(need(fn, "args->output", a->output, out, out_bytes));
+    TRY(need(fn, memory, "args->output", a->output, out, out_bytes));
     if (overlap(a->input, in, a->output, out)) REFUSE("args->output: overlaps args->input");
   }
   if (with_ids) {
     uint64_t slots = (uint64_t)t * d->top_k * 4;
-    TRY(need(fn, "args->ids", a->ids, slots, 4));
-    TRY(need(fn, "args->weights", a->weights, slots, 4));
+    TRY(need(fn, memory, "args->ids", a->ids, slots, 4));
+    TRY(need(fn, memory, "args->weights", a->weights, slots, 4));
     if (overlap(a->ids, slots, a->output, out) || overlap(a->weights, slots, a->output, out))
       REFUSE("args->output: overlaps args->ids or args->weights");
   }
-  return t ? check_ffn_weights(fn, d, r) : MOI_OK;
+  return t ? check_ffn_weights(fn, memory, d, r) : MOI_OK;
 }
 
 moi_status moi_run_begin(const char *fn, const moi_plan *plan, moi_op op, moi_buffer workspace, moi_queue queue,
@@ -137,7 +138,7 @@ moi_status moi_run_begin(const char *fn, const moi_plan *plan, moi_op op, moi_bu
   memset(run, 0, sizeof *run);
   run->workspace = workspace;
   run->queue = queue;
-  return need(fn, "workspace", workspace, plan->workspace, (uint32_t)plan->workspace_align);
+  return need(fn, moi_memory_of(plan), "workspace", workspace, plan->workspace, (uint32_t)plan->workspace_align);
 }
 
 static moi_status take_ffn(const char *fn, const char *what, moi_experts_args *dst, const moi_experts_args *src) {
@@ -168,8 +169,9 @@ moi_status moi_experts_run(const moi_plan *plan, const moi_experts_args *args, m
   const char *fn = "moi_experts_run";
   moi_run run;
   TRY(moi_run_begin(fn, plan, MOI_OP_EXPERTS, workspace, queue, &run));
+  moi_memory memory = moi_memory_of(plan);
   TRY(take_ffn(fn, "args", &run.experts.args, args));
-  TRY(check_ffn(fn, &plan->experts, &run.experts, 1, 1));
+  TRY(check_ffn(fn, memory, &plan->experts, &run.experts, 1, 1));
   run.n_tokens = run.experts.args.n_tokens;
   return go(fn, plan, &run);
 }
@@ -178,6 +180,7 @@ moi_status moi_gemm_run(const moi_plan *plan, const moi_gemm_args *args, moi_buf
   const char *fn = "moi_gemm_run";
   moi_run run;
   TRY(moi_run_begin(fn, plan, MOI_OP_GEMM, workspace, queue, &run));
+  moi_memory memory = moi_memory_of(plan);
   moi_gemm_args *a = &run.gemm;
   TRY(MOI_STRUCT_IN(fn, a, args));
   TRY(moi_chain_none(fn, "args", a->next));
@@ -188,14 +191,14 @@ moi_status moi_gemm_run(const moi_plan *plan, const moi_gemm_args *args, moi_buf
   uint32_t in_bytes = moi_dense_bytes(d->input_type), out_bytes = moi_dense_bytes(d->output_type);
   uint64_t in = rows_bytes(a->n_rows, a->input_stride, d->k, in_bytes);
   uint64_t out = rows_bytes(a->n_rows, a->output_stride, d->n, out_bytes);
-  TRY(need(fn, "args->input", a->input, in, in_bytes));
-  TRY(need(fn, "args->output", a->output, out, out_bytes));
-  TRY(need(fn, "args->offsets", a->offsets, ((uint64_t)d->n_experts + 1) * 4, 4));
+  TRY(need(fn, memory, "args->input", a->input, in, in_bytes));
+  TRY(need(fn, memory, "args->output", a->output, out, out_bytes));
+  TRY(need(fn, memory, "args->offsets", a->offsets, ((uint64_t)d->n_experts + 1) * 4, 4));
   if (overlap(a->input, in, a->output, out)) REFUSE("args->output: overlaps args->input");
   if (overlap(a->offsets, ((uint64_t)d->n_experts + 1) * 4, a->output, out))
     REFUSE("args->output: overlaps args->offsets");
   if (a->n_rows)
-    TRY(check_weights(fn, "args->weights", &run.gemm_weights, a->weights, d->format, d->n, d->k, d->n_experts,
+    TRY(check_weights(fn, memory, "args->weights", &run.gemm_weights, a->weights, d->format, d->n, d->k, d->n_experts,
                       d->bias_type, (d->flags & MOI_EXPERTS_TABLES) != 0));
   run.n_tokens = a->n_rows;
   return go(fn, plan, &run);
@@ -206,10 +209,11 @@ moi_status moi_moe_run(const moi_plan *plan, const moi_moe_args *args, moi_buffe
   moi_run run;
   moi_moe_args a;
   TRY(moi_run_begin(fn, plan, MOI_OP_MOE, workspace, queue, &run));
+  moi_memory memory = moi_memory_of(plan);
   TRY(moi_struct_in(fn, "args", &a, sizeof a, args));
   TRY(moi_chain_none(fn, "args", a.next));
   TRY(take_ffn(fn, "args->experts", &run.experts.args, a.experts));
-  TRY(check_ffn(fn, &plan->experts, &run.experts, !plan->has_route, 1));
+  TRY(check_ffn(fn, memory, &plan->experts, &run.experts, !plan->has_route, 1));
   run.n_tokens = run.experts.args.n_tokens;
   if (plan->has_route) {
     TRY(take_route(fn, "args->route", &run.route, a.route));
@@ -222,13 +226,13 @@ moi_status moi_moe_run(const moi_plan *plan, const moi_moe_args *args, moi_buffe
     TRY(take_ffn(fn, "args->shared", &run.shared.args, a.shared));
     moi_experts_args *s = &run.shared.args;
     s->n_tokens = run.n_tokens;
-    if (!s->input.ptr && !s->input.handle) {
+    if (!moi_has(s->input)) {
       if (plan->shared.input_type != plan->experts.input_type)
         REFUSE("args->shared->input: is absent, but shared has another input_type than experts");
       s->input = run.experts.args.input;
       s->input_stride = run.experts.args.input_stride;
     }
-    TRY(check_ffn(fn, &plan->shared, &run.shared, 0, 0));
+    TRY(check_ffn(fn, memory, &plan->shared, &run.shared, 0, 0));
     const moi_experts_args *x = &run.experts.args;
     uint64_t in = rows_bytes(s->n_tokens, s->input_stride, plan->shared.hidden, moi_dense_bytes(plan->shared.input_type));
     uint64_t out = rows_bytes(x->n_tokens, x->output_stride, plan->experts.hidden,
@@ -236,7 +240,7 @@ moi_status moi_moe_run(const moi_plan *plan, const moi_moe_args *args, moi_buffe
     if (overlap(s->input, in, x->output, out)) REFUSE("args->experts->output: overlaps args->shared->input");
     if (plan->shared_gate == MOI_SHARED_SIGMOID) {
       uint32_t bytes = moi_dense_bytes(plan->shared_gate_type);
-      TRY(need(fn, "args->shared_gate", a.shared_gate, (uint64_t)plan->shared.hidden * bytes, bytes));
+      TRY(need(fn, memory, "args->shared_gate", a.shared_gate, (uint64_t)plan->shared.hidden * bytes, bytes));
       run.shared_gate = a.shared_gate;
     }
   }

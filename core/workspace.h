@@ -14,15 +14,21 @@ typedef struct moi_carve {
   int overflow; /* a size did not fit size_t */
 } moi_carve;
 
-/* count * bytes, 64-byte aligned; NULL while counting. */
-static inline void *moi_take(moi_carve *carve, size_t count, size_t bytes) {
+/* Where count * bytes lie, 64-byte aligned, from the start of the workspace; 0 on overflow. */
+static inline size_t moi_take_at(moi_carve *carve, size_t count, size_t bytes) {
   size_t at = (carve->used + (MOI_WORKSPACE_ALIGN - 1)) & ~(size_t)(MOI_WORKSPACE_ALIGN - 1);
   if (bytes && count > (SIZE_MAX / 2 - at) / bytes) {
     carve->overflow = 1;
-    return NULL;
+    return 0;
   }
   carve->used = at + count * bytes;
-  return carve->base ? carve->base + at : NULL;
+  return at;
+}
+
+/* The same as an address; NULL while counting. */
+static inline void *moi_take(moi_carve *carve, size_t count, size_t bytes) {
+  size_t at = moi_take_at(carve, count, bytes);
+  return carve->base && !carve->overflow ? carve->base + at : NULL;
 }
 
 #endif

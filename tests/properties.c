@@ -318,7 +318,7 @@ static void test_ragged_shapes(void **state) {
       long long offset;
       const char *hit = moi_arena_damage(&arena, &offset);
       if (hit) fail_msg("%s: wrote to %s at %lld", kernel, hit, offset);
-      moi_verdict v = moi_case_compare(&c, kernel, &out[0], &out[1]);
+      moi_verdict v = moi_case_compare(&c, MOI_BACKEND_CPU, kernel, &out[0], &out[1]);
       if (!v.ok) fail_msg("%s, %u rows: %s", kernel, tokens[i], v.text);
       moi_arena_free(&arena);
       moi_case_free(&c);

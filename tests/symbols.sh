@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# symbols.sh LIBRARY HEADER SOVERSION: the shared library exports the functions of the header and nothing else, needs
+# symbols.sh LIBRARY SOVERSION HEADER...: the shared library exports the functions of the headers and nothing else, needs
 # nothing but the C library, and carries the right SONAME. NM and READELF: the tools, if not the system's.
 set -euo pipefail
-library=$1 header=$2 soversion=$3
+library=$1 soversion=$2
+shift 2
 status=0
 
 # From each MOI_API to the parenthesis that opens the parameters; the last word before it is the name.
-declared=$(grep -v '^ *#' "$header" | tr '\n' ' ' |
+declared=$(grep -hv '^ *#' "$@" | tr '\n' ' ' |
   grep -oE 'MOI_API [^();]*\(' | sed -E 's/ *\($//; s/.*[ *]//' | sort -u)
 exported=$("${NM:-nm}" -D --defined-only "$library" | awk '$2 != "A" { sub(/@.*/, "", $3); print $3 }' | sort -u)
-[ "$(wc -l <<<"$declared")" -ge 20 ] || { echo "only these declarations were found in $header: $declared"; exit 1; }
+[ "$(wc -l <<<"$declared")" -ge 20 ] || { echo "only these declarations were found in $*: $declared"; exit 1; }
 if [ "$declared" != "$exported" ]; then
-  echo "declared in $header (<) and exported by $library (>) differ:"
+  echo "declared in $* (<) and exported by $library (>) differ:"
   diff <(echo "$declared") <(echo "$exported") || true
   status=1
 fi

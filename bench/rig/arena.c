@@ -1,5 +1,6 @@
 #include "bench/rig/arena.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,6 +44,58 @@ static int forbid(void *at, size_t size) { return mprotect(at, size, PROT_NONE);
 static void unmap(void *at, size_t size) { munmap(at, size); }
 #endif
 
+/* ---- every block there is, for moi_arena_find */
+
+static struct {
+  moi_block *blocks;
+  size_t n, capacity;
+} all;
+static atomic_flag all_busy = ATOMIC_FLAG_INIT;
+
+static void enter(void) {
+  while (atomic_flag_test_and_set_explicit(&all_busy, memory_order_acquire)) continue;
+}
+static void leave(void) { atomic_flag_clear_explicit(&all_busy, memory_order_release); }
+
+static void remember(const moi_block *b) {
+  enter();
+  if (all.n == all.capacity) {
+    all.capacity = all.capacity ? 2 * all.capacity : 256;
+    all.blocks = realloc(all.blocks, all.capacity * sizeof *all.blocks);
+    if (!all.blocks) out_of_memory(all.capacity * sizeof *all.blocks, "the list of buffers");
+  }
+  all.blocks[all.n++] = *b;
+  leave();
+}
+
+static void forget(const moi_block *b) {
+  enter();
+  for (size_t i = all.n; i-- > 0;)
+    if (all.blocks[i].map == b->map) {
+      all.blocks[i] = all.blocks[--all.n];
+      break;
+    }
+  if (!all.n) {
+    free(all.blocks);
+    all.blocks = NULL;
+    all.capacity = 0;
+  }
+  leave();
+}
+
+int moi_arena_find(const void *p, moi_block *out) {
+  const uint8_t *at = p;
+  int found = 0;
+  enter();
+  for (size_t i = all.n; i-- > 0 && found < 2;) /* one that ends at p only if none begins there */
+    if (at >= all.blocks[i].ptr && at <= all.blocks[i].ptr + all.blocks[i].size && !(found && at == all.blocks[i].ptr + all.blocks[i].size)) {
+      *out = all.blocks[i];
+      found = at < all.blocks[i].ptr + all.blocks[i].size ? 2 : 1;
+    }
+  leave();
+  return found != 0;
+}
+
 void *moi_arena_take(moi_arena *arena, size_t size, size_t align, const char *name) {
   if (arena->n_blocks == arena->capacity) {
     arena->capacity = arena->capacity ? 2 * arena->capacity : 64;
@@ -64,6 +117,7 @@ void *moi_arena_take(moi_arena *arena, size_t size, size_t align, const char *na
       (void)madvise(b->map, b->map_size, MADV_HUGEPAGE); /* only a wish */
 #endif
     }
+    remember(b);
     return b->ptr;
   }
   size_t body = (size + align - 1) & ~(align - 1);
@@ -73,8 +127,10 @@ void *moi_arena_take(moi_arena *arena, size_t size, size_t align, const char *na
   if (forbid(b->map + pages, PAGE)) out_of_memory(PAGE, "a guard page");
   b->ptr = b->map + pages - body;
   b->tail = body - size;
+  b->guard = ZONE;
   memset(b->ptr - ZONE, GUARD, ZONE);
   memset(b->ptr + size, GUARD, b->tail);
+  remember(b);
   return b->ptr;
 }
 
@@ -94,6 +150,7 @@ const char *moi_arena_damage(const moi_arena *arena, long long *offset) {
 }
 
 void moi_arena_free(moi_arena *arena) {
+  for (size_t i = 0; i < arena->n_blocks; i++) forget(&arena->blocks[i]);
   for (size_t i = 0; i < arena->n_blocks; i++) unmap(arena->blocks[i].map, arena->blocks[i].map_size);
   free(arena->blocks);
   arena->blocks = NULL;

@@ -13,7 +13,8 @@ typedef struct moi_block {
   const char *name;
   uint8_t *map, *ptr;
   size_t map_size, size;
-  size_t tail; /* pattern bytes after the buffer */
+  size_t tail;  /* pattern bytes after the buffer */
+  size_t guard; /* and before it */
 } moi_block;
 
 typedef struct moi_arena {
@@ -31,6 +32,9 @@ static inline moi_buffer moi_arena_view(moi_arena *arena, size_t size, size_t al
 /* NULL, or the name of a buffer whose guard zone was written to; *offset: of the first such byte from its start. */
 const char *moi_arena_damage(const moi_arena *arena, long long *offset);
 void moi_arena_free(moi_arena *arena);
+
+/* 1 and the block of a living arena that holds `p` (or ends there); 0 if none does. */
+int moi_arena_find(const void *p, moi_block *out);
 
 /* What an output holds before a run: no result is likely to be this. */
 #define MOI_POISON 0xfd

@@ -4,8 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "bench/rig/device.h"
 #include "bench/rig/operands.h"
 #include "bench/rig/random.h"
+#include "core/backend.h"
 #include "core/shared/round.h"
 
 enum { MAX_DIM = 1024, POOL_ROWS = 2048, DEAL_ABOVE = 32768, ENDLESS = 1 << 28 };
@@ -492,24 +494,35 @@ moi_status moi_attention_operands_plan(const moi_attention_operands *o, moi_cont
 moi_status moi_attention_operands_run(const moi_attention_operands *o, const moi_plan *plan,
                                       const moi_attention_outputs *outputs, moi_buffer workspace) {
   moi_queue queue = {NULL};
-  if (o->task == MOI_RIG_APPEND) {
-    moi_kv_append_args append = o->append;
-    moi_kv_cache cache = o->cache;
-    cache.k = outputs->k;
-    cache.v = outputs->v;
-    append.cache = &cache;
-    return moi_kv_append_run(plan, &append, queue);
-  }
-  if (o->task == MOI_RIG_MERGE) {
-    moi_attention_merge_args merge = o->merge;
-    merge.output = outputs->output;
-    merge.lse = outputs->lse;
-    return moi_attention_merge_run(plan, &merge, queue);
-  }
+  moi_mirror *m = NULL;
+  moi_status status;
+  moi_device *device = moi_device_of(plan->context, &status);
+  if (device) status = moi_mirror_begin(device, &m);
+  if (status) return status;
+  if (m) queue = moi_mirror_queue(m);
+  moi_kv_cache cache = o->cache;
+  moi_kv_append_args append = o->append;
+  moi_attention_merge_args merge = o->merge;
   moi_attention_args args = o->args;
-  args.output = outputs->output;
-  args.lse = outputs->lse;
-  return moi_attention_run(plan, &args, workspace, queue);
+  if (o->task == MOI_RIG_APPEND) cache.k = outputs->k, cache.v = outputs->v;
+  append.cache = &cache;
+  args.cache = args.cache ? &cache : NULL;
+  merge.output = args.output = outputs->output;
+  merge.lse = args.lse = outputs->lse;
+  if (m) {
+    moi_buffer *attending[] = {&args.q, &args.output, &args.lse, &args.sinks, &args.q_offsets, &args.kv_lens,
+                               &args.q_start, &args.kv_begin, &workspace};
+    moi_buffer *appending[] = {&append.k, &append.v, &append.q_offsets, &append.kv_lens, &append.q_start};
+    moi_buffer *merging[] = {&merge.parts, &merge.part_lse, &merge.output, &merge.lse};
+    moi_buffer **views = o->task == MOI_RIG_APPEND ? appending : o->task == MOI_RIG_MERGE ? merging : attending;
+    size_t n = o->task == MOI_RIG_APPEND ? 5 : o->task == MOI_RIG_MERGE ? 4 : 9;
+    for (size_t i = 0; i < n; i++) *views[i] = moi_mirror_view(m, *views[i]);
+    if (o->task != MOI_RIG_MERGE) moi_mirror_cache(m, &cache);
+  }
+  status = o->task == MOI_RIG_APPEND  ? moi_kv_append_run(plan, &append, queue)
+           : o->task == MOI_RIG_MERGE ? moi_attention_merge_run(plan, &merge, queue)
+                                      : moi_attention_run(plan, &args, workspace, queue);
+  return m ? moi_mirror_end(m, status) : status;
 }
 
 /* ---- results that the rig knows itself */

@@ -3,7 +3,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "bench/rig/device.h"
 #include "bench/rig/random.h"
+#include "core/backend.h"
 
 static const moi_experts_desc *ffn_of(const moi_case *c) { return &c->experts; }
 
@@ -146,7 +148,15 @@ moi_status moi_case_plan(const moi_case *c, moi_context *context, const char *ke
 }
 
 moi_status moi_case_run(const moi_case *c, const moi_plan *plan, const moi_outputs *outputs, moi_buffer workspace) {
+  if (c->op == MOI_OP_ATTENTION)
+    return moi_attention_operands_run(&c->attention, plan, &outputs->attention, workspace);
   moi_queue queue = {NULL};
+  moi_weights weights[7];
+  moi_mirror *mirror = NULL;
+  moi_status status;
+  moi_device *device = moi_device_of(plan->context, &status);
+  if (device) status = moi_mirror_begin(device, &mirror);
+  if (status) return status;
   moi_route_args route = outputs->route;
   moi_experts_args experts = c->operands.experts;
   experts.output = outputs->output;
@@ -155,14 +165,31 @@ moi_status moi_case_run(const moi_case *c, const moi_plan *plan, const moi_outpu
   moi_moe_args moe = c->operands.args;
   moe.experts = &experts;
   if (moe.route) moe.route = &route;
-  if (moe.shared) moe.shared = &c->operands.shared;
-  switch (c->op) {
-    case MOI_OP_ATTENTION: return moi_attention_operands_run(&c->attention, plan, &outputs->attention, workspace);
-    case MOI_OP_GEMM: return moi_gemm_run(plan, &gemm, workspace, queue);
-    case MOI_OP_ROUTE: return moi_route_run(plan, &route, workspace, queue);
-    case MOI_OP_EXPERTS: return moi_experts_run(plan, &experts, workspace, queue);
-    default: return moi_moe_run(plan, &moe, workspace, queue);
+  moi_experts_args shared = c->operands.shared;
+  if (moe.shared) moe.shared = &shared;
+  if (mirror) {
+    queue = moi_mirror_queue(mirror);
+    workspace = moi_mirror_view(mirror, workspace);
+    if (c->op == MOI_OP_GEMM) {
+      weights[6] = *gemm.weights;
+      moi_mirror_weights(mirror, &weights[6]);
+      gemm.weights = &weights[6];
+      gemm.input = moi_mirror_view(mirror, gemm.input);
+      gemm.output = moi_mirror_view(mirror, gemm.output);
+      gemm.offsets = moi_mirror_view(mirror, gemm.offsets);
+    }
+    if (c->op == MOI_OP_ROUTE || moe.route) moi_mirror_route(mirror, &route);
+    if (c->op == MOI_OP_EXPERTS || c->op == MOI_OP_MOE) moi_mirror_experts(mirror, &experts, &weights[0]);
+    if (moe.shared) moi_mirror_experts(mirror, &shared, &weights[3]);
+    moe.shared_gate = moi_mirror_view(mirror, moe.shared_gate);
   }
+  switch (c->op) {
+    case MOI_OP_GEMM: status = moi_gemm_run(plan, &gemm, workspace, queue); break;
+    case MOI_OP_ROUTE: status = moi_route_run(plan, &route, workspace, queue); break;
+    case MOI_OP_EXPERTS: status = moi_experts_run(plan, &experts, workspace, queue); break;
+    default: status = moi_moe_run(plan, &moe, workspace, queue); break;
+  }
+  return mirror ? moi_mirror_end(mirror, status) : status;
 }
 
 moi_status moi_case_run_guarded(const moi_case *c, const moi_plan *plan, const moi_outputs *outputs, char *damage,
@@ -202,7 +229,7 @@ static int may_be_nothing(const moi_case *c) {
   return c->traffic == MOI_TRAFFIC_NOWHERE || c->traffic == MOI_TRAFFIC_HOLES || c->hostile_offsets || !c->n_tokens;
 }
 
-moi_verdict moi_case_compare(const moi_case *c, const char *kernel, const moi_outputs *result,
+moi_verdict moi_case_compare(const moi_case *c, moi_backend backend, const char *kernel, const moi_outputs *result,
                              const moi_outputs *reference) {
   moi_verdict v = {.ok = 1};
   if (c->op == MOI_OP_ATTENTION)
@@ -211,13 +238,13 @@ moi_verdict moi_case_compare(const moi_case *c, const char *kernel, const moi_ou
   moi_format format = c->op == MOI_OP_GEMM    ? c->gemm.format
                       : c->op == MOI_OP_ROUTE ? moi_or(c->route.router_type, MOI_FORMAT_F32)
                                               : c->experts.format;
-  moi_accumulator accumulator = moi_accumulator_of(kernel, format);
-  if (c->experts.down_format && moi_accumulator_of(kernel, c->experts.down_format) == MOI_ACCUMULATE_I16)
+  moi_accumulator accumulator = moi_accumulator_of(backend, kernel, format);
+  if (c->experts.down_format && moi_accumulator_of(backend, kernel, c->experts.down_format) == MOI_ACCUMULATE_I16)
     accumulator = MOI_ACCUMULATE_I16;
-  if (c->has_shared && moi_accumulator_of(kernel, c->shared.format) == MOI_ACCUMULATE_I16)
+  if (c->has_shared && moi_accumulator_of(backend, kernel, c->shared.format) == MOI_ACCUMULATE_I16)
     accumulator = MOI_ACCUMULATE_I16;
   if (writes_route(c)) {
-    moi_accumulator router = moi_accumulator_of(kernel, moi_or(c->route.router_type, MOI_FORMAT_F32));
+    moi_accumulator router = moi_accumulator_of(backend, kernel, moi_or(c->route.router_type, MOI_FORMAT_F32));
     moi_route_args a = result->route, b = reference->route;
     a.n_tokens = b.n_tokens = n;
     v = moi_compare_route(&c->route, &a, &b, moi_logit_error(router, &c->route));

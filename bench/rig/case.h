@@ -49,7 +49,8 @@ moi_status moi_case_run(const moi_case *c, const moi_plan *plan, const moi_outpu
 moi_status moi_case_run_guarded(const moi_case *c, const moi_plan *plan, const moi_outputs *outputs, char *damage,
                                 size_t damage_size);
 
-moi_verdict moi_case_compare(const moi_case *c, const char *kernel, const moi_outputs *result,
+/* backend and kernel: those that made the result, which say how far off it may be. */
+moi_verdict moi_case_compare(const moi_case *c, moi_backend backend, const char *kernel, const moi_outputs *result,
                              const moi_outputs *reference);
 /* 1 if all outputs hold the same bits. */
 int moi_case_same_bits(const moi_case *c, const moi_outputs *a, const moi_outputs *b);

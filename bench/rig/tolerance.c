@@ -15,7 +15,8 @@ static double step_of(moi_format type) {
   return type == MOI_FORMAT_BF16 ? 0x1p-8 : type == MOI_FORMAT_F16 ? 0x1p-11 : 0x1p-24;
 }
 
-moi_accumulator moi_accumulator_of(const char *kernel, moi_format format) {
+moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_format format) {
+  if (backend != MOI_BACKEND_CPU) return MOI_ACCUMULATE_F32;
   int dense = format == MOI_FORMAT_F32 || format == MOI_FORMAT_F16 || format == MOI_FORMAT_BF16 ||
               format == MOI_FORMAT_BF16_KN;
   return dense || (kernel && (!strcmp(kernel, "generic") || !strcmp(kernel, "ref"))) ? MOI_ACCUMULATE_F32

@@ -34,8 +34,9 @@ typedef enum moi_accumulator {
   MOI_ACCUMULATE_I16  /* activations quantised to 16 bits for each 32 */
 } moi_accumulator;
 
-/* What the kernels of a format are allowed: fp32 for the dense formats and the generic kernel, int16 for the others. */
-moi_accumulator moi_accumulator_of(const char *kernel, moi_format format);
+/* What a backend's kernels of a format are allowed. On the CPU int16, but fp32 for the dense formats and for the kernels
+ * 'generic' and 'ref'; elsewhere fp32: no kernel there quantises activations. */
+moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_format format);
 
 /* e and s of the comment above. */
 typedef struct moi_error {

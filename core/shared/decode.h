@@ -42,6 +42,38 @@ MOI_FN float moi_e2m1_value(uint c) {
   return (c & 8u) != 0u ? -magnitude : magnitude;
 }
 
+/* ---- the other way: round to nearest even; NaN stays NaN; overflow gives infinity */
+
+MOI_FN uint moi_bf16_code(float f) {
+  uint u = moi_f32_bits(f);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return (u >> 16) | 0x40u;
+  return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+}
+
+MOI_FN uint moi_f16_code(float f) {
+  uint u = moi_f32_bits(f), sign = (u >> 16) & 0x8000u;
+  u &= 0x7fffffffu;
+  if (u > 0x7f800000u) return sign | 0x7e00u;
+  if (u >= 0x477ff000u) return sign | 0x7c00u; /* rounds to 65536 or more */
+  if (u < 0x38800000u)                         /* below 2^-14: the fp32 adder does the rounding */
+    return sign | (moi_f32_bits(moi_bits_f32(u) + 0.5f) - 0x3f000000u);
+  u += 0xfffu + ((u >> 13) & 1u);
+  return sign | ((u - 0x38000000u) >> 13);
+}
+
+/* E4M3FN saturates at 448. */
+MOI_FN uint moi_e4m3_code(float f) {
+  uint u = moi_f32_bits(f), sign = (u >> 24) & 0x80u;
+  u &= 0x7fffffffu;
+  if (u > 0x7f800000u) return sign | 0x7fu;
+  if (u >= 0x43e00000u) return sign | 0x7eu;
+  if (u < 0x3c800000u) /* below 2^-6: multiples of 2^-9, rounded by the fp32 adder (2^14 has that ulp) */
+    return sign | (moi_f32_bits(moi_bits_f32(u) + 16384.0f) - 0x46800000u);
+  u += 0x7ffffu + ((u >> 20) & 1u);
+  uint code = (u - 0x3c000000u) >> 20;
+  return sign | (code > 0x7eu ? 0x7eu : code);
+}
+
 /* Nibble k & 1 of a byte (low = even k). */
 MOI_FN uint moi_nibble_even_odd(uint byte, uint k) { return (byte >> (4u * (k & 1u))) & 15u; }
 /* GGUF's 32-blocks: byte j holds elements j (low) and j + 16 (high). */

@@ -6,6 +6,7 @@
  *   MOI_U16(B, i)         the 16 bits at byte offset i (a multiple of 2) of stream B, as uint
  *   MOI_U32(B, i)         the 32 bits at byte offset i (a multiple of 4) of stream B, as uint
  *   moi_bits_f32(u)       reinterpret
+ *   moi_f32_bits(f)
  *
  * A GLSL or CUDA file may define them before it includes this one. Offsets within one expert's matrix fit 32 bits
  * (moi_format_size refuses more). */
@@ -16,6 +17,7 @@
 
 #define MOI_FN
 #define moi_bits_f32(u) uintBitsToFloat(u)
+#define moi_f32_bits(f) floatBitsToUint(f)
 #define MOI_UINT(x) uint(x)
 #define MOI_INT(x) int(x)
 #define MOI_FLOAT(x) float(x)
@@ -44,6 +46,11 @@ MOI_FN float moi_bits_f32(uint u) {
   float f;
   memcpy(&f, &u, 4);
   return f;
+}
+MOI_FN uint moi_f32_bits(float f) {
+  uint u;
+  memcpy(&u, &f, 4);
+  return u;
 }
 
 #ifndef MOI_U8

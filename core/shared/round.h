@@ -7,30 +7,8 @@
 
 #include "decode.h"
 
-static inline uint32_t moi_f32_bits(float f) {
-  uint32_t u;
-  memcpy(&u, &f, 4);
-  return u;
-}
-
-static inline uint16_t moi_to_bf16(float f) {
-  uint32_t u = moi_f32_bits(f);
-  if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40);
-  return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
-}
-
-static inline uint16_t moi_to_f16(float f) {
-  uint32_t u = moi_f32_bits(f), sign = (u >> 16) & 0x8000u;
-  u &= 0x7fffffffu;
-  if (u > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
-  if (u >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds to 65536 or more */
-  if (u < 0x38800000u) {                                   /* below 2^-14: the fp32 adder does the rounding */
-    float magnitude = moi_bits_f32(u) + 0.5f;
-    return (uint16_t)(sign | (moi_f32_bits(magnitude) - 0x3f000000u));
-  }
-  u += 0xfffu + ((u >> 13) & 1u);
-  return (uint16_t)(sign | ((u - 0x38000000u) >> 13));
-}
+static inline uint16_t moi_to_bf16(float f) { return (uint16_t)moi_bf16_code(f); }
+static inline uint16_t moi_to_f16(float f) { return (uint16_t)moi_f16_code(f); }
 
 static inline float moi_round_to(moi_format type, float f) {
   if (type == MOI_FORMAT_BF16) return moi_bf16_value(moi_to_bf16(f));
@@ -49,20 +27,7 @@ static inline void moi_dense_store(moi_format type, void *p, size_t i, float f) 
   else ((uint16_t *)p)[i] = type == MOI_FORMAT_BF16 ? moi_to_bf16(f) : moi_to_f16(f);
 }
 
-/* E4M3FN, round to nearest even, saturating at 448 (the caller has clamped); NaN stays NaN. */
-static inline uint8_t moi_to_e4m3(float f) {
-  uint32_t u = moi_f32_bits(f), sign = (u >> 24) & 0x80u;
-  u &= 0x7fffffffu;
-  if (u > 0x7f800000u) return (uint8_t)(sign | 0x7fu);
-  if (u >= 0x43e00000u) return (uint8_t)(sign | 0x7eu);
-  if (u < 0x3c800000u) { /* below 2^-6: multiples of 2^-9, rounded by the fp32 adder (2^14 has that ulp) */
-    float magnitude = moi_bits_f32(u) + 16384.0f;
-    return (uint8_t)(sign | (moi_f32_bits(magnitude) - 0x46800000u));
-  }
-  u += 0x7ffffu + ((u >> 20) & 1u);
-  uint32_t code = (u - 0x3c000000u) >> 20;
-  return (uint8_t)(sign | (code > 0x7eu ? 0x7eu : code));
-}
+static inline uint8_t moi_to_e4m3(float f) { return (uint8_t)moi_e4m3_code(f); }
 
 /* In place: the values that a model's online E4M3 quantisation in groups of 128 leaves (moi_act_quant). */
 static inline void moi_act_quant_row(moi_act_quant quant, float *x, uint32_t k) {

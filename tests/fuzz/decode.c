@@ -41,7 +41,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (i && (info.op != MOI_OP_GEMM || !info.runs_here || (info.format && info.format != d.format))) continue;
     moi_plan *plan = NULL;
     d.kernel = i ? info.name : "ref";
-    if (moi_gemm_plan(fuzz_context(), &d, &plan)) abort();
+    moi_status status = moi_gemm_plan(fuzz_context(), &d, &plan);
+    if (status == MOI_UNSUPPORTED && i) continue; /* a row for bf16 activations alone */
+    if (status) abort();
     a.output = i ? moi_ptr(got, sizeof got) : moi_ptr(wanted, sizeof wanted);
     if (moi_gemm_run(plan, &a, workspace_of(plan), queue)) abort();
     moi_plan_destroy(plan);

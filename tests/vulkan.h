@@ -1,0 +1,299 @@
+/* An engine with a Vulkan device, for tests: instance, device, queue, buffers, command buffers; validated where the layer
+ * is installed. What the layer says is counted, and no test may have caused any of it. */
+#ifndef MOI_TESTS_VULKAN_H
+#define MOI_TESTS_VULKAN_H
+
+#include "tests/support.h"
+
+#include <moiety_vulkan.h>
+
+#ifndef VK_NO_PROTOTYPES
+#define VK_NO_PROTOTYPES
+#endif
+#include <vulkan/vulkan_core.h>
+
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#else
+#include <dlfcn.h>
+#endif
+
+#define ENGINE_INSTANCE_FUNCTIONS(X)                                                                                   \
+  X(DestroyInstance) X(EnumeratePhysicalDevices) X(GetPhysicalDeviceProperties) X(GetPhysicalDeviceFeatures2)          \
+  X(GetPhysicalDeviceMemoryProperties) X(GetPhysicalDeviceQueueFamilyProperties) X(CreateDevice) X(GetDeviceProcAddr)
+
+#define ENGINE_DEVICE_FUNCTIONS(X)                                                                                     \
+  X(DestroyDevice) X(GetDeviceQueue) X(CreateBuffer) X(DestroyBuffer) X(GetBufferMemoryRequirements) X(AllocateMemory) \
+  X(FreeMemory) X(BindBufferMemory) X(MapMemory) X(CreateCommandPool) X(DestroyCommandPool) X(AllocateCommandBuffers)  \
+  X(BeginCommandBuffer) X(EndCommandBuffer) X(CmdPipelineBarrier) X(QueueSubmit) X(QueueWaitIdle)
+
+typedef struct engine {
+  PFN_vkGetInstanceProcAddr get;
+  VkInstance instance;
+  VkPhysicalDevice physical;
+  VkDevice device;
+  VkQueue queue;
+  uint32_t family;
+  VkPhysicalDeviceVulkan12Features features; /* as the device was made with */
+#define X(name) PFN_vk##name name;
+  ENGINE_INSTANCE_FUNCTIONS(X)
+  ENGINE_DEVICE_FUNCTIONS(X)
+#undef X
+  int validated;
+  int messages; /* of the validation layer */
+  VkDebugUtilsMessengerEXT messenger;
+} engine;
+
+/* Host-visible and mapped. */
+typedef struct engine_buffer {
+  VkBuffer buffer;
+  VkDeviceMemory memory;
+  void *mapped;
+  size_t size;
+} engine_buffer;
+
+/* A command buffer in a pool of its own. */
+typedef struct engine_commands {
+  VkCommandPool pool;
+  VkCommandBuffer buffer;
+} engine_commands;
+
+#define vk(call) assert_int_equal(call, VK_SUCCESS)
+
+static inline PFN_vkGetInstanceProcAddr engine_loader(void) {
+  PFN_vkGetInstanceProcAddr get = NULL;
+#if defined(_WIN32)
+  HMODULE library = LoadLibraryA("vulkan-1.dll");
+  if (library) get = (PFN_vkGetInstanceProcAddr)(void (*)(void))GetProcAddress(library, "vkGetInstanceProcAddr");
+#else
+  void *library = dlopen("libvulkan.so.1", RTLD_NOW | RTLD_LOCAL);
+  void *symbol = library ? dlsym(library, "vkGetInstanceProcAddr") : NULL;
+  memcpy(&get, &symbol, sizeof get);
+#endif
+  return get;
+}
+
+static inline VkBool32 engine_hears(VkDebugUtilsMessageSeverityFlagBitsEXT severity, VkDebugUtilsMessageTypeFlagsEXT types,
+                                    const VkDebugUtilsMessengerCallbackDataEXT *data, void *user) {
+  (void)severity;
+  (void)types;
+  ((engine *)user)->messages++;
+  print_error("validation: %s\n", data->pMessage);
+  return VK_FALSE;
+}
+
+static inline int engine_has_layer(const engine *e, const char *name) {
+  PFN_vkEnumerateInstanceLayerProperties list =
+      (PFN_vkEnumerateInstanceLayerProperties)e->get(NULL, "vkEnumerateInstanceLayerProperties");
+  VkLayerProperties layers[32];
+  uint32_t n = 32;
+  if (!list || list(&n, layers) < VK_SUCCESS) return 0;
+  for (uint32_t i = 0; i < n; i++)
+    if (!strcmp(layers[i].layerName, name)) return 1;
+  return 0;
+}
+
+/* 0, and a line that says why, if there is no device to test on. with_addresses: whether bufferDeviceAddress is enabled. */
+static inline int engine_open(engine *e, int with_addresses) {
+  static const char *const validation = "VK_LAYER_KHRONOS_validation";
+  static const char *const extensions[] = {"VK_EXT_debug_utils", "VK_EXT_validation_features"};
+  memset(e, 0, sizeof *e);
+  e->get = engine_loader();
+  if (!e->get) return print_message("no Vulkan loader on this machine\n"), 0;
+  PFN_vkCreateInstance create = (PFN_vkCreateInstance)e->get(NULL, "vkCreateInstance");
+  VkDebugUtilsMessengerCreateInfoEXT messenger = {
+      .sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_MESSENGER_CREATE_INFO_EXT,
+      .messageSeverity = VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT,
+      .messageType = VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_TYPE_PERFORMANCE_BIT_EXT,
+      .pfnUserCallback = engine_hears,
+      .pUserData = e};
+  const VkValidationFeatureEnableEXT enable = VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT;
+  VkValidationFeaturesEXT features = {.sType = VK_STRUCTURE_TYPE_VALIDATION_FEATURES_EXT,
+                                      .pNext = &messenger,
+                                      .enabledValidationFeatureCount = 1,
+                                      .pEnabledValidationFeatures = &enable};
+  VkApplicationInfo application = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO, .apiVersion = VK_API_VERSION_1_2};
+  VkInstanceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO, .pApplicationInfo = &application};
+  e->validated = engine_has_layer(e, validation);
+  if (e->validated) {
+    info.pNext = &features;
+    info.enabledLayerCount = 1;
+    info.ppEnabledLayerNames = &validation;
+    info.enabledExtensionCount = 2;
+    info.ppEnabledExtensionNames = extensions;
+  }
+  if (!create || create(&info, NULL, &e->instance) != VK_SUCCESS)
+    return print_message("no Vulkan 1.2 instance on this machine\n"), 0;
+#define X(name)                                                                                                        \
+  e->name = (PFN_vk##name)e->get(e->instance, "vk" #name);                                                             \
+  assert_non_null(e->name);
+  ENGINE_INSTANCE_FUNCTIONS(X)
+  if (e->validated) {
+    PFN_vkCreateDebugUtilsMessengerEXT listen =
+        (PFN_vkCreateDebugUtilsMessengerEXT)e->get(e->instance, "vkCreateDebugUtilsMessengerEXT");
+    assert_non_null(listen);
+    vk(listen(e->instance, &messenger, NULL, &e->messenger));
+  }
+  uint32_t n = 1;
+  if (e->EnumeratePhysicalDevices(e->instance, &n, &e->physical) < VK_SUCCESS || !n) {
+    e->DestroyInstance(e->instance, NULL);
+    return print_message("no Vulkan device on this machine\n"), 0;
+  }
+  VkQueueFamilyProperties families[32];
+  n = 32;
+  e->GetPhysicalDeviceQueueFamilyProperties(e->physical, &n, families);
+  while (e->family < n && !(families[e->family].queueFlags & VK_QUEUE_COMPUTE_BIT)) e->family++;
+  assert_true(e->family < n);
+  const float priority = 1;
+  VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+                                   .queueFamilyIndex = e->family,
+                                   .queueCount = 1,
+                                   .pQueuePriorities = &priority};
+  e->features.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES;
+  e->features.bufferDeviceAddress = with_addresses ? VK_TRUE : VK_FALSE;
+  VkDeviceCreateInfo device = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
+                               .pNext = &e->features,
+                               .queueCreateInfoCount = 1,
+                               .pQueueCreateInfos = &queue};
+  vk(e->CreateDevice(e->physical, &device, NULL, &e->device));
+  e->features.pNext = NULL;
+#undef X
+#define X(name)                                                                                                        \
+  e->name = (PFN_vk##name)e->GetDeviceProcAddr(e->device, "vk" #name);                                                 \
+  assert_non_null(e->name);
+  ENGINE_DEVICE_FUNCTIONS(X)
+#undef X
+  e->GetDeviceQueue(e->device, e->family, 0, &e->queue);
+  return 1;
+}
+
+static inline void engine_close(engine *e) {
+  e->DestroyDevice(e->device, NULL);
+  if (e->messenger) {
+    PFN_vkDestroyDebugUtilsMessengerEXT destroy =
+        (PFN_vkDestroyDebugUtilsMessengerEXT)e->get(e->instance, "vkDestroyDebugUtilsMessengerEXT");
+    destroy(e->instance, e->messenger, NULL);
+  }
+  e->DestroyInstance(e->instance, NULL);
+}
+
+/* What it hands to moiety; points into *e. */
+static inline moi_vulkan_device engine_handles(const engine *e) {
+  moi_vulkan_device d = MOI_VULKAN_DEVICE_INIT;
+  d.get_instance_proc_addr = (moi_vulkan_function)e->get;
+  d.instance = e->instance;
+  d.physical_device = e->physical;
+  d.device = e->device;
+  d.queue_family = e->family;
+  d.features = &e->features;
+  return d;
+}
+
+static inline engine_buffer engine_take(const engine *e, size_t size) {
+  engine_buffer b = {.size = (size + 3) / 4 * 4 + 4};
+  VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
+                             .size = b.size,
+                             .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT |
+                                      VK_BUFFER_USAGE_INDIRECT_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+  vk(e->CreateBuffer(e->device, &info, NULL, &b.buffer));
+  VkMemoryRequirements needs;
+  VkPhysicalDeviceMemoryProperties memory;
+  e->GetBufferMemoryRequirements(e->device, b.buffer, &needs);
+  e->GetPhysicalDeviceMemoryProperties(e->physical, &memory);
+  const VkMemoryPropertyFlags host = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+  uint32_t type = 0;
+  while (type < memory.memoryTypeCount &&
+         (!(needs.memoryTypeBits >> type & 1) || (memory.memoryTypes[type].propertyFlags & host) != host))
+    type++;
+  assert_true(type < memory.memoryTypeCount);
+  VkMemoryAllocateFlagsInfo flags = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO,
+                                     .flags = VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT};
+  VkMemoryAllocateInfo allocate = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
+                                   .pNext = &flags,
+                                   .allocationSize = needs.size,
+                                   .memoryTypeIndex = type};
+  vk(e->AllocateMemory(e->device, &allocate, NULL, &b.memory));
+  vk(e->BindBufferMemory(e->device, b.buffer, b.memory, 0));
+  vk(e->MapMemory(e->device, b.memory, 0, VK_WHOLE_SIZE, 0, &b.mapped));
+  memset(b.mapped, 0xff, b.size);
+  return b;
+}
+
+static inline void engine_drop(const engine *e, engine_buffer *b) {
+  e->DestroyBuffer(e->device, b->buffer, NULL);
+  e->FreeMemory(e->device, b->memory, NULL);
+}
+
+static inline moi_buffer engine_view(const engine_buffer *b) {
+  return (moi_buffer){.handle = (uint64_t)(uintptr_t)b->buffer, .size = b->size};
+}
+
+static inline engine_commands engine_begin(const engine *e) {
+  engine_commands c;
+  VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO, .queueFamilyIndex = e->family};
+  vk(e->CreateCommandPool(e->device, &pool, NULL, &c.pool));
+  VkCommandBufferAllocateInfo allocate = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+                                          .commandPool = c.pool,
+                                          .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+                                          .commandBufferCount = 1};
+  vk(e->AllocateCommandBuffers(e->device, &allocate, &c.buffer));
+  VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
+  vk(e->BeginCommandBuffer(c.buffer, &begin));
+  return c;
+}
+
+/* The end of recording: what the host will read is made visible to it. */
+static inline void engine_end(const engine *e, const engine_commands *c) {
+  VkMemoryBarrier barrier = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                             .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT,
+                             .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
+  e->CmdPipelineBarrier(c->buffer, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &barrier, 0,
+                        NULL, 0, NULL);
+  vk(e->EndCommandBuffer(c->buffer));
+}
+
+static inline void engine_submit(const engine *e, const engine_commands *c) {
+  VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &c->buffer};
+  vk(e->QueueSubmit(e->queue, 1, &submit, VK_NULL_HANDLE));
+  vk(e->QueueWaitIdle(e->queue));
+}
+
+static inline void engine_forget(const engine *e, engine_commands *c) { e->DestroyCommandPool(e->device, c->pool, NULL); }
+
+/* ---- the small layer of support.h in one buffer: its views by handle, at the offsets that its members have */
+
+static inline moi_buffer at_device(const layer *l, const engine_buffer *b, moi_buffer view) {
+  if (!view.ptr) return view;
+  return (moi_buffer){.handle = (uint64_t)(uintptr_t)b->buffer,
+                      .offset = (uint64_t)((const uint8_t *)view.ptr - (const uint8_t *)l) + view.offset,
+                      .size = view.size};
+}
+
+/* Copies the layer into the buffer, which then holds its arrays, and translates the views of `l` to it. */
+static inline void layer_to_device(layer *l, const engine_buffer *b) {
+  assert_true(sizeof *l <= b->size);
+  memcpy(b->mapped, l, sizeof *l);
+  moi_weights *weights[] = {&l->gate_w, &l->up_w, &l->down_w, &l->shared_gate_w, &l->shared_up_w, &l->shared_down_w};
+  for (size_t i = 0; i < sizeof weights / sizeof weights[0]; i++) weights[i]->data = at_device(l, b, weights[i]->data);
+  moi_buffer *views[] = {&l->route_args.hidden,   &l->route_args.router,  &l->route_args.ids,
+                         &l->route_args.weights,  &l->route_args.counts,  &l->route_args.offsets,
+                         &l->route_args.permutation, &l->route_args.logits_out, &l->experts_args.input,
+                         &l->experts_args.ids,    &l->experts_args.weights, &l->experts_args.output,
+                         &l->gemm_args.input,     &l->gemm_args.offsets,  &l->gemm_args.output,
+                         &l->moe_args.shared_gate};
+  for (size_t i = 0; i < sizeof views / sizeof views[0]; i++) *views[i] = at_device(l, b, *views[i]);
+}
+
+static inline moi_status layer_record(const layer *l, moi_op op, const moi_plan *plan, moi_buffer workspace,
+                                      const engine_commands *c) {
+  const moi_queue queue = {c ? (void *)c->buffer : NULL};
+  switch (op) {
+    case MOI_OP_ROUTE: return moi_route_run(plan, &l->route_args, workspace, queue);
+    case MOI_OP_EXPERTS: return moi_experts_run(plan, &l->experts_args, workspace, queue);
+    case MOI_OP_GEMM: return moi_gemm_run(plan, &l->gemm_args, workspace, queue);
+    default: return moi_moe_run(plan, &l->moe_args, workspace, queue);
+  }
+}
+
+#endif

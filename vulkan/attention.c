@@ -1,0 +1,394 @@
+/* Attention, the KV append, and the merge of parts.
+ *
+ *   1 prepare   sequences and keys clamped, tiles of each sequence counted: what the host cannot know
+ *   2 few       sequences of few rows (decode): a workgroup for each tile, KV head and segment of the keys
+ *     many      the others: a workgroup for each tile and KV head, which joins the segments one after another
+ *   3 finish    a row's segments joined, sinks, the division, the output's type
+ *
+ * 2 goes over the keys in passes of bounded length, dispatched indirectly: those behind the last key are empty.
+ *
+ * A tile is some of a sequence's rows x query heads of one KV head, by row, then head. Segments lie at multiples of a number
+ * of keys that the plan alone decides, and are joined in ascending order, so that a row's bits are the same in any batch. */
+#include "core/format.h"
+#include "vulkan/vulkan.h"
+
+enum {
+  MAX_SEGMENTS = 32,     /* attention_finish.comp */
+  SEGMENT = 512,         /* keys, at least */
+  TILE = 8,              /* query rows, at most */
+  GROUP = 64,            /* keys that a subgroup weighs at once */
+  STEP = 256,            /* keys whose weights lie in shared memory, at most */
+  ZEROS = 4096,          /* bytes, a row of the cache at most */
+  SEQ_BYTES = 32,        /* attention.glsl: SEQ_WORDS */
+  FINISH_HEADS = 8,      /* attention_finish.comp: HEADS */
+  MAX_GROUPS = 32768     /* of a dimension of a dispatch */
+};
+
+/* attention.glsl: Args */
+typedef struct arguments {
+  uint64_t q, y, lse, sinks, q_offsets, kv_lens, q_start, kv_begin;
+  uint64_t k, v, places, k_scale, v_scale;
+  uint64_t k_token, k_head, k_page, v_token, v_head, v_page;
+  uint64_t zeros, seqs;
+  uint64_t few, many, now;
+  uint64_t few_sums, many_sums, now_sums;
+  uint64_t few_calls, many_calls;
+  uint32_t n_rows, n_seqs, q_stride, q_head_stride, y_stride;
+  uint32_t n_heads, n_kv_heads, head_dim, v_head_dim;
+  uint32_t input_type, output_type;
+  uint32_t max_kv, reach;
+  uint32_t page_size, page_entries, capacity;
+  uint32_t causal, window, chunk, temperature_floor;
+  float temperature, scale, softcap;
+  uint32_t has_sinks;
+  uint32_t few_rows, few_tile, many_tile;
+  uint32_t segment, n_segments;
+  uint32_t pass_keys, few_passes, many_passes;
+  uint32_t few_chunk, few_chunks, many_chunk, many_chunks;
+} arguments;
+
+typedef struct memory {
+  size_t args, zeros, seqs, few_calls, many_calls, few, few_sums, many, many_sums, now, now_sums;
+} memory;
+
+static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
+static uint32_t round_up(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
+
+static uint32_t power_of_two(uint32_t n) {
+  uint32_t p = 1;
+  while (p < n) p *= 2;
+  return p;
+}
+
+/* How many tiles there may be for so many rows and sequences. */
+static size_t few_tiles(const moi_attention_desc *d, const moi_vk_attention_state *state, uint32_t rows, uint32_t seqs) {
+  uint32_t group = d->n_heads / d->n_kv_heads, each = (state->few_rows * group + state->few_tile - 1) / state->few_tile;
+  return (size_t)min_u32(rows, seqs) * each;
+}
+
+static size_t many_tiles(const moi_attention_desc *d, const moi_vk_attention_state *state, uint32_t rows, uint32_t seqs) {
+  if (rows <= state->few_rows) return 0;
+  return (size_t)rows * (d->n_heads / d->n_kv_heads) / state->many_tile + min_u32(rows / (state->few_rows + 1), seqs);
+}
+
+/* Tiles of a dispatch, and dispatches: short enough for a device with a watchdog, none has more than about 2^37
+ * multiply-adds to do unless it has few workgroups. */
+typedef struct calls {
+  uint32_t chunk, chunks, passes;
+} calls;
+
+static calls calls_of(const moi_attention_desc *d, size_t tiles, uint32_t tile, uint32_t keys, uint32_t pass_keys,
+                      uint32_t segments) {
+  uint32_t now = min_u32(keys, pass_keys);
+  double each = (double)tile * now * (d->head_dim + d->v_head_dim) * d->n_kv_heads * segments, most = 137438953472.0 / each;
+  size_t chunk = most > MAX_GROUPS ? MAX_GROUPS : (size_t)most;
+  if (chunk * d->n_kv_heads * segments < 256) chunk = (256 + d->n_kv_heads * segments - 1) / (d->n_kv_heads * segments);
+  return (calls){(uint32_t)chunk, (uint32_t)((tiles + chunk - 1) / chunk), (keys + pass_keys - 1) / pass_keys};
+}
+
+static calls few_calls(const moi_attention_desc *d, const moi_vk_attention_state *s, uint32_t rows, uint32_t seqs) {
+  return calls_of(d, few_tiles(d, s, rows, seqs), s->few_tile, s->segment, s->pass_keys, s->n_segments);
+}
+
+static calls many_calls(const moi_attention_desc *d, const moi_vk_attention_state *s, uint32_t rows, uint32_t seqs) {
+  return calls_of(d, many_tiles(d, s, rows, seqs), s->many_tile, d->max_kv, s->pass_keys, 1);
+}
+
+static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
+  size_t few = few_tiles(d, state, d->max_rows, d->max_seqs) * state->n_segments * d->n_kv_heads * state->few_tile;
+  size_t many = many_tiles(d, state, d->max_rows, d->max_seqs) * d->n_kv_heads * state->many_tile;
+  m->args = moi_take_at(c, sizeof(arguments), 1);
+  m->zeros = moi_take_at(c, ZEROS, 1);
+  m->seqs = moi_take_at(c, (size_t)d->max_seqs + 1, SEQ_BYTES);
+  calls few_all = few_calls(d, state, d->max_rows, d->max_seqs), many_all = many_calls(d, state, d->max_rows, d->max_seqs);
+  m->few_calls = moi_take_at(c, (size_t)few_all.passes * few_all.chunks, 12);
+  m->many_calls = moi_take_at(c, (size_t)many_all.passes * many_all.chunks, 12);
+  m->few = moi_take_at(c, few, (size_t)d->v_head_dim * 4);
+  m->few_sums = moi_take_at(c, few, 8);
+  m->many = moi_take_at(c, many, (size_t)d->v_head_dim * 4);
+  m->many_sums = moi_take_at(c, many, 8);
+  m->now = moi_take_at(c, state->n_segments > 1 ? many : 0, (size_t)d->v_head_dim * 4);
+  m->now_sums = moi_take_at(c, state->n_segments > 1 ? many : 0, 8);
+}
+
+void moi_vk_attention_count(const moi_plan *plan, moi_carve *c) {
+  memory m;
+  carve(plan, c, &m);
+}
+
+/* Keys of a lane, and groups of a step: attention_lanes.comp's KT and GROUPS. */
+static void lanes_shape(const moi_vulkan *v, uint32_t tile, uint32_t *keys, uint32_t *groups) {
+  uint32_t subgroup = v->traits.subgroup, step = STEP;
+  *keys = subgroup >= GROUP ? 1 : subgroup >= GROUP / 8 ? GROUP / subgroup : 8;
+  while (step > subgroup * *keys && tile * step * 4 + step * 8 + 1024 > v->traits.shared_memory) step /= 2;
+  *groups = step < subgroup * *keys ? 1 : step / (subgroup * *keys);
+}
+
+/* Keys of a pass: a multiple of a step. llvmpipe ends all loops of an invocation after 65535 turns; others are only to
+ * end before a watchdog barks. */
+static uint32_t pass_keys(const moi_vulkan *v, const moi_attention_desc *d, uint32_t tile) {
+  uint32_t keys, groups, subgroup = v->traits.subgroup, step;
+  lanes_shape(v, tile, &keys, &groups);
+  step = subgroup * keys * groups;
+  if (!v->traits.is_cpu) return round_up(16384, step);
+  uint32_t k_chunk = subgroup <= 8 ? 8 : subgroup <= 32 ? subgroup : 32, v_chunk = 8 * subgroup;
+  uint32_t k_turns = keys + (d->head_dim + k_chunk - 1) / k_chunk * (tile + 1 + k_chunk * keys) + tile * keys;
+  uint32_t v_turns = (d->v_head_dim + v_chunk - 1) / v_chunk * (keys * (tile + 1 + 8 * subgroup) + 20 * tile + 8);
+  uint32_t turns = (k_turns + v_turns + 8) * groups;
+  return 50000 / turns > 1 ? 50000 / turns * step : step;
+}
+
+/* The lanes' pipelines for tiles of `tile` rows. */
+static moi_status lanes_get(const char *fn, const moi_plan *plan, const char *shader, uint32_t tile, int many,
+                            VkPipeline *out) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_vulkan *v = plan->context->state;
+  const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
+  uint32_t subgroup = v->traits.subgroup, keys, groups;
+  lanes_shape(v, tile, &keys, &groups);
+  for (uint32_t words = 0; words < 2; words++) {
+    uint32_t constants[] = {subgroup,
+                            subgroup,
+                            tile,
+                            keys,
+                            groups,
+                            (uint32_t)d->k_format,
+                            (uint32_t)d->v_format,
+                            words,
+                            d->softcap > 0,
+                            many != 0,
+                            many && state->n_segments > 1,
+                            v->traits.is_cpu};
+    moi_status status =
+        moi_vk_pipeline_get(fn, plan->context, shader, constants, sizeof constants / sizeof *constants, &out[words]);
+    if (status) return status;
+  }
+  return MOI_OK;
+}
+
+moi_status moi_vk_attention_plan(const char *fn, moi_plan *plan, const char *forced, int *found) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_vulkan *v = plan->context->state;
+  moi_vk_attention_state *state = &((moi_vk_plan *)plan->state)->attention;
+  moi_status status = moi_vk_choose(fn, plan, MOI_OP_ATTENTION, "attention", d->k_format, forced, found, &state->pick);
+  if (status) return status;
+  uint32_t group = d->n_heads / d->n_kv_heads;
+  state->few_tile = min_u32(power_of_two(group), TILE);
+  state->few_rows = group < state->few_tile ? state->few_tile / group : 1;
+  state->many_tile = TILE;
+  state->pass_keys = pass_keys(v, d, TILE);
+  state->segment = round_up((d->max_kv + MAX_SEGMENTS - 1) / MAX_SEGMENTS, SEGMENT);
+  state->n_segments = (d->max_kv + state->segment - 1) / state->segment;
+  const moi_context *c = plan->context;
+  uint32_t append[2] = {(uint32_t)d->k_format, (uint32_t)d->input_type}, subgroup = v->traits.subgroup;
+  uint32_t output = (uint32_t)d->output_type;
+  status = moi_vk_pipeline_get(fn, c, "attention_prepare", NULL, 0, &state->prepare);
+  if (!status) status = moi_vk_pipeline_get(fn, c, "attention_finish", &subgroup, 1, &state->finish);
+  if (!status) status = lanes_get(fn, plan, state->pick.few->shader, state->few_tile, 0, state->few);
+  if (!status) status = lanes_get(fn, plan, state->pick.many->shader, state->many_tile, 1, state->many);
+  if (!status) status = moi_vk_pipeline_get(fn, c, "kv_append", append, 2, &state->append_k);
+  append[0] = (uint32_t)d->v_format;
+  if (!status) status = moi_vk_pipeline_get(fn, c, "kv_append", append, 2, &state->append_v);
+  if (!status) status = moi_vk_pipeline_get(fn, c, "attention_merge", &output, 1, &state->merge);
+  return status;
+}
+
+/* ---- attention */
+
+/* Whether all rows of the cache's k or v begin at words; q8_0 is read by halves. */
+static int at_words(moi_format format, uint64_t address, uint64_t token, uint64_t head, uint64_t page) {
+  return format == MOI_FORMAT_Q8_0 || (address | token | head | page) % 4 == 0;
+}
+
+static void dispatch_pass(const moi_vk_record *r, VkPipeline pipeline, uint64_t args, calls c, uint32_t pass, size_t at) {
+  struct {
+    uint64_t args;
+    uint32_t first, pass;
+  } push = {args, 0, pass};
+  for (uint32_t i = 0; i < c.chunks && pass < c.passes; i++, push.first += c.chunk)
+    moi_vk_dispatch_indirect(r, pipeline, &push, sizeof push, at + ((size_t)pass * c.chunks + i) * 12);
+}
+
+static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record *r, moi_carve *c) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
+  const moi_attention_args *a = &run->attention;
+  const moi_kv_cache *cache = &run->cache;
+  memory m;
+  carve(plan, c, &m);
+  if (!a->n_rows) return;
+  uint64_t base = r->workspace_address;
+  calls few = few_calls(d, state, a->n_rows, a->n_seqs), many = many_calls(d, state, a->n_rows, a->n_seqs);
+  many.passes = (run->max_kv + state->pass_keys - 1) / state->pass_keys;
+  arguments args = {
+      .q = moi_vk_address(r, a->q),
+      .y = moi_vk_address(r, a->output),
+      .lse = moi_vk_address(r, a->lse),
+      .sinks = moi_vk_address(r, a->sinks),
+      .q_offsets = moi_vk_address(r, a->q_offsets),
+      .kv_lens = moi_vk_address(r, a->kv_lens),
+      .q_start = moi_vk_address(r, a->q_start),
+      .kv_begin = moi_vk_address(r, a->kv_begin),
+      .k = moi_vk_address(r, cache->k),
+      .v = moi_vk_address(r, cache->v),
+      .places = moi_vk_address(r, d->page_size ? cache->page_table : cache->start),
+      .k_scale = moi_vk_address(r, cache->k_scale),
+      .v_scale = moi_vk_address(r, cache->v_scale),
+      .k_token = cache->k_token_stride,
+      .k_head = cache->k_head_stride,
+      .k_page = cache->k_page_stride,
+      .v_token = cache->v_token_stride,
+      .v_head = cache->v_head_stride,
+      .v_page = cache->v_page_stride,
+      .zeros = base + m.zeros,
+      .seqs = base + m.seqs,
+      .few = base + m.few,
+      .many = base + m.many,
+      .now = base + m.now,
+      .few_sums = base + m.few_sums,
+      .many_sums = base + m.many_sums,
+      .now_sums = base + m.now_sums,
+      .few_calls = base + m.few_calls,
+      .many_calls = base + m.many_calls,
+      .n_rows = a->n_rows,
+      .n_seqs = a->n_seqs,
+      .q_stride = a->q_stride,
+      .q_head_stride = a->q_head_stride,
+      .y_stride = a->output_stride,
+      .n_heads = d->n_heads,
+      .n_kv_heads = d->n_kv_heads,
+      .head_dim = d->head_dim,
+      .v_head_dim = d->v_head_dim,
+      .input_type = (uint32_t)d->input_type,
+      .output_type = (uint32_t)d->output_type,
+      .max_kv = d->max_kv,
+      .reach = run->max_kv,
+      .page_size = d->page_size,
+      .page_entries = cache->page_table_stride,
+      .capacity = cache->capacity,
+      .causal = d->mask == MOI_MASK_CAUSAL,
+      .window = d->window,
+      .chunk = d->chunk,
+      .temperature_floor = d->temperature_floor,
+      .temperature = d->temperature,
+      .scale = d->scale,
+      .softcap = d->softcap,
+      .has_sinks = (d->flags & MOI_ATTENTION_SINKS) != 0,
+      .few_rows = state->few_rows,
+      .few_tile = state->few_tile,
+      .many_tile = state->many_tile,
+      .segment = state->segment,
+      .n_segments = state->n_segments,
+      .pass_keys = state->pass_keys,
+      .few_passes = few.passes,
+      .many_passes = many.passes,
+      .few_chunk = few.chunk,
+      .few_chunks = few.chunks,
+      .many_chunk = many.chunk,
+      .many_chunks = many.chunks,
+  };
+  int words = at_words(d->k_format, args.k, args.k_token, args.k_head, args.k_page) &&
+              at_words(d->v_format, args.v, args.v_token, args.v_head, args.v_page);
+  struct {
+    uint64_t args;
+    uint32_t first_row, none;
+  } push = {moi_vk_args(r, m.args, &args, sizeof args), 0, 0};
+  moi_vk_barrier(r);
+  moi_vk_dispatch(r, state->prepare, &push.args, sizeof push.args, 1, 1, 1);
+  moi_vk_barrier(r);
+  for (uint32_t pass = 0; a->n_seqs && (pass < few.passes || pass < many.passes); pass++) {
+    dispatch_pass(r, state->few[words], push.args, few, pass, m.few_calls);
+    dispatch_pass(r, state->many[words], push.args, many, pass, m.many_calls);
+    moi_vk_barrier(r);
+  }
+  uint32_t z = (d->n_heads / d->n_kv_heads + FINISH_HEADS - 1) / FINISH_HEADS;
+  for (; push.first_row < a->n_rows; push.first_row += MAX_GROUPS)
+    moi_vk_dispatch(r, state->finish, &push, sizeof push, d->n_kv_heads, min_u32(a->n_rows - push.first_row, MAX_GROUPS), z);
+}
+
+/* ---- append */
+
+/* kv_append.comp: Push */
+typedef struct append_push {
+  uint64_t x, q_offsets, kv_lens, q_start, cache, places, scales;
+  uint64_t token_stride, head_stride, page_stride;
+  uint32_t n_rows, n_seqs, x_stride, x_head_stride;
+  uint32_t heads_dim;
+  uint32_t max_kv, reach, page_size, page_entries, capacity;
+  uint32_t first_row;
+} append_push;
+
+static void append(const moi_plan *plan, const moi_run *run, const moi_vk_record *r) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
+  const moi_kv_append_args *a = &run->append;
+  const moi_kv_cache *c = &run->cache;
+  append_push push = {.x = moi_vk_address(r, a->k),
+                      .q_offsets = moi_vk_address(r, a->q_offsets),
+                      .kv_lens = moi_vk_address(r, a->kv_lens),
+                      .q_start = moi_vk_address(r, a->q_start),
+                      .cache = moi_vk_address(r, c->k),
+                      .places = moi_vk_address(r, d->page_size ? c->page_table : c->start),
+                      .scales = moi_vk_address(r, c->k_scale),
+                      .token_stride = c->k_token_stride,
+                      .head_stride = c->k_head_stride,
+                      .page_stride = c->k_page_stride,
+                      .n_rows = a->n_rows,
+                      .n_seqs = a->n_seqs,
+                      .x_stride = a->k_stride,
+                      .x_head_stride = a->k_head_stride,
+                      .heads_dim = (d->n_kv_heads - 1) << 16 | (d->head_dim - 1),
+                      .max_kv = d->max_kv,
+                      .reach = run->max_kv,
+                      .page_size = d->page_size,
+                      .page_entries = c->page_table_stride,
+                      .capacity = c->capacity};
+  int values = !(d->flags & MOI_ATTENTION_V_IN_K);
+  for (int i = 0; i <= values; i++) {
+    if (i) {
+      push.x = moi_vk_address(r, a->v);
+      push.cache = moi_vk_address(r, c->v);
+      push.scales = moi_vk_address(r, c->v_scale);
+      push.token_stride = c->v_token_stride;
+      push.head_stride = c->v_head_stride;
+      push.page_stride = c->v_page_stride;
+      push.x_stride = a->v_stride;
+      push.x_head_stride = a->v_head_stride;
+      push.heads_dim = (d->n_kv_heads - 1) << 16 | (d->v_head_dim - 1);
+    }
+    for (push.first_row = 0; push.first_row < a->n_rows; push.first_row += MAX_GROUPS)
+      moi_vk_dispatch(r, i ? state->append_v : state->append_k, &push, sizeof push - 4,
+                      min_u32(a->n_rows - push.first_row, MAX_GROUPS), 1, 1);
+  }
+}
+
+/* ---- merge */
+
+/* attention_merge.comp: Push */
+typedef struct merge_push {
+  uint64_t parts, part_lse, y, lse;
+  uint32_t n_rows, n_parts, n_heads, dim, y_stride, first_row;
+} merge_push;
+
+static void merge(const moi_plan *plan, const moi_run *run, const moi_vk_record *r) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
+  const moi_attention_merge_args *a = &run->merge;
+  merge_push push = {moi_vk_address(r, a->parts),  moi_vk_address(r, a->part_lse), moi_vk_address(r, a->output),
+                     moi_vk_address(r, a->lse),    a->n_rows,                      a->n_parts,
+                     d->n_heads,                   d->v_head_dim,                  a->output_stride,
+                     0};
+  /* parts x dimensions of a row's heads, 2^30 of them in a dispatch */
+  double each = (double)a->n_parts * d->n_heads * d->v_head_dim;
+  uint32_t step = each > 1073741824.0 / MAX_GROUPS ? (uint32_t)(1073741824.0 / each) + 1 : MAX_GROUPS;
+  for (; push.first_row < a->n_rows; push.first_row += step)
+    moi_vk_dispatch(r, state->merge, &push, sizeof push, d->n_heads, min_u32(a->n_rows - push.first_row, step), 1);
+}
+
+void moi_vk_attention_record(const moi_plan *plan, const moi_run *run, const moi_vk_record *r, moi_carve *c) {
+  if (run->attention_task == MOI_KV_APPEND) append(plan, run, r);
+  else if (run->attention_task == MOI_ATTENTION_MERGE) merge(plan, run, r);
+  else attend(plan, run, r, c);
+}

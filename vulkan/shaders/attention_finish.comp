@@ -1,0 +1,96 @@
+/* Some query heads of one row and KV head: the parts of its keys joined in ascending order, sinks, the division, the
+ * output's type. */
+#version 460
+#extension GL_GOOGLE_include_directive : require
+#include "common.glsl"
+#include "attention.glsl"
+
+const uint MAX_SEGMENTS = 32u;
+const uint HEADS = 8u; /* of a workgroup */
+layout(local_size_x_id = 0) in;
+layout(push_constant) uniform Push {
+  uvec2 args;
+  uint first_row;
+};
+
+shared float shared_keep[MAX_SEGMENTS], shared_add[MAX_SEGMENTS];
+
+void main() {
+  Args a = Args(args);
+  uint lane = gl_LocalInvocationID.x, kv_head = gl_WorkGroupID.x, row = first_row + gl_WorkGroupID.y;
+  uint n_seqs = a.n_seqs, n_heads = a.n_heads, group = n_heads / a.n_kv_heads, dv = a.v_head_dim, type = a.output_type;
+  uvec2 seqs = a.seqs, acc = a.many, sums = a.many_sums, lse = a.lse, sinks = a.sinks;
+  bool has_sinks = a.has_sinks != 0u;
+
+  bool found = false; /* a sequence */
+  uint n_parts = 0u, slot = 0u, tile = a.many_tile, before = 0u, segment = 0u, slots = 1u;
+  if (n_seqs > 0u) {
+    uint s = seq_find(seqs, n_seqs, SEQ_ROW, row), first = seq_word(seqs, s, SEQ_ROW), rows = seq_word(seqs, s, SEQ_ROWS);
+    if (row >= first && row - first < rows) {
+      found = true;
+      uvec2 span = visible(position_after(seq_word(seqs, s, SEQ_POSITION), row - first), seq_word(seqs, s, SEQ_BEGIN),
+                           seq_word(seqs, s, SEQ_LEN), a.causal, a.window, a.chunk);
+      bool few = rows <= a.few_rows;
+      if (few) {
+        acc = a.few;
+        sums = a.few_sums;
+        tile = a.few_tile;
+        slots = a.n_segments;
+      }
+      before = (row - first) * group;
+      slot = seq_word(seqs, s, few ? SEQ_FEW : SEQ_MANY);
+      if (span.x < span.y) {
+        n_parts = 1u;
+        if (few) {
+          segment = span.x / a.segment;
+          n_parts = (span.y - 1u) / a.segment - segment + 1u;
+        }
+      }
+    }
+  }
+  float v_scale = moi_has(a.v_scale) ? Floats(a.v_scale).v[kv_head] : 1.0;
+  uvec2 y = moi_add(a.y, moi_mul(moi_mul(moi_element_bytes(type), a.y_stride), row));
+  y = moi_add(y, moi_mul(moi_element_bytes(type), kv_head * group * dv));
+  uint step = a.n_kv_heads * tile; /* rows between parts */
+
+  uint first_head = gl_WorkGroupID.z * HEADS;
+  for (uint h = first_head; h < min(group, first_head + HEADS); h++) {
+    uint at = before + h, head = kv_head * group + h, first_part = kv_head * tile + at % tile;
+    uint from_slot = (slot + at / tile) * slots + segment;
+    float m = -MOI_INFINITY, s = 0.0;
+    for (uint i = 0u; i < n_parts; i++) {
+      uvec2 sum = moi_add(sums, moi_mul(moi_mul(8u, step), from_slot + i));
+      float keep, add;
+      join(m, s, Floats(sum).v[2u * first_part], Floats(sum).v[2u * first_part + 1u], keep, add);
+      if (lane == 0u) {
+        shared_keep[i] = keep;
+        shared_add[i] = add;
+      }
+    }
+    barrier();
+    float factor = 1.0;
+    if (has_sinks && found) {
+      float sink = Floats(sinks).v[head], add;
+      if (sink != -MOI_INFINITY) join(m, s, sink, 1.0, factor, add);
+    }
+    bool nothing = n_parts == 0u || s == 0.0;
+    factor = nothing ? 0.0 : factor * v_scale / s;
+    uvec2 from = moi_add(acc, moi_mul(moi_mul(4u * dv, step), from_slot));
+    from = moi_add(from, moi_mul(4u * dv, first_part));
+    for (uint e = 2u * lane; e < dv; e += 2u * gl_WorkGroupSize.x) {
+      uint e1 = min(e + 1u, dv - 1u);
+      float x0 = 0.0, x1 = 0.0;
+      for (uint i = 0u; i < n_parts; i++) {
+        uvec2 part = moi_add(from, moi_mul(moi_mul(4u * dv, step), i));
+        float keep = shared_keep[i], add = shared_add[i];
+        if (add != 0.0) { /* NaN is not */
+          x0 = fma(x0, keep, Floats(part).v[e] * add);
+          x1 = fma(x1, keep, Floats(part).v[e1] * add);
+        }
+      }
+      moi_store_pair(type, y, h * dv + e, nothing ? 0.0 : x0 * factor, nothing ? 0.0 : x1 * factor, e + 1u < dv);
+    }
+    if (lane == 0u && moi_has(lse)) Floats(moi_add(lse, moi_mul(moi_mul(4u, n_heads), row))).v[head] = log_sum(m, s);
+    barrier();
+  }
+}

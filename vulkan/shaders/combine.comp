@@ -1,0 +1,74 @@
+/* y[t] = scale * (sum of a token's experts in ascending order + the shared expert) [+ y[t]]: gathered, in one fixed order. */
+#version 460
+#extension GL_GOOGLE_include_directive : require
+#include "common.glsl"
+
+#define THREADS 64u
+layout(local_size_x = 64) in;
+
+/* As moi_vk_combine_args of experts.c. */
+layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer CombineArgs {
+  uvec2 o, ids, weights, input_rows, output_rows, n_tokens_device;
+  uvec2 shared_o, shared_gate; /* absent: none, and a gate of 1 */
+  uint n_tokens, top_k, n_experts, n_class;
+  uint h, ldo, input_type, output_type;
+  uint input_stride, output_stride, weighted, accumulate; /* weighted: the weights multiply outputs */
+  uint shared_ldo;
+  float scale;
+};
+
+layout(push_constant) uniform Push { uvec2 args; };
+
+shared uint order[64], ids_of[64];
+shared float weight_of[64];
+
+void main() {
+  CombineArgs a = CombineArgs(args);
+  uint thread = gl_LocalInvocationIndex, n_tokens = a.n_tokens, k = a.top_k;
+  if (moi_has(a.n_tokens_device)) n_tokens = min(n_tokens, Words(a.n_tokens_device).v[0]);
+  for (uint t = gl_WorkGroupID.y; t < n_tokens; t += gl_NumWorkGroups.y) {
+    barrier();
+    if (thread < k) {
+      ids_of[thread] = min(Words(a.ids).v[t * k + thread], a.n_class); /* what is none lies behind all */
+      weight_of[thread] = Floats(a.weights).v[t * k + thread];
+    }
+    barrier();
+    if (thread < k) {
+      uint rank = 0u;
+      for (uint j = 0u; j < k; j++)
+        if (ids_of[j] < ids_of[thread] || (ids_of[j] == ids_of[thread] && j < thread)) rank++;
+      order[rank] = thread;
+    }
+    barrier();
+    uint at = (gl_WorkGroupID.x * THREADS + thread) * 2u;
+    if (at < a.h) {
+      bool both = at + 1u < a.h;
+      vec2 sum = vec2(0.0);
+      for (uint j = 0u; j < k; j++) {
+        uint slot = order[j], id = ids_of[slot];
+        if (id >= a.n_class) break;
+        float w = weight_of[slot];
+        vec2 v;
+        if (id < a.n_experts) {
+          uvec2 row = moi_add(a.o, moi_mul(moi_mul(a.ldo, 4u), t * k + slot));
+          v = vec2(Floats(row).v[at], both ? Floats(row).v[at + 1u] : 0.0);
+          if (a.weighted == 0u) w = 1.0;
+        } else {
+          uvec2 row = moi_add(a.input_rows, moi_mul(moi_mul(a.input_stride, moi_element_bytes(a.input_type)), t));
+          v = vec2(moi_load(a.input_type, row, at), both ? moi_load(a.input_type, row, at + 1u) : 0.0);
+        }
+        sum += w * v;
+      }
+      if (moi_has(a.shared_o)) {
+        uvec2 row = moi_add(a.shared_o, moi_mul(moi_mul(a.shared_ldo, 4u), t));
+        float gate = moi_has(a.shared_gate) ? Floats(a.shared_gate).v[t] : 1.0;
+        sum += gate * vec2(Floats(row).v[at], both ? Floats(row).v[at + 1u] : 0.0);
+      }
+      sum *= a.scale;
+      uvec2 row = moi_add(a.output_rows, moi_mul(moi_mul(a.output_stride, moi_element_bytes(a.output_type)), t));
+      if (a.accumulate != 0u)
+        sum += vec2(moi_load(a.output_type, row, at), both ? moi_load(a.output_type, row, at + 1u) : 0.0);
+      moi_store_pair(a.output_type, row, at, sum.x, sum.y, both);
+    }
+  }
+}

@@ -1,0 +1,85 @@
+/* Grouped GEMM for many rows on a GPU: 64 rows x 64 columns a workgroup, 32 k at a time through shared memory; half of the
+ * threads decode W, the other half fetch x, then each thread has 4 rows x 8 columns of fp32 sums. */
+#version 460
+#extension GL_GOOGLE_include_directive : require
+#include "gemm.glsl"
+
+layout(local_size_x = 128) in;
+
+#define M 64
+#define N 64
+#define CHUNK 32
+#define PAD 65 /* odd: rows of a tile begin in different banks */
+
+shared float w_tile[CHUNK * PAD], x_tile[CHUNK * PAD];
+
+/* acc[r][c] += x rows (ty, ty + 16, ...) times columns (tx, tx + 8, ...) of the tiles */
+#define MULTIPLY(acc)                                                                                                  \
+  for (int k = 0; k < CHUNK; k++) {                                                                                    \
+    float x[4], w[8];                                                                                                  \
+    [[unroll]] for (int r = 0; r < 4; r++) x[r] = x_tile[k * PAD + ty + 16 * r];                                       \
+    [[unroll]] for (int c = 0; c < 8; c++) w[c] = w_tile[k * PAD + tx + 8 * c];                                        \
+    [[unroll]] for (int r = 0; r < 4; r++)                                                                             \
+      [[unroll]] for (int c = 0; c < 8; c++) acc[r * 8 + c] = fma(x[r], w[c], acc[r * 8 + c]);                         \
+  }
+
+void main() {
+  GemmArgs a = GemmArgs(args);
+  uint n_rows, n_items = item_count(a, n_rows);
+  uint thread = gl_LocalInvocationIndex, lane = thread & 63u, j0 = (gl_WorkGroupID.x + block0) * uint(N);
+  int tx = int(thread & 7u), ty = int(thread >> 3);
+  for (uint i = gl_WorkGroupID.y; i < n_items; i += gl_NumWorkGroups.y) {
+    Item item = item_at(i, n_rows);
+    Streams su = streams_of(a.up, item.expert, a.bias_type), sg = su;
+    if (GATE_UP != 0u && a.has_gate != 0u) sg = streams_of(a.gate, item.expert, a.bias_type);
+    uint column = min(j0 + lane, a.n - 1u);
+    uint n_up = column * a.up.row_mul + a.up.row_add, n_gate = column * a.gate.row_mul + a.gate.row_add;
+    uvec2 row = moi_add(a.x, moi_mul(uvec2(a.ldx * 4u, a.ldx >> 30),
+                                     slot_of(a, item.first + min(lane, item.rows - 1u)) / a.x_div));
+    float acc[32], acc_gate[32];
+    [[unroll]] for (int c = 0; c < 32; c++) acc[c] = acc_gate[c] = 0.0;
+    uint k_end = su.there && sg.there ? a.k : 0u;
+    for (uint k0 = 0u; k0 < k_end; k0 += uint(CHUNK)) {
+      if (thread < 64u) {
+        float w[CHUNK];
+        moi_fetch_any(su.d, su.s, su.z, n_up, k0, a.up.rows, a.k, w);
+        [[unroll]] for (int k = 0; k < CHUNK; k++) w_tile[k * PAD + int(lane)] = w[k];
+      } else {
+        [[unroll]] for (int q = 0; q < CHUNK / 4; q++) {
+          vec4 x = Vectors(row).v[(k0 >> 2) + uint(q)];
+          x_tile[(4 * q) * PAD + int(lane)] = x.x;
+          x_tile[(4 * q + 1) * PAD + int(lane)] = x.y;
+          x_tile[(4 * q + 2) * PAD + int(lane)] = x.z;
+          x_tile[(4 * q + 3) * PAD + int(lane)] = x.w;
+        }
+      }
+      barrier();
+      MULTIPLY(acc)
+      barrier();
+      if (GATE_UP != 0u && a.has_gate != 0u) {
+        if (thread < 64u) {
+          float w[CHUNK];
+          moi_fetch_any(sg.d, sg.s, sg.z, n_gate, k0, a.gate.rows, a.k, w);
+          [[unroll]] for (int k = 0; k < CHUNK; k++) w_tile[k * PAD + int(lane)] = w[k];
+        }
+        barrier();
+        MULTIPLY(acc_gate)
+        barrier();
+      }
+    }
+    /* 16 rows at a time through shared memory: threads side by side write columns side by side */
+    [[unroll]] for (int r = 0; r < 4; r++) {
+      [[unroll]] for (int c = 0; c < 8; c++) {
+        w_tile[ty * N + tx + 8 * c] = acc[r * 8 + c];
+        if (GATE_UP != 0u) x_tile[ty * N + tx + 8 * c] = acc_gate[r * 8 + c];
+      }
+      barrier();
+      for (uint e = thread; e < 16u * uint(N); e += 128u) {
+        uint at = e / uint(N) + 16u * uint(r);
+        if (at < item.rows)
+          finish(a, su, sg, slot_of(a, item.first + at), j0 + e % uint(N), w_tile[e], x_tile[e]);
+      }
+      barrier();
+    }
+  }
+}

@@ -1,0 +1,90 @@
+/* Rows of activations as the grouped GEMMs read them: fp32, zero behind k, weighted and quantised as the model says. A
+ * workgroup makes a row at a time. */
+#version 460
+#extension GL_GOOGLE_include_directive : require
+#include "common.glsl"
+
+#define THREADS 128u
+layout(local_size_x = 128) in;
+
+/* As moi_vk_prepare_args of grouped.c. */
+layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer PrepareArgs {
+  uvec2 input_rows, x, weights, n_rows_device; /* weights: of the rows, multiplied in and rounded; absent: none */
+  uvec2 gate, gate_out;                        /* a vector, and sigmoid(row . vector) of each row; absent: none */
+  uint input_type, gate_type, input_stride, ldx;
+  uint k, n_rows, row_div, rows_per_count; /* row r is input row r / row_div */
+  uint act_quant;
+};
+
+layout(push_constant) uniform Push { uvec2 args; };
+
+shared float shares[THREADS];
+
+float reduce_max(uint thread, float v) {
+  shares[thread] = v;
+  barrier();
+  for (uint step = THREADS / 2u; step > 0u; step /= 2u) {
+    if (thread < step) shares[thread] = max(shares[thread], shares[thread + step]);
+    barrier();
+  }
+  float r = shares[0];
+  barrier();
+  return r;
+}
+
+float reduce_sum(uint thread, float v) {
+  shares[thread] = v;
+  barrier();
+  for (uint step = THREADS / 2u; step > 0u; step /= 2u) {
+    if (thread < step) shares[thread] += shares[thread + step];
+    barrier();
+  }
+  float r = shares[0];
+  barrier();
+  return r;
+}
+
+/* x / s, rounded as IEEE 754 does: Vulkan's own division may be off */
+float divide(float x, float s) {
+  precise float q = x / s;
+  precise float r = fma(-q, s, x);
+  precise float better = q + r / s;
+  return better;
+}
+
+void main() {
+  PrepareArgs a = PrepareArgs(args);
+  uint thread = gl_LocalInvocationIndex, n_rows = a.n_rows;
+  if (moi_has(a.n_rows_device)) {
+    uint n = Words(a.n_rows_device).v[0];
+    n_rows = n < n_rows / a.rows_per_count ? n * a.rows_per_count : n_rows;
+  }
+  for (uint row = gl_WorkGroupID.x; row < n_rows; row += gl_NumWorkGroups.x) {
+    uvec2 from = moi_add(a.input_rows, moi_mul(moi_mul(a.input_stride, moi_element_bytes(a.input_type)), row / a.row_div));
+    uvec2 to = moi_add(a.x, moi_mul(moi_mul(a.ldx, 4u), row));
+    float weight = moi_has(a.weights) ? Floats(a.weights).v[row] : 1.0, dot = 0.0;
+    for (uint k0 = 0u; k0 < a.ldx; k0 += THREADS) { /* 128: a group of act_quant */
+      uint k = k0 + thread;
+      float v = 0.0;
+      if (k < a.k) {
+        v = moi_load(a.input_type, from, k);
+        if (moi_has(a.gate)) dot = fma(v, moi_load(a.gate_type, a.gate, k), dot);
+        if (moi_has(a.weights)) v = moi_round_to(a.input_type, v * weight);
+      }
+      if (a.act_quant != 0u) {
+        float scale = reduce_max(thread, max(abs(v), 1e-4));
+        scale = divide(scale, 448.0);
+        if (a.act_quant == 2u) { /* 2^ceil(log2 scale), on the bits */
+          uint u = floatBitsToUint(scale);
+          scale = uintBitsToFloat(((u >> 23) + ((u & 0x7fffffu) != 0u ? 1u : 0u)) << 23);
+        }
+        v = moi_e4m3_value(moi_e4m3_code(clamp(divide(v, scale), -448.0, 448.0))) * scale;
+      }
+      if (k < a.ldx) Floats(to).v[k] = v;
+    }
+    if (moi_has(a.gate)) {
+      dot = reduce_sum(thread, dot);
+      if (thread == 0u) Floats(a.gate_out).v[row] = moi_sigmoid(dot);
+    }
+  }
+}
