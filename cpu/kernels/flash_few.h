@@ -430,6 +430,7 @@ static __attribute__((noinline)) void soften_panel(const moi_attend *a, panel *x
 /* A pair of vectors from memory's order to that in which elements are loaded, and back. */
 #if UNIT == 1
 static inline void spread(moi_format format, const float *from, float *to) {
+  (void)format; /* where no format's order differs */
   if (!SPREAD(format)) memcpy(to, from, PAIR * sizeof *to);
   else
     for (uint32_t i = 0; i < VEC; i++) {
@@ -438,6 +439,7 @@ static inline void spread(moi_format format, const float *from, float *to) {
     }
 }
 static inline void gather(moi_format format, const float *from, float *to) {
+  (void)format;
   if (!SPREAD(format)) memcpy(to, from, PAIR * sizeof *to);
   else
     for (uint32_t i = 0; i < VEC; i++) {
@@ -447,10 +449,12 @@ static inline void gather(moi_format format, const float *from, float *to) {
 }
 #else
 static inline void spread(moi_format format, const float *from, float *to) {
+  (void)format; /* where no format's order differs */
   (void)format;
   for (uint32_t i = 0; i < 8; i++) memcpy(to + i % 2 * VEC + i / 2 * 4, from + i * 4, 16);
 }
 static inline void gather(moi_format format, const float *from, float *to) {
+  (void)format;
   (void)format;
   for (uint32_t i = 0; i < 8; i++) memcpy(to + i * 4, from + i % 2 * VEC + i / 2 * 4, 16);
 }
