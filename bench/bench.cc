@@ -39,6 +39,7 @@ struct Settings {
   const char *kv = "4096", *batch = "1,8", *kv_format = "native";
   uint64_t threads = 0, layer = 0, repetitions = 1, page_size = 0;
   double min_time = 0.5, memory_gb = 0;
+  uint64_t device = 0;
 };
 
 // Of a layer's experts and routing, or of its attention: the other pointers are null.
@@ -125,11 +126,13 @@ void measure_attention(benchmark::State &state, const Row &r) {
   const Moment before = moment_before(r.device, r.compute);
   uint64_t i = 0;
   moi_status status = moi_bench_attention_run(r.attention, 1);
+  double busy = 0;
   auto start = std::chrono::steady_clock::now();
   for (auto _ : state) {
     (void)_;
     if (status) break;
     status = moi_bench_attention_run(r.attention, i++);
+    if (r.device) busy += moi_device_busy(r.device);
   }
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   moi_bench_attention_release(r.attention);
@@ -140,6 +143,7 @@ void measure_attention(benchmark::State &state, const Row &r) {
   const moi_bench_attention_shape *shape = moi_bench_attention_shape_of(r.attention);
   count(state, r, moi_bench_attention_bytes(r.attention) * double(i),
         moi_bench_attention_flops(r.attention) * double(i), seconds, before);
+  if (busy > 0 && i) state.counters["device_seconds"] = busy / double(i);
   state.counters["rows"] = shape->rows;
   state.counters["sequences"] = shape->sequences;
   state.counters["kv_len"] = shape->kv_len;
@@ -165,11 +169,13 @@ void measure(benchmark::State &state, const Row &r) {
   uint64_t i = 0;
   moi_status status = moi_bench_row_run(r.row, 1); // page in code and threads
   double bytes = 0, flops = 0;
+  double busy = 0;
   auto start = std::chrono::steady_clock::now();
   for (auto _ : state) {
     (void)_;
     if (status) break;
     status = moi_bench_row_run(r.row, i++);
+    if (r.device) busy += moi_device_busy(r.device);
   }
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   for (uint64_t j = 0; j < i; j++) {
@@ -182,6 +188,7 @@ void measure(benchmark::State &state, const Row &r) {
     return;
   }
   count(state, r, bytes, flops, seconds, before);
+  if (busy > 0 && i) state.counters["device_seconds"] = busy / double(i);
 }
 
 // Names are said without what Google Benchmark adds about its own settings; one line for each row: the median.
@@ -326,10 +333,11 @@ struct ContextFree {
   }
 };
 
-moi_status open_context(moi_backend backend, uint32_t threads, std::unique_ptr<moi_context, ContextFree> *out) {
+moi_status open_context(moi_backend backend, uint32_t device, uint32_t threads, std::unique_ptr<moi_context, ContextFree> *out) {
   moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
   moi_context *context = nullptr;
   desc.backend = backend;
+  desc.device = backend == MOI_BACKEND_CPU ? 0 : device;
   desc.n_workers = backend == MOI_BACKEND_CPU ? threads : 0;
   desc.log = log_line;
   moi_status status = moi_context_create(&desc, &context);
@@ -461,6 +469,8 @@ int parse(int argc, char **argv, Settings *s) {
       "are of the peaks measured before and after each repetition, on as many threads: reading memory in order, and\n"
       "multiply-adds of the kind that the kernel uses; limit is the one that a row is nearer to. Each result is\n"
       "checked against the reference before it is timed; a wrong one fails the row, and the exit status is 1.\n"
+      "On a device, weights and operands lie in its memory; the time is that of recording, submission and wait, and\n"
+      "device_seconds in the results what the device's own clock says of a call. Its limits are its own.\n"
       "Attention has rows for each kind of layer: prompts of --tokens above 16, and decodes of one token for each of\n"
       "--batch sequences of --kv keys. bytes: the keys and values that a call sees, queries and output.\n",
       nullptr};
@@ -472,6 +482,7 @@ int parse(int argc, char **argv, Settings *s) {
       {"--tokens", MOI_OPTION_TEXT, &s->tokens, "N,...", "tokens of a call (default: 1,8,64,512)", 0},
       {"--backend", MOI_OPTION_TEXT, &s->backend, "NAME,...", "of cpu, cuda, vulkan; all that are here (default)", 0},
       {"--format", MOI_OPTION_TEXT, &s->format, "NAME,...", "weight formats, or native: the preset's own (default)", 0},
+      {"--device", MOI_OPTION_UINT, &s->device, "N", "of a backend that has several, see moiety devices (default: 0)", 0},
       {"--threads", MOI_OPTION_UINT, &s->threads, "N", "CPU threads (default: one for each core)", 0},
       {"--kernel", MOI_OPTION_TEXT, &s->kernel, "NAME", "a row of the kernel list (default: the library chooses)", 0},
       {"--json", MOI_OPTION_TEXT, &s->json, "FILE", "write the results for compare and tables", 0},
@@ -490,6 +501,7 @@ int parse(int argc, char **argv, Settings *s) {
   if (s->weights && options[6].given) return moi_usage_error("bench", "--format: a file has its own");
   if (!s->weights && options[2].given) return moi_usage_error("bench", "--layer goes with --weights");
   if (s->page_size > 1 << 20) return moi_usage_error("bench", "--page-size: at most 1048576");
+  if (s->device > UINT32_MAX) return moi_usage_error("bench", "--device: there are not so many");
   if (s->threads > 1024) return moi_usage_error("bench", "--threads: at most 1024");
   if (!s->repetitions || s->repetitions > 1000) return moi_usage_error("bench", "--repetitions: 1 to 1000");
   if (!s->preset) s->preset = "qwen3-30b-a3b";
@@ -526,10 +538,10 @@ void add_context(const std::string &command, uint32_t threads, const std::string
 }
 
 // A device beside the CPU: what it is, and what it gives.
-void add_device(moi_backend backend, moi_device *device) {
+void add_device(moi_backend backend, uint32_t index, moi_device *device) {
   moi_device_info info = MOI_DEVICE_INFO_INIT;
   const std::string name = moi_backend_name(backend);
-  if (moi_device_get(backend, 0, &info)) return;
+  if (moi_device_get(backend, index, &info)) return;
   const double read = moi_device_read_rate(device), ops = moi_device_fma_rate(device);
   std::printf("%s: %s: memory: %.1f GB/s in order; compute: %.0f GFLOP/s f32\n", name.c_str(), info.name, read / 1e9,
               ops / 1e9);
@@ -575,7 +587,7 @@ extern "C" int moi_command_bench(int argc, char **argv) {
   }
 
   std::unique_ptr<moi_context, ContextFree> reference;
-  if (open_context(MOI_BACKEND_CPU, static_cast<uint32_t>(s.threads), &reference)) {
+  if (open_context(MOI_BACKEND_CPU, 0, static_cast<uint32_t>(s.threads), &reference)) {
     std::fprintf(stderr, "moiety bench: %s\n", moi_last_error());
     return 1;
   }
@@ -592,7 +604,7 @@ extern "C" int moi_command_bench(int argc, char **argv) {
   std::vector<moi_backend> opened;
   for (moi_backend backend : backends) {
     std::unique_ptr<moi_context, ContextFree> context;
-    if (open_context(backend, static_cast<uint32_t>(s.threads), &context)) {
+    if (open_context(backend, static_cast<uint32_t>(s.device), static_cast<uint32_t>(s.threads), &context)) {
       std::fprintf(stderr, "moiety bench: %s: %s\n", moi_backend_name(backend), moi_last_error());
       if (!all) return 1;
       continue;
@@ -671,7 +683,7 @@ extern "C" int moi_command_bench(int argc, char **argv) {
   add_context(command, threads, sizes);
   for (size_t b = 0; b < opened.size(); b++) {
     moi_status ignored;
-    if (moi_device *device = moi_device_of(contexts[b].get(), &ignored)) add_device(opened[b], device);
+    if (moi_device *device = moi_device_of(contexts[b].get(), &ignored)) add_device(opened[b], static_cast<uint32_t>(s.device), device);
   }
   for (const Row &r : rows)
     benchmark::RegisterBenchmark(r.name.c_str(), [r](benchmark::State &state) { measure(state, r); })

@@ -15,6 +15,14 @@ moi_device *moi_device_of(const moi_context *context, moi_status *status) {
 }
 void moi_device_forget(const moi_context *context) { (void)context; }
 void moi_device_keep(moi_device *device, int keep) { (void)device, (void)keep; }
+moi_status moi_device_stage(moi_device *device) {
+  (void)device;
+  return MOI_UNSUPPORTED;
+}
+double moi_device_busy(const moi_device *device) {
+  (void)device;
+  return 0;
+}
 double moi_device_read_rate(moi_device *device) { return device ? -1 : 0; }
 double moi_device_fma_rate(moi_device *device) { return device ? -1 : 0; }
 moi_status moi_mirror_begin(moi_device *device, moi_mirror **out) {
@@ -53,9 +61,10 @@ moi_buffer moi_mirror_view(moi_mirror *mirror, moi_buffer view) {
   X(ResetCommandPool) X(BeginCommandBuffer) X(EndCommandBuffer) X(CmdPipelineBarrier) X(QueueSubmit) X(CreateFence)    \
   X(DestroyFence) X(WaitForFences) X(ResetFences) X(CreateShaderModule) X(DestroyShaderModule)                         \
   X(CreatePipelineLayout) X(DestroyPipelineLayout) X(CreateComputePipelines) X(DestroyPipeline) X(CmdBindPipeline)     \
-  X(CmdPushConstants) X(CmdDispatch)
+  X(CmdPushConstants) X(CmdDispatch) X(CmdCopyBuffer) X(CmdFillBuffer) X(CreateQueryPool) X(DestroyQueryPool)          \
+  X(CmdResetQueryPool) X(CmdWriteTimestamp) X(GetQueryPoolResults)
 
-/* A buffer that runs take their copies from, mapped for good. */
+/* A buffer that runs take their copies from; mapped for good, or NULL where the host cannot see it. */
 typedef struct chunk {
   struct chunk *next;
   VkBuffer buffer;
@@ -73,6 +82,15 @@ typedef struct copy {
   int is_table; /* of addresses: translated, and not copied back */
 } copy;
 
+/* Bytes on their way between a chunk and the staging buffer. */
+typedef struct piece {
+  chunk *in;
+  size_t at, size, staged; /* where in the chunk, and in the staging buffer */
+  uint8_t *out;            /* where they go on the host; NULL: they go to the device */
+} piece;
+
+enum { ALIGN = 256, CHUNK = 64 << 20, MAX_PIECES = 64, STAGING = 32 << 20 };
+
 /* In ascending order of host, so that a run of many kept blocks finds its own in no time. */
 typedef struct copies {
   copy *list;
@@ -89,9 +107,14 @@ struct moi_device {
   FUNCTIONS(X)
 #undef X
   VkCommandPool pool;
-  VkCommandBuffer commands;
+  VkCommandBuffer commands, transfers;
   VkFence fence;
+  VkQueryPool stamps; /* before and after a run; null if the queue has no clock */
+  double stamp_seconds, busy;
   chunk *chunks;
+  chunk *staging; /* where the host's copies pass through if chunks are not mapped; NULL: they are */
+  piece pieces[MAX_PIECES];
+  size_t n_pieces, staged;
   int keep;
   copies kept;
   VkPipelineLayout layout; /* of the two shaders that measure */
@@ -113,6 +136,39 @@ static moi_status failed(const char *what, VkResult result) {
     if (try_result != VK_SUCCESS) return failed(what, try_result);                                                     \
   } while (0)
 
+/* Whether chunks have to be staged: a card's own memory, which is what runs are to be measured in, is not the host's, and
+ * where it can be mapped it is slow to read. */
+static int is_card(const moi_device *d) {
+  PFN_vkGetInstanceProcAddr get = (PFN_vkGetInstanceProcAddr)d->handles.get_instance_proc_addr;
+  PFN_vkGetPhysicalDeviceProperties properties =
+      (PFN_vkGetPhysicalDeviceProperties)get(d->handles.instance, "vkGetPhysicalDeviceProperties");
+  VkPhysicalDeviceProperties p;
+  if (!properties) return 0;
+  properties(d->handles.physical_device, &p);
+  return p.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU || p.deviceType == VK_PHYSICAL_DEVICE_TYPE_VIRTUAL_GPU;
+}
+
+/* The queue's clock, if it has one. */
+static moi_status open_stamps(moi_device *d) {
+  PFN_vkGetInstanceProcAddr get = (PFN_vkGetInstanceProcAddr)d->handles.get_instance_proc_addr;
+  PFN_vkGetPhysicalDeviceQueueFamilyProperties families =
+      (PFN_vkGetPhysicalDeviceQueueFamilyProperties)get(d->handles.instance, "vkGetPhysicalDeviceQueueFamilyProperties");
+  PFN_vkGetPhysicalDeviceProperties properties =
+      (PFN_vkGetPhysicalDeviceProperties)get(d->handles.instance, "vkGetPhysicalDeviceProperties");
+  VkQueueFamilyProperties list[32];
+  VkPhysicalDeviceProperties p;
+  uint32_t n = 32;
+  if (!families || !properties) return MOI_OK;
+  families(d->handles.physical_device, &n, list);
+  properties(d->handles.physical_device, &p);
+  if (d->handles.queue_family >= n || list[d->handles.queue_family].timestampValidBits < 32) return MOI_OK;
+  VkQueryPoolCreateInfo info = {
+      .sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO, .queryType = VK_QUERY_TYPE_TIMESTAMP, .queryCount = 2};
+  TRY_VK(d->CreateQueryPool(d->device, &info, NULL, &d->stamps), "vkCreateQueryPool");
+  d->stamp_seconds = (double)p.limits.timestampPeriod * 1e-9;
+  return MOI_OK;
+}
+
 static moi_status open_device(moi_device *d) {
   d->handles = (moi_vulkan_handles_out)MOI_VULKAN_HANDLES_INIT;
   moi_status status = moi_vulkan_handles(d->context, &d->handles);
@@ -131,6 +187,7 @@ static moi_status open_device(moi_device *d) {
   FUNCTIONS(X)
 #undef X
   VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
+                                  .flags = VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT,
                                   .queueFamilyIndex = d->handles.queue_family};
   TRY_VK(d->CreateCommandPool(d->device, &pool, NULL, &d->pool), "vkCreateCommandPool");
   VkCommandBufferAllocateInfo commands = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
@@ -138,9 +195,11 @@ static moi_status open_device(moi_device *d) {
                                           .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
                                           .commandBufferCount = 1};
   TRY_VK(d->AllocateCommandBuffers(d->device, &commands, &d->commands), "vkAllocateCommandBuffers");
+  TRY_VK(d->AllocateCommandBuffers(d->device, &commands, &d->transfers), "vkAllocateCommandBuffers");
   VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
   TRY_VK(d->CreateFence(d->device, &fence, NULL, &d->fence), "vkCreateFence");
-  return MOI_OK;
+  status = open_stamps(d);
+  return status || !is_card(d) ? status : moi_device_stage(d);
 }
 
 static void free_chunk(moi_device *d, chunk *c) {
@@ -155,6 +214,8 @@ static void close_device(moi_device *d) {
     if (d->pipelines[i]) d->DestroyPipeline(d->device, d->pipelines[i], NULL);
   if (d->layout) d->DestroyPipelineLayout(d->device, d->layout, NULL);
   free_chunk(d, d->stretch);
+  free_chunk(d, d->staging);
+  if (d->stamps) d->DestroyQueryPool(d->device, d->stamps, NULL);
   if (d->fence) d->DestroyFence(d->device, d->fence, NULL);
   if (d->pool) d->DestroyCommandPool(d->device, d->pool, NULL);
   for (chunk *c = d->chunks, *next; c; c = next) {
@@ -198,26 +259,32 @@ void moi_device_forget(const moi_context *context) {
 
 /* ---- memory */
 
-/* Host-visible memory, on the device's own side where it has such. */
-static uint32_t memory_type(const moi_device *d, uint32_t allowed) {
-  const VkMemoryPropertyFlags host = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+/* The first type that has what is wanted and liked, else one that has what is wanted; UINT32_MAX if none does. */
+static uint32_t memory_type(const moi_device *d, uint32_t allowed, VkMemoryPropertyFlags wanted,
+                            VkMemoryPropertyFlags liked) {
   uint32_t found = UINT32_MAX;
   for (uint32_t i = 0; i < d->memory.memoryTypeCount; i++) {
     VkMemoryPropertyFlags flags = d->memory.memoryTypes[i].propertyFlags;
-    if (!(allowed >> i & 1) || (flags & host) != host) continue;
+    if (!(allowed >> i & 1) || (flags & wanted) != wanted) continue;
+    if ((flags & liked) == liked) return i;
     if (found == UINT32_MAX) found = i;
-    /* a window of 256 MiB into a card's memory is soon full */
-    if (flags & VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT && d->memory.memoryHeaps[d->memory.memoryTypes[i].heapIndex].size > 1u << 30)
-      return i;
   }
   return found;
 }
 
-static moi_status make_chunk(moi_device *d, size_t size, chunk *c) {
+enum {
+  HOST = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT,
+  LOCAL = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT,
+  CACHED = VK_MEMORY_PROPERTY_HOST_CACHED_BIT
+};
+
+static moi_status make_chunk(moi_device *d, size_t size, VkMemoryPropertyFlags wanted, VkMemoryPropertyFlags liked,
+                             chunk *c) {
   VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
                              .size = size,
                              .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT |
-                                      VK_BUFFER_USAGE_INDIRECT_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+                                      VK_BUFFER_USAGE_INDIRECT_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT |
+                                      VK_BUFFER_USAGE_TRANSFER_SRC_BIT};
   TRY_VK(d->CreateBuffer(d->device, &info, NULL, &c->buffer), "vkCreateBuffer");
   VkMemoryRequirements needs;
   d->GetBufferMemoryRequirements(d->device, c->buffer, &needs);
@@ -226,21 +293,110 @@ static moi_status make_chunk(moi_device *d, size_t size, chunk *c) {
   VkMemoryAllocateInfo allocate = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
                                    .pNext = &flags,
                                    .allocationSize = needs.size,
-                                   .memoryTypeIndex = memory_type(d, needs.memoryTypeBits)};
-  void *mapped;
+                                   .memoryTypeIndex = memory_type(d, needs.memoryTypeBits, wanted, liked)};
+  if (allocate.memoryTypeIndex == UINT32_MAX)
+    return moi_fail(MOI_UNSUPPORTED, "the rig", "the device has no memory for storage buffers of the kind 0x%x", wanted);
   TRY_VK(d->AllocateMemory(d->device, &allocate, NULL, &c->memory), "vkAllocateMemory");
   TRY_VK(d->BindBufferMemory(d->device, c->buffer, c->memory, 0), "vkBindBufferMemory");
-  TRY_VK(d->MapMemory(d->device, c->memory, 0, VK_WHOLE_SIZE, 0, &mapped), "vkMapMemory");
+  if (wanted & VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT) {
+    void *mapped;
+    TRY_VK(d->MapMemory(d->device, c->memory, 0, VK_WHOLE_SIZE, 0, &mapped), "vkMapMemory");
+    c->mapped = mapped;
+  }
   VkBufferDeviceAddressInfo address = {.sType = VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO, .buffer = c->buffer};
   c->address = d->GetBufferDeviceAddress(d->device, &address);
-  c->mapped = mapped;
   c->size = size;
+  return MOI_OK;
+}
+
+/* A chunk of the kind that runs work in. */
+static chunk *take_chunk(moi_device *d, size_t size, moi_status *status) {
+  chunk *c = calloc(1, sizeof *c);
+  if (!c) {
+    *status = moi_fail(MOI_OUT_OF_MEMORY, "the rig", "a chunk");
+    return NULL;
+  }
+  *status = d->staging ? make_chunk(d, size, LOCAL, 0, c) : make_chunk(d, size, HOST, LOCAL, c);
+  if (!*status) return c;
+  free_chunk(d, c);
+  return NULL;
+}
+
+moi_status moi_device_stage(moi_device *d) {
+  if (d->staging) return MOI_OK;
+  chunk *c = calloc(1, sizeof *c);
+  if (!c) return moi_fail(MOI_OUT_OF_MEMORY, "the rig", "the staging buffer");
+  moi_status status = make_chunk(d, STAGING, HOST, CACHED, c);
+  if (status) {
+    free_chunk(d, c);
+    return status;
+  }
+  d->staging = c;
+  return MOI_OK;
+}
+
+static moi_status submit(moi_device *d, VkCommandBuffer commands) {
+  VkSubmitInfo info = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &commands};
+  TRY_VK(d->QueueSubmit(d->handles.queue, 1, &info, d->fence), "vkQueueSubmit");
+  TRY_VK(d->WaitForFences(d->device, 1, &d->fence, VK_TRUE, UINT64_MAX), "vkWaitForFences");
+  TRY_VK(d->ResetFences(d->device, 1, &d->fence), "vkResetFences");
+  return MOI_OK;
+}
+
+/* The pieces that wait in the staging buffer reach where they go. */
+static moi_status flush(moi_device *d) {
+  if (!d->n_pieces) return MOI_OK;
+  VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
+                                    .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
+  size_t n = d->n_pieces;
+  d->n_pieces = d->staged = 0;
+  TRY_VK(d->BeginCommandBuffer(d->transfers, &begin), "vkBeginCommandBuffer");
+  VkMemoryBarrier before = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                            .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT,
+                            .dstAccessMask = VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT};
+  d->CmdPipelineBarrier(d->transfers, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT,
+                        VK_PIPELINE_STAGE_TRANSFER_BIT, 0, 1, &before, 0, NULL, 0, NULL);
+  for (size_t i = 0; i < n; i++) {
+    const piece *p = &d->pieces[i];
+    VkBufferCopy region = {p->out ? p->at : p->staged, p->out ? p->staged : p->at, p->size};
+    d->CmdCopyBuffer(d->transfers, p->out ? p->in->buffer : d->staging->buffer,
+                     p->out ? d->staging->buffer : p->in->buffer, 1, &region);
+  }
+  VkMemoryBarrier after = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                           .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT,
+                           .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
+  d->CmdPipelineBarrier(d->transfers, VK_PIPELINE_STAGE_TRANSFER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &after, 0, NULL,
+                        0, NULL);
+  TRY_VK(d->EndCommandBuffer(d->transfers), "vkEndCommandBuffer");
+  moi_status status = submit(d, d->transfers);
+  for (size_t i = 0; i < n && !status; i++)
+    if (d->pieces[i].out) memcpy(d->pieces[i].out, d->staging->mapped + d->pieces[i].staged, d->pieces[i].size);
+  return status;
+}
+
+/* Bytes of a chunk go to `out`, which must live until the flush, or where that is NULL come from `from`. Between two
+ * flushes no byte of a chunk is written twice. */
+static moi_status move(moi_device *d, chunk *in, size_t at, const uint8_t *from, uint8_t *out, size_t size) {
+  if (in->mapped) {
+    if (out) memcpy(out, in->mapped + at, size);
+    else memcpy(in->mapped + at, from, size);
+    return MOI_OK;
+  }
+  for (size_t done = 0, n; done < size; done += n) {
+    if (d->n_pieces == MAX_PIECES || d->staged == STAGING) {
+      moi_status status = flush(d);
+      if (status) return status;
+    }
+    n = size - done < STAGING - d->staged ? size - done : STAGING - d->staged;
+    if (!out) memcpy(d->staging->mapped + d->staged, from + done, n);
+    d->pieces[d->n_pieces++] = (piece){in, at + done, n, d->staged, out ? out + done : NULL};
+    d->staged += n;
+  }
   return MOI_OK;
 }
 
 /* size bytes at an offset that is `phase` modulo 256 */
 static moi_status take(moi_device *d, size_t size, size_t phase, chunk **in, size_t *at) {
-  enum { ALIGN = 256, CHUNK = 64 << 20 };
   for (chunk *c = d->chunks; c; c = c->next) {
     size_t begin = ((c->used + ALIGN - 1) & ~(size_t)(ALIGN - 1)) + phase;
     if (begin > c->size || size > c->size - begin) continue;
@@ -249,14 +405,9 @@ static moi_status take(moi_device *d, size_t size, size_t phase, chunk **in, siz
     c->used = begin + size;
     return MOI_OK;
   }
-  chunk *c = calloc(1, sizeof *c);
-  if (!c) return moi_fail(MOI_OUT_OF_MEMORY, "the rig", "a chunk");
-  size_t whole = size + 2 * ALIGN > CHUNK ? (size + 2 * ALIGN + 3) & ~(size_t)3 : CHUNK;
-  moi_status status = make_chunk(d, whole, c);
-  if (status) {
-    free_chunk(d, c);
-    return status;
-  }
+  moi_status status;
+  chunk *c = take_chunk(d, size + 2 * ALIGN > CHUNK ? (size + 2 * ALIGN + 3) & ~(size_t)3 : CHUNK, &status);
+  if (!c) return status;
   c->next = d->chunks;
   d->chunks = c;
   *in = c;
@@ -303,14 +454,20 @@ static moi_status open_peaks(moi_device *d) {
     d->DestroyShaderModule(d->device, info.stage.module, NULL);
     TRY_VK(result, "vkCreateComputePipelines");
   }
-  chunk *c = calloc(1, sizeof *c);
-  if (!c) return moi_fail(MOI_OUT_OF_MEMORY, "the rig", "a chunk");
-  moi_status status = make_chunk(d, STRETCH, c);
+  moi_status status;
+  chunk *c = take_chunk(d, STRETCH, &status);
+  if (!c) return status;
+  VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
+  VkResult result = d->BeginCommandBuffer(d->transfers, &begin);
+  if (result == VK_SUCCESS) {
+    d->CmdFillBuffer(d->transfers, c->buffer, 0, STRETCH, 0x5a5a5a5au);
+    result = d->EndCommandBuffer(d->transfers);
+  }
+  status = result == VK_SUCCESS ? submit(d, d->transfers) : failed("vkBeginCommandBuffer", result);
   if (status) {
     free_chunk(d, c);
     return status;
   }
-  memset(c->mapped, 0x5a, STRETCH);
   d->stretch = c;
   d->rounds = 64;
   return MOI_OK;
@@ -326,17 +483,13 @@ static double now(void) {
 static double seconds_of(moi_device *d, int which, uint32_t rounds) {
   VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
   peak_push push = {d->stretch->address, d->stretch->address, STRETCH / 4, rounds};
-  VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &d->commands};
   if (d->ResetCommandPool(d->device, d->pool, 0) || d->BeginCommandBuffer(d->commands, &begin)) return 0;
   d->CmdBindPipeline(d->commands, VK_PIPELINE_BIND_POINT_COMPUTE, d->pipelines[which]);
   d->CmdPushConstants(d->commands, d->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof push, &push);
   d->CmdDispatch(d->commands, GROUPS, 1, 1);
   if (d->EndCommandBuffer(d->commands)) return 0;
   double start = now();
-  if (d->QueueSubmit(d->handles.queue, 1, &submit, d->fence)) return 0;
-  if (d->WaitForFences(d->device, 1, &d->fence, VK_TRUE, UINT64_MAX)) return 0;
-  double seconds = now() - start;
-  return d->ResetFences(d->device, 1, &d->fence) ? 0 : seconds;
+  return submit(d, d->commands) ? 0 : now() - start;
 }
 
 double moi_device_read_rate(moi_device *d) {
@@ -369,7 +522,16 @@ struct moi_mirror {
 };
 
 void moi_device_keep(moi_device *d, int keep) {
-  for (chunk *c = d->chunks; c; c = c->next) c->used = 0;
+  for (chunk **at = &d->chunks; *at;) {
+    chunk *c = *at;
+    c->used = 0;
+    if (c->size > CHUNK) { /* made to measure for a block that is gone */
+      *at = c->next;
+      free_chunk(d, c);
+    } else {
+      at = &c->next;
+    }
+  }
   d->kept.n = 0;
   d->keep = keep;
 }
@@ -385,11 +547,17 @@ moi_status moi_mirror_begin(moi_device *d, moi_mirror **out) {
   if (!m) return moi_fail(MOI_OUT_OF_MEMORY, "the rig", "a mirror");
   m->device = d;
   m->all = d->keep ? &d->kept : &m->own;
+  if (d->stamps) {
+    d->CmdResetQueryPool(d->commands, d->stamps, 0, 2);
+    d->CmdWriteTimestamp(d->commands, VK_PIPELINE_STAGE_TOP_OF_PIPE_BIT, d->stamps, 0);
+  }
   *out = m;
   return MOI_OK;
 }
 
 moi_queue moi_mirror_queue(const moi_mirror *m) { return (moi_queue){m->device->commands}; }
+
+double moi_device_busy(const moi_device *d) { return d->busy; }
 
 static copy *copy_of(moi_mirror *m, const uint8_t *p);
 
@@ -440,12 +608,21 @@ static copy *copy_of(moi_mirror *m, const uint8_t *p) {
   memmove(&all->list[index + 1], &all->list[index], (all->n - index) * sizeof *all->list);
   all->list[index] = c;
   all->n++;
-  memcpy(c.in->mapped + begin, block.ptr - before, before + c.size);
+  uint8_t *table = NULL;
   if (c.is_table) {
-    uint64_t *table = (uint64_t *)(void *)(c.in->mapped + c.at);
-    const uint64_t *from = (const uint64_t *)(const void *)block.ptr;
-    for (size_t i = 0; i < block.size / 8; i++) table[i] = translate(m, from[i]);
+    table = malloc(before + c.size);
+    if (!table) exit(3);
+    memcpy(table, block.ptr - before, before + c.size);
+    for (size_t i = 0; i < block.size / 8; i++) {
+      uint64_t address;
+      memcpy(&address, block.ptr + 8 * i, 8);
+      address = translate(m, address);
+      memcpy(table + before + 8 * i, &address, 8);
+    }
   }
+  if (!m->status) m->status = move(m->device, c.in, begin, table ? table : block.ptr - before, NULL, before + c.size);
+  free(table);
+  if (m->status) return NULL;
   for (index = 0; all->list[index].host != block.ptr; index++) continue; /* a table's own copies may have moved it */
   return &all->list[index];
 }
@@ -469,19 +646,22 @@ moi_status moi_mirror_end(moi_mirror *m, moi_status recorded) {
                              .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
   d->CmdPipelineBarrier(d->commands, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &barrier, 0,
                         NULL, 0, NULL);
+  if (d->stamps) d->CmdWriteTimestamp(d->commands, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, d->stamps, 1);
   VkResult result = d->EndCommandBuffer(d->commands);
   if (!status && result != VK_SUCCESS) status = failed("vkEndCommandBuffer", result);
-  if (!status) {
-    VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &d->commands};
-    result = d->QueueSubmit(d->handles.queue, 1, &submit, d->fence);
-    if (result == VK_SUCCESS) result = d->WaitForFences(d->device, 1, &d->fence, VK_TRUE, UINT64_MAX);
-    if (result == VK_SUCCESS) result = d->ResetFences(d->device, 1, &d->fence);
-    if (result != VK_SUCCESS) status = failed("vkQueueSubmit", result);
-  }
+  if (!status) status = flush(d);
+  d->n_pieces = d->staged = 0; /* of a run that failed */
+  if (!status) status = submit(d, d->commands);
+  uint64_t stamps[2];
+  d->busy = 0;
+  if (!status && d->stamps &&
+      d->GetQueryPoolResults(d->device, d->stamps, 0, 2, sizeof stamps, stamps, 8, VK_QUERY_RESULT_64_BIT) == VK_SUCCESS)
+    d->busy = (double)(stamps[1] - stamps[0]) * d->stamp_seconds;
   for (size_t i = 0; i < m->own.n && !status; i++) {
     const copy *c = &m->own.list[i];
-    if (!c->is_table) memcpy(c->host - c->before, c->in->mapped + c->at - c->before, c->before + c->size);
+    if (!c->is_table) status = move(d, c->in, c->at - c->before, NULL, c->host - c->before, c->before + c->size);
   }
+  if (!status) status = flush(d);
   free(m->own.list);
   free(m);
   return status;

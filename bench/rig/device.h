@@ -15,9 +15,16 @@ moi_device *moi_device_of(const moi_context *context, moi_status *status);
 /* Before the context is destroyed. Nothing for contexts that have none. */
 void moi_device_forget(const moi_context *context);
 
+/* From now on copies lie in memory that the host does not see, and pass through a staging buffer: as they do on cards of
+ * themselves, whose memory is what bench is to measure. For testing that way on other devices, before any run. */
+moi_status moi_device_stage(moi_device *device);
+
 /* keep 1: what runs copy from now on stays on the device for the runs after them, and nothing comes back: for measuring.
  * keep 0: all copies are dropped, and every run has its own again. The host's buffers must live in between. */
 void moi_device_keep(moi_device *device, int keep);
+
+/* Seconds that the last run took on the device by its own clock, without recording, submission and wait; 0: it has none. */
+double moi_device_busy(const moi_device *device);
 
 /* What this device gives now, by shaders of some 20 ms: bytes read in order, fp32 multiply-adds (two operations each), a
  * second. 0 if it cannot be measured. */
