@@ -411,11 +411,11 @@ static int verify(moi_bench_row *row, char *error, size_t error_size) {
 
 /* The ids that a moe variant will compute: they say which weights it reads. */
 static int route_variants(moi_bench_row *row, char *error, size_t error_size) {
-  int32_t *ids = allocate((size_t)row->tokens * row->layer->proto.experts.top_k * sizeof *ids);
   moi_status status = MOI_OK;
   moi_plan *plan = NULL;
   moi_arena arena = {0};
   moi_buffer workspace = {0};
+  const moi_buffer ids = moi_arena_view(&arena, (size_t)row->tokens * row->layer->proto.experts.top_k * 4, 4, "ids");
   for (uint32_t v = 0; v < row->n_variants && !status; v++) {
     moi_case c = row->variants[v];
     if (row->op == MOI_OP_EXPERTS) {
@@ -434,16 +434,15 @@ static int route_variants(moi_bench_row *row, char *error, size_t error_size) {
     }
     moi_outputs out = {.route = c.operands.route};
     size_t slots = (size_t)row->tokens * c.route.top_k * 4;
-    out.route.ids = moi_ptr(ids, slots);
+    out.route.ids = ids;
     out.route.weights = moi_arena_view(&arena, slots, 4, "weights");
     out.route.counts = out.route.offsets = out.route.permutation = out.route.logits_out = (moi_buffer){0};
     if (!status) status = moi_case_run(&c, plan, &out, workspace);
-    if (!status) account(row, v, ids);
+    if (!status) account(row, v, ids.ptr);
   }
   if (status) snprintf(error, error_size, "routing: %s", moi_last_error());
   moi_plan_destroy(plan);
   moi_arena_free(&arena);
-  free(ids);
   return status != MOI_OK;
 }
 

@@ -150,9 +150,19 @@ static int speed(int n_files, char **files) {
     const cJSON *row;
     if (moi_results_read(files[i], &r)) return 1;
     if (i) printf("\n");
-    printf("**%s**, %s, %s threads; memory reads %s GB/s; moiety %s %s; `%s`\n\n", moi_result_context(&r, "device"),
-           moi_result_context(&r, "isa"), moi_result_context(&r, "threads"), moi_result_context(&r, "peak_read_gbs"),
-           moi_result_context(&r, "moiety_version"), moi_result_context(&r, "git_commit"),
+    printf("**%s**, %s, %s threads; memory reads %s GB/s; ", moi_result_context(&r, "device"),
+           moi_result_context(&r, "isa"), moi_result_context(&r, "threads"), moi_result_context(&r, "peak_read_gbs"));
+    for (int b = 0; b < MOI_BACKEND_COUNT; b++) {
+      const char *name = moi_backend_name((moi_backend)b), *const members[3] = {"device", "driver", "peak_read_gbs"};
+      const char *values[3];
+      char member[64];
+      for (int k = 0; k < 3; k++) {
+        snprintf(member, sizeof member, "%s_%s", name, members[k]);
+        values[k] = moi_result_context(&r, member);
+      }
+      if (values[0][0]) printf("%s: **%s**, %s, memory reads %s GB/s; ", name, values[0], values[1], values[2]);
+    }
+    printf("moiety %s %s; `%s`\n\n", moi_result_context(&r, "moiety_version"), moi_result_context(&r, "git_commit"),
            moi_result_context(&r, "command"));
     printf("| preset | op | format | kernel | tokens | time | GB/s | of peak | GFLOP/s | of peak |\n");
     printf("|---|---|---|---|--:|--:|--:|--:|--:|--:|\n");

@@ -519,6 +519,7 @@ struct moi_mirror {
   moi_device *device;
   copies own, *all; /* all: the device's kept ones, or own */
   moi_status status;
+  char text[256]; /* why, if it is not MOI_OK */
 };
 
 void moi_device_keep(moi_device *d, int keep) {
@@ -632,6 +633,7 @@ moi_buffer moi_mirror_view(moi_mirror *m, moi_buffer view) {
   const uint8_t *p = (const uint8_t *)view.ptr + view.offset;
   copy *c = copy_of(m, p);
   moi_buffer out = {.size = view.size};
+  if (!c && !m->text[0]) snprintf(m->text, sizeof m->text, "%s", moi_last_error());
   if (!c) return out;
   out.handle = (uint64_t)(uintptr_t)c->in->buffer;
   out.offset = c->at + (size_t)(p - c->host);
@@ -640,7 +642,8 @@ moi_buffer moi_mirror_view(moi_mirror *m, moi_buffer view) {
 
 moi_status moi_mirror_end(moi_mirror *m, moi_status recorded) {
   moi_device *d = m->device;
-  moi_status status = m->status ? m->status : recorded;
+  moi_status status = recorded;
+  if (m->status) status = moi_fail(m->status, "the rig", "%s", m->text); /* an absent view is only what came of it */
   VkMemoryBarrier barrier = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
                              .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT,
                              .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
