@@ -15,6 +15,8 @@ static moi_status open_on(const moi_vulkan_device *device, moi_context **out) {
   moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
   desc.backend = MOI_BACKEND_VULKAN;
   desc.next = device ? &device->chain : NULL;
+  desc.allocate = engine_allocate;
+  desc.free = engine_free;
   return moi_context_create(&desc, out);
 }
 
@@ -34,6 +36,7 @@ static int open_shared(void **state) {
 static int close_shared(void **state) {
   (void)state;
   moi_context_destroy(context);
+  assert_int_equal(engine_bytes, 0);
   return 0;
 }
 

@@ -199,32 +199,20 @@ void *__wrap_dlsym(void *library, const char *name) {
 static engine e;    /* its pointers come through the layer too */
 static int at_rest; /* objects that live while no context does: the engine's */
 
-static int64_t host_bytes; /* of contexts and plans */
-static void *take(void *user, size_t size, size_t align) {
-  (void)user;
-  host_bytes += (int64_t)size;
-  return take_aligned(align, size);
-}
-static void drop(void *user, void *p, size_t size) {
-  (void)user;
-  host_bytes -= (int64_t)size;
-  drop_aligned(p);
-}
-
 static moi_status open_context(int on_engine, moi_context **out) {
   static moi_vulkan_device d;
   moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
   d = engine_handles(&e);
   desc.backend = MOI_BACKEND_VULKAN;
   desc.next = on_engine ? &d.chain : NULL;
-  desc.allocate = take;
-  desc.free = drop;
+  desc.allocate = engine_allocate;
+  desc.free = engine_free;
   return moi_context_create(&desc, out);
 }
 
 static void nothing_is_left(void) {
   assert_int_equal(layered.live, at_rest);
-  assert_int_equal(host_bytes, 0);
+  assert_int_equal(engine_bytes, 0);
 }
 
 static int clear(void **state) {
@@ -409,7 +397,7 @@ static void test_the_pipeline_cache_cannot_be_read(void **state) {
 /* The engine's own allocator says no, at every place in turn. */
 static int allocations_left;
 static void *take_few(void *user, size_t size, size_t align) {
-  return allocations_left-- > 0 ? take(user, size, align) : NULL;
+  return allocations_left-- > 0 ? engine_allocate(user, size, align) : NULL;
 }
 
 static void test_the_allocator_says_no(void **state) {
@@ -425,7 +413,7 @@ static void test_the_allocator_says_no(void **state) {
     desc.backend = MOI_BACKEND_VULKAN;
     desc.next = &d.chain;
     desc.allocate = take_few;
-    desc.free = drop;
+    desc.free = engine_free;
     allocations_left = few;
     moi_status status = moi_context_create(&desc, &c);
     if (!status) status = moi_moe_plan(c, &l.moe, &plan);
