@@ -297,8 +297,9 @@ static void account(moi_bench_row *row, uint32_t v, const int32_t *ids) {
       flops += ffn_flops(&c->experts);
     }
     free(used);
-    bytes += t * c->experts.hidden * (moi_element_bytes(c->experts.input_type) +
-                                      moi_element_bytes(moi_or(c->experts.output_type, c->experts.input_type)));
+    bytes += t * c->experts.hidden *
+             (moi_element_bytes(c->experts.input_type) +
+              moi_element_bytes(moi_or(c->experts.output_type, c->experts.input_type)));
   }
   if (row->op != MOI_OP_EXPERTS) {
     double classes = r->n_experts + r->n_identity;

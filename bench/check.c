@@ -84,7 +84,8 @@ static uint32_t kernels_for(const check *ck, const moi_case *c, const char **nam
   moi_format formats[5] = {c->op == MOI_OP_GEMM ? c->gemm.format : c->experts.format, c->experts.down_format,
                            c->has_shared ? c->shared.format : MOI_FORMAT_NONE,
                            c->op == MOI_OP_ROUTE && c->route.hidden ? moi_or(c->route.router_type, MOI_FORMAT_F32)
-                                                                    : MOI_FORMAT_NONE, MOI_FORMAT_NONE};
+                                                                    : MOI_FORMAT_NONE,
+                           MOI_FORMAT_NONE};
   if (!ck->kernel || !strcmp(ck->kernel, CHOSEN)) names[n++] = CHOSEN;
   if (c->op == MOI_OP_ATTENTION && c->attention.task != MOI_RIG_ATTEND) return n; /* the rows do not differ in it */
   moi_kernel_info info = MOI_KERNEL_INFO_INIT;
@@ -293,7 +294,7 @@ static void run_all(check *ck) {
       if (wanted(ck, i, 4)) check_case(ck, c, "route", "route", "", i);
   }
   static int (*const lists[2])(moi_format, uint32_t, uint64_t, moi_case *) = {moi_check_gemm_case,
-                                                                             moi_check_experts_case};
+                                                                              moi_check_experts_case};
   static const char *const names[2] = {"gemm", "experts"};
   for (int list = 0; list < 2; list++) {
     if (!asked(ck, names[list]) || ck->preset) continue;
@@ -357,8 +358,7 @@ static void report(const check *ck) {
   printf("%-48s %6s %7s %8s %11s\n", "backend op        kernel", "cases", "failed", "excused", "worst nmse");
   for (uint32_t i = 0; i < ck->n_stats; i++) {
     const stat *s = &ck->stats[i];
-    if (s->cases || s->failed)
-      printf("%-48s %6u %7u %8u %11.2g\n", s->name, s->cases, s->failed, s->excused, s->worst);
+    if (s->cases || s->failed) printf("%-48s %6u %7u %8u %11.2g\n", s->name, s->cases, s->failed, s->excused, s->worst);
   }
   printf("%s: %u cases, %u runs of kernels, %u failures, seed %llu, %.1f s\n", ck->failed ? "FAILED" : "ok",
          ck->n_cases, ck->ran, ck->failed, (unsigned long long)ck->seed, seconds_since(ck->start));
@@ -402,8 +402,8 @@ int moi_command_check(int argc, char **argv) {
   moi_option options[] = {
       {"--backend", MOI_OPTION_TEXT, (void *)&backend, "NAME", "cpu, cuda, vulkan or all (default: all that are here)",
        0},
-      {"--device", MOI_OPTION_UINT, &ck.device, "N", "which of moiety devices, of a backend that has several (default: 0)",
-       0},
+      {"--device", MOI_OPTION_UINT, &ck.device, "N",
+       "which of moiety devices, of a backend that has several (default: 0)", 0},
       {"--op", MOI_OPTION_TEXT, (void *)&ck.op, "OP,...", "of route, gemm, experts, moe, attention (default: all)", 0},
       {"--kernel", MOI_OPTION_TEXT, (void *)&ck.kernel, "NAME", "one row of the kernel list; 'chosen': what plans take",
        0},

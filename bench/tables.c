@@ -20,10 +20,10 @@ enum { STEADY = 0, FALLBACK = 1 };
 static const support_row cpu_rows[] = {
 #define MOI_EVERY_ARCHITECTURE
 #define GEMM(name, format, needs, form, m_max, scratch, flags, fn)                                                     \
-  {MOI_OP_GEMM, MOI_FORMAT_##format, #needs, ((flags) & FALLBACK) != 0},
-#define ROUTE(name, needs, flags, fn) {MOI_OP_ROUTE, MOI_FORMAT_NONE, #needs, ((flags) & FALLBACK) != 0},
+  {MOI_OP_GEMM, MOI_FORMAT_##format, #needs, ((flags)&FALLBACK) != 0},
+#define ROUTE(name, needs, flags, fn) {MOI_OP_ROUTE, MOI_FORMAT_NONE, #needs, ((flags)&FALLBACK) != 0},
 #define ATTENTION(name, needs, form, m_max, flags, fn)                                                                 \
-  {MOI_OP_ATTENTION, MOI_FORMAT_NONE, #needs, ((flags) & FALLBACK) != 0},
+  {MOI_OP_ATTENTION, MOI_FORMAT_NONE, #needs, ((flags)&FALLBACK) != 0},
 #define REFERENCE(op) {MOI_OP_##op, MOI_FORMAT_NONE, "", 1},
 #include "cpu/kernels.def"
 #undef GEMM
@@ -35,9 +35,9 @@ static const support_row cpu_rows[] = {
 /* And the same whether this build has the Vulkan backend; its GEMM rows are for every format. */
 static const support_row vulkan_rows[] = {
 #define GEMM(name, needs, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0},
-#define ROUTE(name, needs, flags, shader) {MOI_OP_ROUTE, MOI_FORMAT_NONE, name, ((flags) & FALLBACK) != 0},
-#define ATTENTION(name, needs, m_max, m_tile, n_tile, flags, shader)                                                    \
-  {MOI_OP_ATTENTION, MOI_FORMAT_NONE, name, ((flags) & FALLBACK) != 0},
+#define ROUTE(name, needs, flags, shader) {MOI_OP_ROUTE, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
+#define ATTENTION(name, needs, m_max, m_tile, n_tile, flags, shader)                                                   \
+  {MOI_OP_ATTENTION, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
 #include "vulkan/kernels.def"
 #undef GEMM
 #undef ROUTE

@@ -56,7 +56,8 @@ static moi_buffer sized(const engine_buffer *b, const moi_plan *plan) {
 
 static void near(const float *a, const float *b, size_t n, const char *what) {
   for (size_t i = 0; i < n; i++)
-    if (!(fabsf(a[i] - b[i]) <= 1e-4f * (1 + fabsf(b[i])))) fail_msg("%s[%zu]: %g, the CPU has %g", what, i, a[i], b[i]);
+    if (!(fabsf(a[i] - b[i]) <= 1e-4f * (1 + fabsf(b[i]))))
+      fail_msg("%s[%zu]: %g, the CPU has %g", what, i, a[i], b[i]);
 }
 
 /* What the op wrote on the device is what it writes on the CPU; `host` is the same layer there, not yet run. */
@@ -551,7 +552,9 @@ int main(void) {
   };
   int failed = cmocka_run_group_tests(tests, open_shared, close_shared);
   engine_close(&e);
-  print_message("validation: %s\n", !e.validated ? "the layer is not installed" : e.messages ? "MESSAGES" : "no message");
+  print_message("validation: %s\n", !e.validated ? "the layer is not installed"
+                                    : e.messages ? "MESSAGES"
+                                                 : "no message");
   return failed || e.messages;
 }
 

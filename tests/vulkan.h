@@ -1,5 +1,5 @@
-/* An engine with a Vulkan device, for tests: instance, device, queue, buffers, command buffers; validated where the layer
- * is installed. What the layer says is counted, and no test may have caused any of it. */
+/* An engine with a Vulkan device, for tests: instance, device, queue, buffers, command buffers; validated where the
+ * layer is installed. What the layer says is counted, and no test may have caused any of it. */
 #ifndef MOI_TESTS_VULKAN_H
 #define MOI_TESTS_VULKAN_H
 
@@ -22,13 +22,16 @@
 #endif
 
 #define ENGINE_INSTANCE_FUNCTIONS(X)                                                                                   \
-  X(DestroyInstance) X(EnumeratePhysicalDevices) X(GetPhysicalDeviceProperties) X(GetPhysicalDeviceFeatures2)          \
-  X(GetPhysicalDeviceMemoryProperties) X(GetPhysicalDeviceQueueFamilyProperties) X(CreateDevice) X(GetDeviceProcAddr)
+  X(DestroyInstance)                                                                                                   \
+  X(EnumeratePhysicalDevices) X(GetPhysicalDeviceProperties) X(GetPhysicalDeviceFeatures2)                             \
+      X(GetPhysicalDeviceMemoryProperties) X(GetPhysicalDeviceQueueFamilyProperties) X(CreateDevice)                   \
+          X(GetDeviceProcAddr)
 
 #define ENGINE_DEVICE_FUNCTIONS(X)                                                                                     \
-  X(DestroyDevice) X(GetDeviceQueue) X(CreateBuffer) X(DestroyBuffer) X(GetBufferMemoryRequirements) X(AllocateMemory) \
-  X(FreeMemory) X(BindBufferMemory) X(MapMemory) X(CreateCommandPool) X(DestroyCommandPool) X(AllocateCommandBuffers)  \
-  X(BeginCommandBuffer) X(EndCommandBuffer) X(CmdPipelineBarrier) X(QueueSubmit) X(QueueWaitIdle)
+  X(DestroyDevice)                                                                                                     \
+  X(GetDeviceQueue) X(CreateBuffer) X(DestroyBuffer) X(GetBufferMemoryRequirements) X(AllocateMemory) X(FreeMemory)    \
+      X(BindBufferMemory) X(MapMemory) X(CreateCommandPool) X(DestroyCommandPool) X(AllocateCommandBuffers)            \
+          X(BeginCommandBuffer) X(EndCommandBuffer) X(CmdPipelineBarrier) X(QueueSubmit) X(QueueWaitIdle)
 
 typedef struct engine {
   PFN_vkGetInstanceProcAddr get;
@@ -95,7 +98,8 @@ static inline PFN_vkGetInstanceProcAddr engine_loader(void) {
   return get;
 }
 
-static inline VkBool32 engine_hears(VkDebugUtilsMessageSeverityFlagBitsEXT severity, VkDebugUtilsMessageTypeFlagsEXT types,
+static inline VkBool32 engine_hears(VkDebugUtilsMessageSeverityFlagBitsEXT severity,
+                                    VkDebugUtilsMessageTypeFlagsEXT types,
                                     const VkDebugUtilsMessengerCallbackDataEXT *data, void *user) {
   (void)severity;
   (void)types;
@@ -115,7 +119,8 @@ static inline int engine_has_layer(const engine *e, const char *name) {
   return 0;
 }
 
-/* 0, and a line that says why, if there is no device to test on. with_addresses: whether bufferDeviceAddress is enabled. */
+/* 0, and a line that says why, if there is no device to test on. with_addresses: whether bufferDeviceAddress is
+ * enabled. */
 static inline int engine_open(engine *e, int with_addresses) {
   static const char *const validation = "VK_LAYER_KHRONOS_validation";
   static const char *const extensions[] = {"VK_EXT_debug_utils", "VK_EXT_validation_features"};
@@ -123,12 +128,13 @@ static inline int engine_open(engine *e, int with_addresses) {
   e->get = engine_loader();
   if (!e->get) return print_message("no Vulkan loader on this machine\n"), 0;
   PFN_vkCreateInstance create = (PFN_vkCreateInstance)e->get(NULL, "vkCreateInstance");
-  VkDebugUtilsMessengerCreateInfoEXT messenger = {
-      .sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_MESSENGER_CREATE_INFO_EXT,
-      .messageSeverity = VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT,
-      .messageType = VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_TYPE_PERFORMANCE_BIT_EXT,
-      .pfnUserCallback = engine_hears,
-      .pUserData = e};
+  VkDebugUtilsMessengerCreateInfoEXT messenger = {.sType = VK_STRUCTURE_TYPE_DEBUG_UTILS_MESSENGER_CREATE_INFO_EXT,
+                                                  .messageSeverity = VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT |
+                                                                     VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT,
+                                                  .messageType = VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT |
+                                                                 VK_DEBUG_UTILS_MESSAGE_TYPE_PERFORMANCE_BIT_EXT,
+                                                  .pfnUserCallback = engine_hears,
+                                                  .pUserData = e};
   const VkValidationFeatureEnableEXT enable = VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT;
   VkValidationFeaturesEXT features = {.sType = VK_STRUCTURE_TYPE_VALIDATION_FEATURES_EXT,
                                       .pNext = &messenger,
@@ -275,12 +281,15 @@ static inline void engine_end(const engine *e, const engine_commands *c) {
 }
 
 static inline void engine_submit(const engine *e, const engine_commands *c) {
-  VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &c->buffer};
+  VkSubmitInfo submit = {
+      .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &c->buffer};
   vk(e->QueueSubmit(e->queue, 1, &submit, VK_NULL_HANDLE));
   vk(e->QueueWaitIdle(e->queue));
 }
 
-static inline void engine_forget(const engine *e, engine_commands *c) { e->DestroyCommandPool(e->device, c->pool, NULL); }
+static inline void engine_forget(const engine *e, engine_commands *c) {
+  e->DestroyCommandPool(e->device, c->pool, NULL);
+}
 
 /* ---- the small layer of support.h in one buffer: its views by handle, at the offsets that its members have */
 
@@ -297,12 +306,11 @@ static inline void layer_to_device(layer *l, const engine_buffer *b) {
   memcpy(b->mapped, l, sizeof *l);
   moi_weights *weights[] = {&l->gate_w, &l->up_w, &l->down_w, &l->shared_gate_w, &l->shared_up_w, &l->shared_down_w};
   for (size_t i = 0; i < sizeof weights / sizeof weights[0]; i++) weights[i]->data = at_device(l, b, weights[i]->data);
-  moi_buffer *views[] = {&l->route_args.hidden,   &l->route_args.router,  &l->route_args.ids,
-                         &l->route_args.weights,  &l->route_args.counts,  &l->route_args.offsets,
-                         &l->route_args.permutation, &l->route_args.logits_out, &l->experts_args.input,
-                         &l->experts_args.ids,    &l->experts_args.weights, &l->experts_args.output,
-                         &l->gemm_args.input,     &l->gemm_args.offsets,  &l->gemm_args.output,
-                         &l->moe_args.shared_gate};
+  moi_buffer *views[] = {
+      &l->route_args.hidden,  &l->route_args.router,  &l->route_args.ids,         &l->route_args.weights,
+      &l->route_args.counts,  &l->route_args.offsets, &l->route_args.permutation, &l->route_args.logits_out,
+      &l->experts_args.input, &l->experts_args.ids,   &l->experts_args.weights,   &l->experts_args.output,
+      &l->gemm_args.input,    &l->gemm_args.offsets,  &l->gemm_args.output,       &l->moe_args.shared_gate};
   for (size_t i = 0; i < sizeof views / sizeof views[0]; i++) *views[i] = at_device(l, b, *views[i]);
 }
 
@@ -310,10 +318,14 @@ static inline moi_status layer_record(const layer *l, moi_op op, const moi_plan 
                                       const engine_commands *c) {
   const moi_queue queue = {c ? (void *)c->buffer : NULL};
   switch (op) {
-    case MOI_OP_ROUTE: return moi_route_run(plan, &l->route_args, workspace, queue);
-    case MOI_OP_EXPERTS: return moi_experts_run(plan, &l->experts_args, workspace, queue);
-    case MOI_OP_GEMM: return moi_gemm_run(plan, &l->gemm_args, workspace, queue);
-    default: return moi_moe_run(plan, &l->moe_args, workspace, queue);
+  case MOI_OP_ROUTE:
+    return moi_route_run(plan, &l->route_args, workspace, queue);
+  case MOI_OP_EXPERTS:
+    return moi_experts_run(plan, &l->experts_args, workspace, queue);
+  case MOI_OP_GEMM:
+    return moi_gemm_run(plan, &l->gemm_args, workspace, queue);
+  default:
+    return moi_moe_run(plan, &l->moe_args, workspace, queue);
   }
 }
 

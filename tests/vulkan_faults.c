@@ -1,8 +1,8 @@
 /* Vulkan's functions fail, and devices lack things: every failure has its status and text, and nothing is left behind.
  *
- * A layer of functions lies between moiety and the loader: moiety asks dlsym for vkGetInstanceProcAddr, the linker gives it
- * __wrap_dlsym instead, and from there on every pointer may be one of ours. It fails what it is told to fail, and counts
- * what is made and destroyed. */
+ * * A layer of functions lies between moiety and the loader: moiety asks dlsym for vkGetInstanceProcAddr, the linker
+ * gives it __wrap_dlsym instead, and from there on every pointer may be one of ours. It fails what it is told to fail,
+ * and counts what is made and destroyed. */
 #include "tests/support.h"
 
 #if defined(MOI_HAVE_VULKAN) && defined(__linux__)
@@ -17,12 +17,12 @@ static struct {
   int good;
   const char *absent; /* the function that the driver has not */
   int no_loader;
-  int old_device;    /* the physical device says Vulkan 1.1 */
-  int no_addresses;  /* and that it has no bufferDeviceAddress */
-  int no_compute;    /* its queue families have no compute */
-  int no_subgroups;  /* no subgroup operations in compute */
-  int live;          /* objects made and not destroyed */
-  int calls;         /* of `failing` */
+  int old_device;   /* the physical device says Vulkan 1.1 */
+  int no_addresses; /* and that it has no bufferDeviceAddress */
+  int no_compute;   /* its queue families have no compute */
+  int no_subgroups; /* no subgroup operations in compute */
+  int live;         /* objects made and not destroyed */
+  int calls;        /* of `failing` */
 } layered;
 
 static PFN_vkGetInstanceProcAddr below;
@@ -38,7 +38,8 @@ static int fails(const char *name) {
 #define PAIR(Object, Info, Create, Destroy)                                                                            \
   static PFN_vk##Create real_##Create;                                                                                 \
   static PFN_vk##Destroy real_##Destroy;                                                                               \
-  static VkResult on_##Create(VkDevice device, const Info *info, const VkAllocationCallbacks *allocator, Object *out) { \
+  static VkResult on_##Create(VkDevice device, const Info *info, const VkAllocationCallbacks *allocator,               \
+                              Object *out) {                                                                           \
     if (fails("vk" #Create)) return layered.result;                                                                    \
     VkResult result = real_##Create(device, info, allocator, out);                                                     \
     layered.live += result == VK_SUCCESS;                                                                              \
@@ -55,8 +56,8 @@ PAIR(VkPipelineCache, VkPipelineCacheCreateInfo, CreatePipelineCache, DestroyPip
 static PFN_vkCreateComputePipelines real_CreateComputePipelines;
 static PFN_vkDestroyPipeline real_DestroyPipeline;
 static VkResult on_CreateComputePipelines(VkDevice device, VkPipelineCache cache, uint32_t n,
-                                          const VkComputePipelineCreateInfo *info, const VkAllocationCallbacks *allocator,
-                                          VkPipeline *out) {
+                                          const VkComputePipelineCreateInfo *info,
+                                          const VkAllocationCallbacks *allocator, VkPipeline *out) {
   if (fails("vkCreateComputePipelines")) {
     for (uint32_t i = 0; i < n; i++) out[i] = VK_NULL_HANDLE; /* as the specification has it */
     return layered.result;
@@ -134,7 +135,8 @@ static PFN_vkGetPhysicalDeviceQueueFamilyProperties real_GetPhysicalDeviceQueueF
 static void on_GetPhysicalDeviceQueueFamilyProperties(VkPhysicalDevice physical, uint32_t *n,
                                                       VkQueueFamilyProperties *out) {
   real_GetPhysicalDeviceQueueFamilyProperties(physical, n, out);
-  for (uint32_t i = 0; out && i < *n && layered.no_compute; i++) out[i].queueFlags &= ~(VkQueueFlags)VK_QUEUE_COMPUTE_BIT;
+  for (uint32_t i = 0; out && i < *n && layered.no_compute; i++)
+    out[i].queueFlags &= ~(VkQueueFlags)VK_QUEUE_COMPUTE_BIT;
 }
 
 static PFN_vkVoidFunction on_GetDeviceProcAddr(VkDevice device, const char *name);
@@ -240,8 +242,8 @@ static void test_contexts_that_cannot_be_made(void **state) {
   static const struct {
     const char *function;
     int own_only;
-  } functions[] = {{"vkCreateInstance", 1}, {"vkCreateDevice", 1}, {"vkCreatePipelineLayout", 0},
-                   {"vkCreatePipelineCache", 0}};
+  } functions[] = {
+      {"vkCreateInstance", 1}, {"vkCreateDevice", 1}, {"vkCreatePipelineLayout", 0}, {"vkCreatePipelineCache", 0}};
   for (size_t f = 0; f < sizeof functions / sizeof functions[0]; f++)
     for (int i = 0; i < N_RESULTS; i++)
       for (int on_engine = 0; on_engine < 2 - functions[f].own_only; on_engine++) {
@@ -307,7 +309,8 @@ static void test_devices_that_lack_something(void **state) {
     }
     moi_device_info info = MOI_DEVICE_INFO_INIT; /* it is listed all the same, with what it lacks */
     passes(moi_device_get(MOI_BACKEND_VULKAN, 0, &info));
-    if (!strstr(info.features, lacks[i].name)) fail_msg("features \"%s\" say nothing of %s", info.features, lacks[i].name);
+    if (!strstr(info.features, lacks[i].name))
+      fail_msg("features \"%s\" say nothing of %s", info.features, lacks[i].name);
     int found = 0;
     moi_vulkan_requirement r = MOI_VULKAN_REQUIREMENT_INIT;
     for (uint32_t k = 0; !moi_vulkan_requirements((moi_vulkan_function)e.get, e.instance, e.physical, k, &r); k++)

@@ -59,7 +59,8 @@ static void test_staged_is_as_mapped(void **state) {
   for (size_t f = 0; f < sizeof formats / sizeof formats[0]; f++)
     for (uint32_t tables = 0; tables < 2; tables++) {
       static moi_case c;
-      make_experts_case(&c, formats[f], (tables ? MOI_EXPERTS_TABLES : 0) | (f & 1 ? MOI_EXPERTS_ACCUMULATE : 0), 7 + f);
+      make_experts_case(&c, formats[f], (tables ? MOI_EXPERTS_TABLES : 0) | (f & 1 ? MOI_EXPERTS_ACCUMULATE : 0),
+                        7 + f);
       moi_arena arena = {.flags = MOI_ARENA_GUARD};
       moi_outputs out[2];
       for (int i = 0; i < 2; i++) {
@@ -147,8 +148,8 @@ static void test_runs_that_fail(void **state) {
     memset(view.ptr, 0x11, 64);
     passes(moi_mirror_begin(device, &mirror));
     moi_buffer there = moi_mirror_view(mirror, view);
-    fill_of(contexts[i])((VkCommandBuffer)moi_mirror_queue(mirror).native, (VkBuffer)(uintptr_t)there.handle, there.offset,
-                         64, 0x22222222u);
+    fill_of(contexts[i])((VkCommandBuffer)moi_mirror_queue(mirror).native, (VkBuffer)(uintptr_t)there.handle,
+                         there.offset, 64, 0x22222222u);
     assert_int_equal(moi_mirror_end(mirror, MOI_UNSUPPORTED), MOI_UNSUPPORTED);
     assert_int_equal(((uint8_t *)view.ptr)[0], 0x11);
     moi_arena_free(&arena);

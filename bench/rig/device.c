@@ -56,13 +56,15 @@ moi_buffer moi_mirror_view(moi_mirror *mirror, moi_buffer view) {
 #include <vulkan/vulkan_core.h>
 
 #define FUNCTIONS(X)                                                                                                   \
-  X(CreateBuffer) X(DestroyBuffer) X(GetBufferMemoryRequirements) X(AllocateMemory) X(FreeMemory) X(BindBufferMemory)  \
-  X(MapMemory) X(GetBufferDeviceAddress) X(CreateCommandPool) X(DestroyCommandPool) X(AllocateCommandBuffers)          \
-  X(ResetCommandPool) X(BeginCommandBuffer) X(EndCommandBuffer) X(CmdPipelineBarrier) X(QueueSubmit) X(CreateFence)    \
-  X(DestroyFence) X(WaitForFences) X(ResetFences) X(CreateShaderModule) X(DestroyShaderModule)                         \
-  X(CreatePipelineLayout) X(DestroyPipelineLayout) X(CreateComputePipelines) X(DestroyPipeline) X(CmdBindPipeline)     \
-  X(CmdPushConstants) X(CmdDispatch) X(CmdCopyBuffer) X(CmdFillBuffer) X(CreateQueryPool) X(DestroyQueryPool)          \
-  X(CmdResetQueryPool) X(CmdWriteTimestamp) X(GetQueryPoolResults)
+  X(CreateBuffer)                                                                                                      \
+  X(DestroyBuffer) X(GetBufferMemoryRequirements) X(AllocateMemory) X(FreeMemory) X(BindBufferMemory) X(MapMemory)     \
+      X(GetBufferDeviceAddress) X(CreateCommandPool) X(DestroyCommandPool) X(AllocateCommandBuffers)                   \
+          X(ResetCommandPool) X(BeginCommandBuffer) X(EndCommandBuffer) X(CmdPipelineBarrier) X(QueueSubmit)           \
+              X(CreateFence) X(DestroyFence) X(WaitForFences) X(ResetFences) X(CreateShaderModule)                     \
+                  X(DestroyShaderModule) X(CreatePipelineLayout) X(DestroyPipelineLayout) X(CreateComputePipelines)    \
+                      X(DestroyPipeline) X(CmdBindPipeline) X(CmdPushConstants) X(CmdDispatch) X(CmdCopyBuffer)        \
+                          X(CmdFillBuffer) X(CreateQueryPool) X(DestroyQueryPool) X(CmdResetQueryPool)                 \
+                              X(CmdWriteTimestamp) X(GetQueryPoolResults)
 
 /* A buffer that runs take their copies from; mapped for good, or NULL where the host cannot see it. */
 typedef struct chunk {
@@ -136,8 +138,8 @@ static moi_status failed(const char *what, VkResult result) {
     if (try_result != VK_SUCCESS) return failed(what, try_result);                                                     \
   } while (0)
 
-/* Whether chunks have to be staged: a card's own memory, which is what runs are to be measured in, is not the host's, and
- * where it can be mapped it is slow to read. */
+/* Whether chunks have to be staged: a card's own memory, which is what runs are to be measured in, is not the host's,
+ * and where it can be mapped it is slow to read. */
 static int is_card(const moi_device *d) {
   PFN_vkGetInstanceProcAddr get = (PFN_vkGetInstanceProcAddr)d->handles.get_instance_proc_addr;
   PFN_vkGetPhysicalDeviceProperties properties =
@@ -151,8 +153,8 @@ static int is_card(const moi_device *d) {
 /* The queue's clock, if it has one. */
 static moi_status open_stamps(moi_device *d) {
   PFN_vkGetInstanceProcAddr get = (PFN_vkGetInstanceProcAddr)d->handles.get_instance_proc_addr;
-  PFN_vkGetPhysicalDeviceQueueFamilyProperties families =
-      (PFN_vkGetPhysicalDeviceQueueFamilyProperties)get(d->handles.instance, "vkGetPhysicalDeviceQueueFamilyProperties");
+  PFN_vkGetPhysicalDeviceQueueFamilyProperties families = (PFN_vkGetPhysicalDeviceQueueFamilyProperties)get(
+      d->handles.instance, "vkGetPhysicalDeviceQueueFamilyProperties");
   PFN_vkGetPhysicalDeviceProperties properties =
       (PFN_vkGetPhysicalDeviceProperties)get(d->handles.instance, "vkGetPhysicalDeviceProperties");
   VkQueueFamilyProperties list[32];
@@ -295,7 +297,8 @@ static moi_status make_chunk(moi_device *d, size_t size, VkMemoryPropertyFlags w
                                    .allocationSize = needs.size,
                                    .memoryTypeIndex = memory_type(d, needs.memoryTypeBits, wanted, liked)};
   if (allocate.memoryTypeIndex == UINT32_MAX)
-    return moi_fail(MOI_UNSUPPORTED, "the rig", "the device has no memory for storage buffers of the kind 0x%x", wanted);
+    return moi_fail(MOI_UNSUPPORTED, "the rig", "the device has no memory for storage buffers of the kind 0x%x",
+                    wanted);
   TRY_VK(d->AllocateMemory(d->device, &allocate, NULL, &c->memory), "vkAllocateMemory");
   TRY_VK(d->BindBufferMemory(d->device, c->buffer, c->memory, 0), "vkBindBufferMemory");
   if (wanted & VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT) {
@@ -440,9 +443,8 @@ static moi_status open_peaks(moi_device *d) {
   if (!d->layout) TRY_VK(d->CreatePipelineLayout(d->device, &layout, NULL, &d->layout), "vkCreatePipelineLayout");
   for (int i = 0; i < 2; i++) {
     const moi_vk_shader *shader = shader_of(i ? "peak_fma" : "peak_read");
-    VkShaderModuleCreateInfo module = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
-                                       .codeSize = shader->n_words * 4,
-                                       .pCode = shader->words};
+    VkShaderModuleCreateInfo module = {
+        .sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO, .codeSize = shader->n_words * 4, .pCode = shader->words};
     VkComputePipelineCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
                                         .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
                                                   .stage = VK_SHADER_STAGE_COMPUTE_BIT,
@@ -600,7 +602,9 @@ static copy *copy_of(moi_mirror *m, const uint8_t *p) {
     if (!all->list) exit(3);
   }
   size_t before = block.guard, whole = before + block.size + block.tail + 3; /* 3: shaders read whole words */
-  copy c = {.host = block.ptr, .before = before, .size = block.size + block.tail,
+  copy c = {.host = block.ptr,
+            .before = before,
+            .size = block.size + block.tail,
             .is_table = !strcmp(block.name, "an address table")};
   size_t begin = 0;
   m->status = take(m->device, whole, ((uintptr_t)block.ptr - before) % 256, &c.in, &begin);
@@ -647,8 +651,8 @@ moi_status moi_mirror_end(moi_mirror *m, moi_status recorded) {
   VkMemoryBarrier barrier = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
                              .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT,
                              .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
-  d->CmdPipelineBarrier(d->commands, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &barrier, 0,
-                        NULL, 0, NULL);
+  d->CmdPipelineBarrier(d->commands, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &barrier,
+                        0, NULL, 0, NULL);
   if (d->stamps) d->CmdWriteTimestamp(d->commands, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, d->stamps, 1);
   VkResult result = d->EndCommandBuffer(d->commands);
   if (!status && result != VK_SUCCESS) status = failed("vkEndCommandBuffer", result);
@@ -658,7 +662,8 @@ moi_status moi_mirror_end(moi_mirror *m, moi_status recorded) {
   uint64_t stamps[2];
   d->busy = 0;
   if (!status && d->stamps &&
-      d->GetQueryPoolResults(d->device, d->stamps, 0, 2, sizeof stamps, stamps, 8, VK_QUERY_RESULT_64_BIT) == VK_SUCCESS)
+      d->GetQueryPoolResults(d->device, d->stamps, 0, 2, sizeof stamps, stamps, 8, VK_QUERY_RESULT_64_BIT) ==
+          VK_SUCCESS)
     d->busy = (double)(stamps[1] - stamps[0]) * d->stamp_seconds;
   for (size_t i = 0; i < m->own.n && !status; i++) {
     const copy *c = &m->own.list[i];
@@ -685,10 +690,10 @@ void moi_mirror_weights(moi_mirror *m, moi_weights *w) {
 }
 
 void moi_mirror_route(moi_mirror *m, moi_route_args *a) {
-  moi_buffer *views[] = {&a->n_tokens_device, &a->hidden,     &a->router,      &a->logits,   &a->router_bias, &a->select_bias,
-                         &a->select_bias_alt, &a->alt_mask,   &a->expert_scale, &a->norm_weight, &a->hash_table,
-                         &a->token_ids,       &a->ids,        &a->weights,     &a->counts,   &a->offsets,
-                         &a->permutation,     &a->logits_out};
+  moi_buffer *views[] = {&a->n_tokens_device, &a->hidden,          &a->router,    &a->logits,       &a->router_bias,
+                         &a->select_bias,     &a->select_bias_alt, &a->alt_mask,  &a->expert_scale, &a->norm_weight,
+                         &a->hash_table,      &a->token_ids,       &a->ids,       &a->weights,      &a->counts,
+                         &a->offsets,         &a->permutation,     &a->logits_out};
   for (size_t i = 0; i < sizeof views / sizeof views[0]; i++) *views[i] = moi_mirror_view(m, *views[i]);
 }
 

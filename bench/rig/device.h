@@ -1,7 +1,7 @@
-/* Runs on devices whose memory the host does not share: every buffer of the rig lies in host arenas, and a run on such a
- * device is a run on copies. Each arena block that a run may touch is copied, guard zones and odd alignments included, the
- * views in the args are translated to the copies, and everything comes back afterwards: comparisons and the search for
- * damage need not know. */
+/* Runs on devices whose memory the host does not share: every buffer of the rig lies in host arenas, and a run on such
+ * a device is a run on copies. Each arena block that a run may touch is copied, guard zones and odd alignments
+ * included, the views in the args are translated to the copies, and everything comes back afterwards: comparisons and
+ * the search for damage need not know. */
 #ifndef MOI_BENCH_RIG_DEVICE_H
 #define MOI_BENCH_RIG_DEVICE_H
 
@@ -9,25 +9,26 @@
 
 typedef struct moi_device moi_device;
 
-/* What the rig keeps of a context that lets it make a device of its own: opened when it is first asked for, NULL and *status
- * if that failed; NULL and MOI_OK if the backend reads the host's memory. */
+/* What the rig keeps of a context that lets it make a device of its own: opened when it is first asked for, NULL and
+ * *status if that failed; NULL and MOI_OK if the backend reads the host's memory. */
 moi_device *moi_device_of(const moi_context *context, moi_status *status);
 /* Before the context is destroyed. Nothing for contexts that have none. */
 void moi_device_forget(const moi_context *context);
 
-/* From now on copies lie in memory that the host does not see, and pass through a staging buffer: as they do on cards of
- * themselves, whose memory is what bench is to measure. For testing that way on other devices, before any run. */
+/* From now on copies lie in memory that the host does not see, and pass through a staging buffer: as they do on cards
+ * of themselves, whose memory is what bench is to measure. For testing that way on other devices, before any run. */
 moi_status moi_device_stage(moi_device *device);
 
-/* keep 1: what runs copy from now on stays on the device for the runs after them, and nothing comes back: for measuring.
- * keep 0: all copies are dropped, and every run has its own again. The host's buffers must live in between. */
+/* keep 1: what runs copy from now on stays on the device for the runs after them, and nothing comes back: for
+ * measuring. keep 0: all copies are dropped, and every run has its own again. The host's buffers live as long. */
 void moi_device_keep(moi_device *device, int keep);
 
-/* Seconds that the last run took on the device by its own clock, without recording, submission and wait; 0: it has none. */
+/* Seconds that the last run took on the device by its own clock, without recording, submission and wait; 0: it has
+ * none. */
 double moi_device_busy(const moi_device *device);
 
-/* What this device gives now, by shaders of some 20 ms: bytes read in order, fp32 multiply-adds (two operations each), a
- * second. 0 if it cannot be measured. */
+/* What this device gives now, by shaders of some 20 ms: bytes read in order, fp32 multiply-adds (two operations each),
+ * a second. 0 if it cannot be measured. */
 double moi_device_read_rate(moi_device *device);
 double moi_device_fma_rate(moi_device *device);
 
@@ -35,7 +36,7 @@ double moi_device_fma_rate(moi_device *device);
 typedef struct moi_mirror moi_mirror;
 moi_status moi_mirror_begin(moi_device *device, moi_mirror **out);
 moi_queue moi_mirror_queue(const moi_mirror *mirror);
-/* `recorded`: what recording gave. On MOI_OK submits, waits, copies back. Frees the mirror; returns the first failure. */
+/* `recorded`: what recording gave. On MOI_OK submits, waits, copies back. Frees the mirror; gives the first failure. */
 moi_status moi_mirror_end(moi_mirror *mirror, moi_status recorded);
 
 moi_buffer moi_mirror_view(moi_mirror *mirror, moi_buffer view);
