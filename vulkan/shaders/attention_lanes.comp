@@ -106,6 +106,7 @@ const uint NV = 8u;
 const uint VE = V_FORMAT == MOI_F32 ? 1u : V_FORMAT == KV_FP8 || V_FORMAT == KV_Q8_0 ? 4u : 2u;
 const uint VU = NV / VE;
 const uint CV = NV * SG;
+const uint VK = SG < 8u ? SG : 8u; /* keys at once */
 
 float value[NV];
 uint v_at[VU]; /* the lane's units, inside the row */
@@ -230,6 +231,20 @@ void shrink_all(uint g) {
     float f = OF_ROW(keep, r);
     [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] *= f;
   }
+}
+
+/* acc += the values of VK keys, which lanes j0, j0 + 1, ... have, under their weights. All values first: a row's sums
+ * stay in registers over the keys. */
+void add_keys(uvec2 at, uint j0, uint c, uint dv) {
+  float several[VK * NV];
+  [[unroll]] for (uint j = 0u; j < VK; j++) {
+    value_chunk(uvec2(subgroupShuffle(at.x, j0 + j), subgroupShuffle(at.y, j0 + j)), c, dv);
+    [[unroll]] for (uint i = 0u; i < NV; i++) several[j * NV + i] = value[i];
+  }
+  [[unroll]] for (uint r = 0u; r < R; r++)
+    [[unroll]] for (uint i = 0u; i < NV; i++)
+      [[unroll]] for (uint j = 0u; j < VK; j++)
+        acc[r * NV + i] = fma(subgroupShuffle(weight[r], j0 + j), several[j * NV + i], acc[r * NV + i]);
 }
 
 void main() {
@@ -397,12 +412,10 @@ void main() {
             uvec2 at = shared_v[g * GROUP + t * SG + lane];
             [[dont_unroll]] for (uint r = 0u; r < R; r++) turn[r] = shared_p[r * STEP + g * GROUP + t * SG + lane];
             [[unroll]] for (uint r = 0u; r < R; r++) weight[r] = turn[r];
-            [[unroll]] for (uint j = 0u; j < SG; j++) {
-              value_chunk(uvec2(subgroupShuffle(at.x, j), subgroupShuffle(at.y, j)), c, dv);
-              [[unroll]] for (uint r = 0u; r < R; r++) {
-                float p = subgroupShuffle(weight[r], j);
-                [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] = fma(p, value[i], acc[r * NV + i]);
-              }
+            if (SG <= VK) { /* lanes known by number are a shuffle that costs nothing */
+              add_keys(at, 0u, c, dv);
+            } else {
+              [[dont_unroll]] for (uint j = 0u; j < SG; j += VK) add_keys(at, j, c, dv);
             }
           }
         }
