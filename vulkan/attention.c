@@ -35,7 +35,7 @@ typedef struct arguments {
   uint64_t few_calls, many_calls;
   uint32_t n_rows, n_seqs, q_stride, q_head_stride, y_stride;
   uint32_t n_heads, n_kv_heads, head_dim, v_head_dim;
-  uint32_t input_type, output_type;
+  uint32_t input_type;
   uint32_t max_kv, reach;
   uint32_t page_size, page_entries, capacity;
   uint32_t causal, window, chunk, temperature_floor;
@@ -182,15 +182,19 @@ moi_status moi_vk_attention_plan(const char *fn, moi_plan *plan, const char *for
   state->segment = round_up((d->max_kv + MAX_SEGMENTS - 1) / MAX_SEGMENTS, SEGMENT);
   state->n_segments = (d->max_kv + state->segment - 1) / state->segment;
   const moi_context *c = plan->context;
-  uint32_t append[2] = {(uint32_t)d->k_format, (uint32_t)d->input_type}, subgroup = v->traits.subgroup;
-  uint32_t output = (uint32_t)d->output_type;
+  uint32_t append[3] = {0, (uint32_t)d->input_type, 0}, output = (uint32_t)d->output_type;
+  uint32_t finish[3] = {v->traits.subgroup, output, 0};
   status = moi_vk_pipeline_get(fn, c, "attention_prepare", NULL, 0, &state->prepare);
-  if (!status) status = moi_vk_pipeline_get(fn, c, "attention_finish", &subgroup, 1, &state->finish);
   if (!status) status = lanes_get(fn, plan, state->pick.few->shader, state->few_tile, 0, state->few);
   if (!status) status = lanes_get(fn, plan, state->pick.many->shader, state->many_tile, 1, state->many);
-  if (!status) status = moi_vk_pipeline_get(fn, c, "kv_append", append, 2, &state->append_k);
-  append[0] = (uint32_t)d->v_format;
-  if (!status) status = moi_vk_pipeline_get(fn, c, "kv_append", append, 2, &state->append_v);
+  for (uint32_t words = 0; words < 2; words++) {
+    finish[2] = append[2] = words;
+    if (!status) status = moi_vk_pipeline_get(fn, c, "attention_finish", finish, 3, &state->finish[words]);
+    append[0] = (uint32_t)d->k_format;
+    if (!status) status = moi_vk_pipeline_get(fn, c, "kv_append", append, 3, &state->append_k[words]);
+    append[0] = (uint32_t)d->v_format;
+    if (!status) status = moi_vk_pipeline_get(fn, c, "kv_append", append, 3, &state->append_v[words]);
+  }
   if (!status) status = moi_vk_pipeline_get(fn, c, "attention_merge", &output, 1, &state->merge);
   return status;
 }
@@ -262,7 +266,6 @@ static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record
       .head_dim = d->head_dim,
       .v_head_dim = d->v_head_dim,
       .input_type = (uint32_t)d->input_type,
-      .output_type = (uint32_t)d->output_type,
       .max_kv = d->max_kv,
       .reach = run->max_kv,
       .page_size = d->page_size,
@@ -303,9 +306,10 @@ static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record
     dispatch_pass(r, state->many[words], push.args, many, pass, m.many_calls);
     moi_vk_barrier(r);
   }
+  int pairs = (args.y | (uint64_t)a->output_stride * 2 | (uint64_t)d->v_head_dim * 2) % 4 == 0;
   uint32_t z = (d->n_heads / d->n_kv_heads + FINISH_HEADS - 1) / FINISH_HEADS;
   for (; push.first_row < a->n_rows; push.first_row += MAX_GROUPS)
-    moi_vk_dispatch(r, state->finish, &push, sizeof push, d->n_kv_heads, min_u32(a->n_rows - push.first_row, MAX_GROUPS), z);
+    moi_vk_dispatch(r, state->finish[pairs], &push, sizeof push, d->n_kv_heads, min_u32(a->n_rows - push.first_row, MAX_GROUPS), z);
 }
 
 /* ---- append */
@@ -358,8 +362,11 @@ static void append(const moi_plan *plan, const moi_run *run, const moi_vk_record
       push.x_head_stride = a->v_head_stride;
       push.heads_dim = (d->n_kv_heads - 1) << 16 | (d->v_head_dim - 1);
     }
+    moi_format_sizes row;
+    moi_format_size(i ? d->v_format : d->k_format, 1, i ? d->v_head_dim : d->head_dim, &row);
+    int words = (push.cache | push.token_stride | push.head_stride | push.page_stride | row.data) % 4 == 0;
     for (push.first_row = 0; push.first_row < a->n_rows; push.first_row += MAX_GROUPS)
-      moi_vk_dispatch(r, i ? state->append_v : state->append_k, &push, sizeof push - 4,
+      moi_vk_dispatch(r, i ? state->append_v[words] : state->append_k[words], &push, sizeof push - 4,
                       min_u32(a->n_rows - push.first_row, MAX_GROUPS), 1, 1);
   }
 }

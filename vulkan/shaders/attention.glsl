@@ -18,7 +18,7 @@ layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer Arg
   uvec2 few_calls, many_calls;         /* [pass, chunk of the tiles, 3]: workgroups of a dispatch */
   uint n_rows, n_seqs, q_stride, q_head_stride, y_stride;
   uint n_heads, n_kv_heads, head_dim, v_head_dim;
-  uint input_type, output_type;
+  uint input_type;
   uint max_kv, reach; /* reach: max_kv of the run */
   uint page_size, page_entries, capacity;
   uint causal, window, chunk, temperature_floor;
