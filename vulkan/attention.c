@@ -15,7 +15,6 @@
 enum {
   MAX_SEGMENTS = 32,     /* attention_finish.comp */
   SEGMENT = 512,         /* keys, at least */
-  TILE = 8,              /* query rows, at most */
   GROUP = 64,            /* keys that a subgroup weighs at once */
   STEP = 256,            /* keys whose weights lie in shared memory, at most */
   ZEROS = 4096,          /* bytes, a row of the cache at most */
@@ -126,26 +125,39 @@ static void lanes_shape(const moi_vulkan *v, uint32_t tile, uint32_t *keys, uint
   *groups = step < subgroup * *keys ? 1 : step / (subgroup * *keys);
 }
 
-/* Keys of a pass: a multiple of a step. llvmpipe ends all loops of an invocation after 65535 turns; others are only to
- * end before a watchdog barks. */
-static uint32_t pass_keys(const moi_vulkan *v, const moi_attention_desc *d, uint32_t tile) {
-  uint32_t keys, groups, subgroup = v->traits.subgroup, step;
-  lanes_shape(v, tile, &keys, &groups);
-  step = subgroup * keys * groups;
+static int is_lanes(const moi_vk_kernel *row) { return !strcmp(row->shader, "attention_lanes"); }
+
+/* Keys of a pass. llvmpipe ends all loops of an invocation after 65535 turns; others are only to end before a watchdog
+ * barks. */
+static uint32_t pass_keys(const moi_vulkan *v, const moi_attention_desc *d, const moi_vk_kernel *row) {
+  uint32_t keys, groups, subgroup = v->traits.subgroup, tile = row->m_tile, step = STEP, turns;
+  if (is_lanes(row)) {
+    lanes_shape(v, tile, &keys, &groups);
+    step = subgroup * keys * groups;
+    uint32_t k_chunk = subgroup <= 8 ? 8 : subgroup <= 32 ? subgroup : 32, v_chunk = 8 * subgroup;
+    uint32_t k_turns = (d->head_dim + k_chunk - 1) / k_chunk * (tile + 1 + k_chunk * keys) + tile * keys;
+    uint32_t v_turns = (d->v_head_dim + v_chunk - 1) / v_chunk * (keys * (tile + 1 + 8 * subgroup) + 20 * tile + 8);
+    turns = (k_turns + v_turns + keys * 66 + 8) * groups; /* 64 lines of a row of values are touched */
+  } else {
+    turns = step / 64 * ((d->head_dim + 31) / 32 * 32 + 120); /* attention_tile.comp: N, CK */
+  }
   if (!v->traits.is_cpu) return round_up(16384, step);
-  uint32_t k_chunk = subgroup <= 8 ? 8 : subgroup <= 32 ? subgroup : 32, v_chunk = 8 * subgroup;
-  uint32_t k_turns = keys + (d->head_dim + k_chunk - 1) / k_chunk * (tile + 1 + k_chunk * keys) + tile * keys;
-  uint32_t v_turns = (d->v_head_dim + v_chunk - 1) / v_chunk * (keys * (tile + 1 + 8 * subgroup) + 20 * tile + 8);
-  uint32_t turns = (k_turns + v_turns + 8) * groups;
   return 50000 / turns > 1 ? 50000 / turns * step : step;
 }
 
-/* The lanes' pipelines for tiles of `tile` rows. */
-static moi_status lanes_get(const char *fn, const moi_plan *plan, const char *shader, uint32_t tile, int many,
-                            VkPipeline *out) {
+/* The pipelines for tiles of `tile` rows. */
+static moi_status attend_get(const char *fn, const moi_plan *plan, const moi_vk_kernel *row, uint32_t tile, int many,
+                             VkPipeline out[2]) {
   const moi_attention_desc *d = &plan->attention;
   const moi_vulkan *v = plan->context->state;
   const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
+  if (!is_lanes(row)) {
+    uint32_t constants[] = {tile, (d->v_head_dim + 127) / 128, (uint32_t)d->k_format, (uint32_t)d->v_format,
+                            d->softcap > 0, many != 0};
+    moi_status status = moi_vk_pipeline_get(fn, plan->context, row->shader, constants, 6, &out[0]);
+    out[1] = out[0];
+    return status;
+  }
   uint32_t subgroup = v->traits.subgroup, keys, groups;
   lanes_shape(v, tile, &keys, &groups);
   for (uint32_t words = 0; words < 2; words++) {
@@ -161,8 +173,8 @@ static moi_status lanes_get(const char *fn, const moi_plan *plan, const char *sh
                             many != 0,
                             many && state->n_segments > 1,
                             v->traits.is_cpu};
-    moi_status status =
-        moi_vk_pipeline_get(fn, plan->context, shader, constants, sizeof constants / sizeof *constants, &out[words]);
+    moi_status status = moi_vk_pipeline_get(fn, plan->context, row->shader, constants,
+                                            sizeof constants / sizeof *constants, &out[words]);
     if (status) return status;
   }
   return MOI_OK;
@@ -175,18 +187,18 @@ moi_status moi_vk_attention_plan(const char *fn, moi_plan *plan, const char *for
   moi_status status = moi_vk_choose(fn, plan, MOI_OP_ATTENTION, "attention", d->k_format, forced, found, &state->pick);
   if (status) return status;
   uint32_t group = d->n_heads / d->n_kv_heads;
-  state->few_tile = min_u32(power_of_two(group), TILE);
+  state->few_tile = min_u32(power_of_two(group), state->pick.few->m_tile);
   state->few_rows = group < state->few_tile ? state->few_tile / group : 1;
-  state->many_tile = TILE;
-  state->pass_keys = pass_keys(v, d, TILE);
+  state->many_tile = state->pick.many->m_tile;
+  state->pass_keys = min_u32(pass_keys(v, d, state->pick.few), pass_keys(v, d, state->pick.many));
   state->segment = round_up((d->max_kv + MAX_SEGMENTS - 1) / MAX_SEGMENTS, SEGMENT);
   state->n_segments = (d->max_kv + state->segment - 1) / state->segment;
   const moi_context *c = plan->context;
   uint32_t append[3] = {0, (uint32_t)d->input_type, 0}, output = (uint32_t)d->output_type;
   uint32_t finish[3] = {v->traits.subgroup, output, 0};
   status = moi_vk_pipeline_get(fn, c, "attention_prepare", NULL, 0, &state->prepare);
-  if (!status) status = lanes_get(fn, plan, state->pick.few->shader, state->few_tile, 0, state->few);
-  if (!status) status = lanes_get(fn, plan, state->pick.many->shader, state->many_tile, 1, state->many);
+  if (!status) status = attend_get(fn, plan, state->pick.few, state->few_tile, 0, state->few);
+  if (!status) status = attend_get(fn, plan, state->pick.many, state->many_tile, 1, state->many);
   for (uint32_t words = 0; words < 2; words++) {
     finish[2] = append[2] = words;
     if (!status) status = moi_vk_pipeline_get(fn, c, "attention_finish", finish, 3, &state->finish[words]);
