@@ -7,20 +7,21 @@
  *
  * 2 goes over the keys in passes of bounded length, dispatched indirectly: those behind the last key are empty.
  *
- * A tile is some of a sequence's rows x query heads of one KV head, by row, then head. Segments lie at multiples of a number
- * of keys that the plan alone decides, and are joined in ascending order, so that a row's bits are the same in any batch. */
+ * A tile is some of a sequence's rows x query heads of one KV head, by row, then head. Segments lie at multiples of a
+ * number of keys that the plan alone decides, and are joined in ascending order, so that a row's bits are the same in
+ * any batch. */
 #include "core/format.h"
 #include "vulkan/vulkan.h"
 
 enum {
-  MAX_SEGMENTS = 32,     /* attention_finish.comp */
-  SEGMENT = 512,         /* keys, at least */
-  GROUP = 64,            /* keys that a subgroup weighs at once */
-  STEP = 256,            /* keys whose weights lie in shared memory, at most */
-  ZEROS = 4096,          /* bytes, a row of the cache at most */
-  SEQ_BYTES = 32,        /* attention.glsl: SEQ_WORDS */
-  FINISH_HEADS = 8,      /* attention_finish.comp: HEADS */
-  MAX_GROUPS = 32768     /* of a dimension of a dispatch */
+  MAX_SEGMENTS = 32, /* attention_finish.comp */
+  SEGMENT = 512,     /* keys, at least */
+  GROUP = 64,        /* keys that a subgroup weighs at once */
+  STEP = 256,        /* keys whose weights lie in shared memory, at most */
+  ZEROS = 4096,      /* bytes, a row of the cache at most */
+  SEQ_BYTES = 32,    /* attention.glsl: SEQ_WORDS */
+  FINISH_HEADS = 8,  /* attention_finish.comp: HEADS */
+  MAX_GROUPS = 32768 /* of a dimension of a dispatch */
 };
 
 /* attention.glsl: Args */
@@ -60,12 +61,14 @@ static uint32_t power_of_two(uint32_t n) {
 }
 
 /* How many tiles there may be for so many rows and sequences. */
-static size_t few_tiles(const moi_attention_desc *d, const moi_vk_attention_state *state, uint32_t rows, uint32_t seqs) {
+static size_t few_tiles(const moi_attention_desc *d, const moi_vk_attention_state *state, uint32_t rows,
+                        uint32_t seqs) {
   uint32_t group = d->n_heads / d->n_kv_heads, each = (state->few_rows * group + state->few_tile - 1) / state->few_tile;
   return (size_t)min_u32(rows, seqs) * each;
 }
 
-static size_t many_tiles(const moi_attention_desc *d, const moi_vk_attention_state *state, uint32_t rows, uint32_t seqs) {
+static size_t many_tiles(const moi_attention_desc *d, const moi_vk_attention_state *state, uint32_t rows,
+                         uint32_t seqs) {
   if (rows <= state->few_rows) return 0;
   return (size_t)rows * (d->n_heads / d->n_kv_heads) / state->many_tile + min_u32(rows / (state->few_rows + 1), seqs);
 }
@@ -79,7 +82,8 @@ typedef struct calls {
 static calls calls_of(const moi_attention_desc *d, size_t tiles, uint32_t tile, uint32_t keys, uint32_t pass_keys,
                       uint32_t segments) {
   uint32_t now = min_u32(keys, pass_keys);
-  double each = (double)tile * now * (d->head_dim + d->v_head_dim) * d->n_kv_heads * segments, most = 137438953472.0 / each;
+  double each = (double)tile * now * (d->head_dim + d->v_head_dim) * d->n_kv_heads * segments,
+         most = 137438953472.0 / each;
   size_t chunk = most > MAX_GROUPS ? MAX_GROUPS : (size_t)most;
   if (chunk * d->n_kv_heads * segments < 256) chunk = (256 + d->n_kv_heads * segments - 1) / (d->n_kv_heads * segments);
   return (calls){(uint32_t)chunk, (uint32_t)((tiles + chunk - 1) / chunk), (keys + pass_keys - 1) / pass_keys};
@@ -101,7 +105,8 @@ static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
   m->args = moi_take_at(c, sizeof(arguments), 1);
   m->zeros = moi_take_at(c, ZEROS, 1);
   m->seqs = moi_take_at(c, (size_t)d->max_seqs + 1, SEQ_BYTES);
-  calls few_all = few_calls(d, state, d->max_rows, d->max_seqs), many_all = many_calls(d, state, d->max_rows, d->max_seqs);
+  calls few_all = few_calls(d, state, d->max_rows, d->max_seqs),
+        many_all = many_calls(d, state, d->max_rows, d->max_seqs);
   m->few_calls = moi_take_at(c, (size_t)few_all.passes * few_all.chunks, 12);
   m->many_calls = moi_take_at(c, (size_t)many_all.passes * many_all.chunks, 12);
   m->few = moi_take_at(c, few, (size_t)d->v_head_dim * 4);
@@ -152,8 +157,8 @@ static moi_status attend_get(const char *fn, const moi_plan *plan, const moi_vk_
   const moi_vulkan *v = plan->context->state;
   const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
   if (!is_lanes(row)) {
-    uint32_t constants[] = {tile, (d->v_head_dim + 127) / 128, (uint32_t)d->k_format, (uint32_t)d->v_format,
-                            d->softcap > 0, many != 0};
+    uint32_t constants[] = {
+        tile, (d->v_head_dim + 127) / 128, (uint32_t)d->k_format, (uint32_t)d->v_format, d->softcap > 0, many != 0};
     moi_status status = moi_vk_pipeline_get(fn, plan->context, row->shader, constants, 6, &out[0]);
     out[1] = out[0];
     return status;
@@ -218,7 +223,8 @@ static int at_words(moi_format format, uint64_t address, uint64_t token, uint64_
   return format == MOI_FORMAT_Q8_0 || (address | token | head | page) % 4 == 0;
 }
 
-static void dispatch_pass(const moi_vk_record *r, VkPipeline pipeline, uint64_t args, calls c, uint32_t pass, size_t at) {
+static void dispatch_pass(const moi_vk_record *r, VkPipeline pipeline, uint64_t args, calls c, uint32_t pass,
+                          size_t at) {
   struct {
     uint64_t args;
     uint32_t first, pass;
@@ -321,7 +327,8 @@ static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record
   int pairs = (args.y | (uint64_t)a->output_stride * 2 | (uint64_t)d->v_head_dim * 2) % 4 == 0;
   uint32_t z = (d->n_heads / d->n_kv_heads + FINISH_HEADS - 1) / FINISH_HEADS;
   for (; push.first_row < a->n_rows; push.first_row += MAX_GROUPS)
-    moi_vk_dispatch(r, state->finish[pairs], &push, sizeof push, d->n_kv_heads, min_u32(a->n_rows - push.first_row, MAX_GROUPS), z);
+    moi_vk_dispatch(r, state->finish[pairs], &push, sizeof push, d->n_kv_heads,
+                    min_u32(a->n_rows - push.first_row, MAX_GROUPS), z);
 }
 
 /* ---- append */
@@ -395,9 +402,15 @@ static void merge(const moi_plan *plan, const moi_run *run, const moi_vk_record 
   const moi_attention_desc *d = &plan->attention;
   const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
   const moi_attention_merge_args *a = &run->merge;
-  merge_push push = {moi_vk_address(r, a->parts),  moi_vk_address(r, a->part_lse), moi_vk_address(r, a->output),
-                     moi_vk_address(r, a->lse),    a->n_rows,                      a->n_parts,
-                     d->n_heads,                   d->v_head_dim,                  a->output_stride,
+  merge_push push = {moi_vk_address(r, a->parts),
+                     moi_vk_address(r, a->part_lse),
+                     moi_vk_address(r, a->output),
+                     moi_vk_address(r, a->lse),
+                     a->n_rows,
+                     a->n_parts,
+                     d->n_heads,
+                     d->v_head_dim,
+                     a->output_stride,
                      0};
   /* parts x dimensions of a row's heads, 2^30 of them in a dispatch */
   double each = (double)a->n_parts * d->n_heads * d->v_head_dim;

@@ -79,8 +79,8 @@ float temperature_at(float temperature, uint temperature_floor, uint after) {
 }
 
 /* Which page and token key j is; false if the cache has no such place. */
-bool place_of(uvec2 places, uint page_size, uint page_entries, uint capacity, uint max_kv, uint seq, uint j, out uint page,
-              out uint token) {
+bool place_of(uvec2 places, uint page_size, uint page_entries, uint capacity, uint max_kv, uint seq, uint j,
+              out uint page, out uint token) {
   if (page_size != 0u) {
     uint entry = j / page_size;
     token = j - entry * page_size;

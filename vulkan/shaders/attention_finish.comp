@@ -9,7 +9,8 @@ const uint MAX_SEGMENTS = 32u;
 const uint HEADS = 8u; /* of a workgroup */
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint OUTPUT = MOI_F32;
-layout(constant_id = 2) const uint WORDS = 0u; /* pairs of elements are words (a branch not taken is not free everywhere) */
+/* pairs of elements are words: software devices go through branches that none takes */
+layout(constant_id = 2) const uint WORDS = 0u;
 layout(push_constant) uniform Push {
   uvec2 args;
   uint first_row;
@@ -27,7 +28,8 @@ void main() {
   bool found = false; /* a sequence */
   uint n_parts = 0u, slot = 0u, tile = a.many_tile, before = 0u, segment = 0u, slots = 1u;
   if (n_seqs > 0u) {
-    uint s = seq_find(seqs, n_seqs, SEQ_ROW, row), first = seq_word(seqs, s, SEQ_ROW), rows = seq_word(seqs, s, SEQ_ROWS);
+    uint s = seq_find(seqs, n_seqs, SEQ_ROW, row), first = seq_word(seqs, s, SEQ_ROW);
+    uint rows = seq_word(seqs, s, SEQ_ROWS);
     if (row >= first && row - first < rows) {
       found = true;
       uvec2 span = visible(position_after(seq_word(seqs, s, SEQ_POSITION), row - first), seq_word(seqs, s, SEQ_BEGIN),

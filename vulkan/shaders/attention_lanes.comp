@@ -1,6 +1,6 @@
-/* Attention by lanes: a subgroup takes a tile of query rows (rows x heads of one KV head) over keys. Scores: a lane has a
- * key, queries go from lane to lane. Values: a lane has dimensions, weights go from lane to lane. Made for devices where a
- * load costs as much as twenty multiply-adds, whatever it loads: what is loaded serves the whole tile. */
+/* Attention by lanes: a subgroup takes a tile of query rows (rows x heads of one KV head) over keys. Scores: a lane has
+ * a key, queries go from lane to lane. Values: a lane has dimensions, weights go from lane to lane. Made for devices
+ * where a load costs as much as twenty multiply-adds, whatever it loads: what is loaded serves the whole tile. */
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
@@ -19,8 +19,8 @@ layout(constant_id = 7) const uint WORDS = 1u; /* rows of the cache begin at wor
 layout(constant_id = 8) const uint SOFTCAP = 0u;
 layout(constant_id = 9) const uint MANY = 0u;  /* sequences of many rows: a workgroup takes all segments */
 layout(constant_id = 10) const uint CHAIN = 0u; /* ... and there may be several */
-layout(constant_id = 11) const uint IN_STEP = 0u; /* software devices: lanes go in step, and a barrier costs minutes of
-                                                     compiling (LLVM's coroutines) */
+layout(constant_id = 11) const uint IN_STEP = 0u; /* software devices: lanes go in step, and a barrier would cost all
+                                                     registers */
 
 layout(push_constant) uniform Push {
   uvec2 args;
@@ -35,8 +35,9 @@ shared float shared_p[R * STEP];     /* weights */
 shared uvec2 shared_v[STEP];         /* where values begin */
 shared float shared_f[RV * SG * GROUPS]; /* what a group shrinks the sums before it by */
 
-/* What memory holds and lanes take in turn goes through arrays with an index that is not constant: a software device makes
- * blocks of code of each access that it sees, and its compiler minds them more than anything else. */
+/* llvmpipe makes a loop over lanes of each access to memory, and compiles in the square of their number: accesses are
+ * few in the text, in loops that are not unrolled, and come and go through an array of any index. The loops over arrays
+ * that arithmetic uses must be unrolled wholly (NIR does so for 32 turns at most), else they are memory too. */
 
 /* ---- keys: CK dimensions at a time */
 
@@ -161,7 +162,7 @@ void wait() {
   if (IN_STEP == 0u) subgroupBarrier();
 }
 
-/* Steps of 1, 2, 4, ... lanes, counted: loops by powers of two are not unrolled everywhere, nor then those around them. */
+/* Steps of 1, 2, 4, ... lanes, counted: loops by powers of two are not unrolled everywhere, nor those around them. */
 const uint STEPS = 7u;
 
 float largest(float f) {
@@ -287,8 +288,8 @@ void main() {
     }
   }
 
-  /* few rows: one segment of the keys; many: all of them, each joined to those before. In a pass only so many keys, since
-   * software devices bound the turns of all loops of an invocation, and others the time of a dispatch. */
+  /* few rows: one segment of the keys; many: all of them, each joined to those before. In a pass only so many keys,
+   * since software devices bound the turns of all loops of an invocation, and others the time of a dispatch. */
   uint segment_keys = a.segment, pass_keys = a.pass_keys, slot = item, window_begin = pass * pass_keys;
   if (MANY == 0u) {
     uint segment = gl_WorkGroupID.z;
@@ -341,7 +342,7 @@ void main() {
             for (uint line = 0u; line < v_words; line += 16u) touched |= Words(v_row).v[line];
         }
         [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < KT; i++) score[r * KT + i] = 0.0;
+          [[unroll]] for (uint i = 0u; i < KT; i++) score[r * KT + i] = 0.0;
         for (uint c = 0u; c * CK < dk; c++) {
           [[dont_unroll]] for (uint r = 0u; r < R; r++) {
             uvec2 row = uvec2(0u);
@@ -354,12 +355,13 @@ void main() {
               uvec2 at = moi_add(row, min(e, dk - 1u) * q_bytes);
               uint w = Words(uvec2(at.x & ~3u, at.y)).v[0];
               uint h = (at.x & 2u) != 0u ? w >> 16 : w & 65535u;
-              float f = input_type == MOI_F32 ? uintBitsToFloat(w) : input_type == MOI_F16 ? moi_f16_value(h) : moi_bf16_value(h);
+              float f = input_type == MOI_F16 ? moi_f16_value(h) : moi_bf16_value(h);
+              if (input_type == MOI_F32) f = uintBitsToFloat(w);
               turn[r * QV + v] = e < dk && v * SG + lane < CK ? f : 0.0;
             }
           }
           [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < QV; i++) q[r * QV + i] = turn[r * QV + i];
+            [[unroll]] for (uint i = 0u; i < QV; i++) q[r * QV + i] = turn[r * QV + i];
           key_words(c, dk);
           [[unroll]] for (uint t = 0u; t < KT; t++) {
             key_chunk(key[t], c, dk);
@@ -407,9 +409,9 @@ void main() {
         for (uint i = fresh ? R * NV : 0u; i < R * NV; i++)
           turn[i] = Floats(to_acc).v[i / NV * dv + min(v_element(c, i % NV), dv - 1u)];
         [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < NV; i++) old[r * NV + i] = fresh ? 0.0 : turn[r * NV + i];
+          [[unroll]] for (uint i = 0u; i < NV; i++) old[r * NV + i] = fresh ? 0.0 : turn[r * NV + i];
         [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] = old[r * NV + i];
+          [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] = old[r * NV + i];
         for (uint g = 0u; g < n_groups; g++) {
           shrink_all(g);
           for (uint t = 0u; t < KT; t++) {
@@ -426,10 +428,11 @@ void main() {
         /* Something that is not finite: was it weighed by a row that sees it? Again, and what weighs 0 is left out. */
         bool odd = false;
         [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < NV; i++) odd = odd || (floatBitsToUint(acc[r * NV + i]) & 0x7f800000u) == 0x7f800000u;
+          [[unroll]] for (uint i = 0u; i < NV; i++)
+            odd = odd || (floatBitsToUint(acc[r * NV + i]) & 0x7f800000u) == 0x7f800000u;
         bool again = subgroupBallot(odd) != uvec4(0u);
         [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] = again ? old[r * NV + i] : acc[r * NV + i];
+          [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] = again ? old[r * NV + i] : acc[r * NV + i];
         for (uint g = again ? 0u : n_groups; g < n_groups; g++) {
           shrink_all(g);
           for (uint k = g * GROUP; k < (g + 1u) * GROUP; k++) {
@@ -444,7 +447,7 @@ void main() {
           }
         }
         [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < NV; i++) turn[r * NV + i] = acc[r * NV + i];
+          [[unroll]] for (uint i = 0u; i < NV; i++) turn[r * NV + i] = acc[r * NV + i];
         [[dont_unroll]] for (uint i = 0u; i < R * NV; i++)
           if (v_element(c, i % NV) < dv) Floats(to_acc).v[i / NV * dv + v_element(c, i % NV)] = turn[i];
       }
@@ -479,8 +482,10 @@ void main() {
       for (uint i = 0u; i / NV * CV < dv; i++) {
         uint e = v_element(i / NV, i % NV);
         if (e < dv && add_it != 0.0)
-          Floats(out_acc).v[r * dv + e] = fma(Floats(out_acc).v[r * dv + e], keep_it, Floats(now).v[r * dv + e] * add_it);
+          Floats(out_acc).v[r * dv + e] =
+              fma(Floats(out_acc).v[r * dv + e], keep_it, Floats(now).v[r * dv + e] * add_it);
       }
     }
-  }  if (IN_STEP != 0u && touched == 1u && dv == 0u) shared_f[0] = 0.0; /* never: it keeps the reads */
+  }
+  if (IN_STEP != 0u && touched == 1u && dv == 0u) shared_f[0] = 0.0; /* never: it keeps the reads */
 }

@@ -1,6 +1,6 @@
 /* Attention by tiles: a workgroup takes a tile of query rows (rows x heads of one KV head), so that keys and values are
- * read once for all of them. Scores: keys and queries meet in shared memory, CK dimensions at a time. Values: a thread has
- * DV dimensions of all rows in registers. Nothing depends on the size of a subgroup. */
+ * read once for all of them. Scores: keys and queries meet in shared memory, CK dimensions at a time. Values: a thread
+ * has DV dimensions of all rows in registers. Nothing depends on the size of a subgroup. */
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
@@ -65,7 +65,8 @@ void main() {
     uvec2 q = moi_add(a.q, moi_mul(moi_mul(element_bytes, a.q_stride), seq_word(seqs, seq, SEQ_ROW) + in_row));
     shared_q_row[thread] = moi_add(q, moi_mul(moi_mul(element_bytes, a.q_head_stride), head * group + i % group));
     uint after = position_after(seq_word(seqs, seq, SEQ_POSITION), in_row);
-    uvec2 span = visible(after, seq_word(seqs, seq, SEQ_BEGIN), seq_word(seqs, seq, SEQ_LEN), a.causal, a.window, a.chunk);
+    uvec2 span = visible(after, seq_word(seqs, seq, SEQ_BEGIN), seq_word(seqs, seq, SEQ_LEN), a.causal, a.window,
+                         a.chunk);
     if (r >= rows) span = uvec2(0u);
     shared_begin[thread] = span.x;
     shared_end[thread] = span.y;
@@ -151,7 +152,8 @@ void main() {
         [[dont_unroll]] for (uint e = 0u; e < CK; e += 4u)
           [[unroll]] for (uint k = 0u; k < 4u; k++) {
             float x = shared_k[key * (CK + 1u) + e + k];
-            [[unroll]] for (uint i = 0u; i < RT; i++) score[i] = fma(x, shared_q[min(first_row + i, R - 1u) * CK + e + k], score[i]);
+            [[unroll]] for (uint i = 0u; i < RT; i++)
+              score[i] = fma(x, shared_q[min(first_row + i, R - 1u) * CK + e + k], score[i]);
           }
       }
       [[unroll]] for (uint i = 0u; i < RT; i++) {
@@ -248,7 +250,8 @@ void main() {
         if (e >= dv) continue;
         if (!whole) Floats(target).v[r * dv + e] = acc[r * DV + c];
         else if (shared_add[r] != 0.0)
-          Floats(target).v[r * dv + e] = fma(Floats(target).v[r * dv + e], shared_keep[r], acc[r * DV + c] * shared_add[r]);
+          Floats(target).v[r * dv + e] =
+              fma(Floats(target).v[r * dv + e], shared_keep[r], acc[r * DV + c] * shared_add[r]);
       }
     barrier();
   }

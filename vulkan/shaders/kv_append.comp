@@ -1,5 +1,5 @@
-/* New keys, or values, into the cache: a workgroup takes a row's heads, a thread what lies in a word (q8_0: a block). The
- * bytes are those of the CPU: divisions are exact, rounding is done in integers. */
+/* New keys, or values, into the cache: a workgroup takes a row's heads, a thread what lies in a word (q8_0: a block).
+ * The bytes are those of the CPU: divisions are exact, rounding is done in integers. */
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
