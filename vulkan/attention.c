@@ -7,21 +7,21 @@
  *
  * 2 goes over the keys in passes of bounded length, dispatched indirectly: those behind the last key are empty.
  *
- * A tile is some of a sequence's rows x query heads of one KV head, by row, then head. Segments lie at multiples of a number
- * of keys that the plan alone decides, and are joined in ascending order, so that a row's bits are the same in any batch. */
+ * A tile is some of a sequence's rows x query heads of one KV head, by row, then head. Segments lie at multiples of a
+ * number of keys that the plan alone decides, and are joined in ascending order, so that a row's bits are the same in
+ * any batch. */
 #include "core/format.h"
 #include "vulkan/vulkan.h"
 
 enum {
-  MAX_SEGMENTS = 32,     /* attention_finish.comp */
-  SEGMENT = 512,         /* keys, at least */
-  TILE = 8,              /* query rows, at most */
-  GROUP = 64,            /* keys that a subgroup weighs at once */
-  STEP = 256,            /* keys whose weights lie in shared memory, at most */
-  ZEROS = 4096,          /* bytes, a row of the cache at most */
-  SEQ_BYTES = 32,        /* attention.glsl: SEQ_WORDS */
-  FINISH_HEADS = 8,      /* attention_finish.comp: HEADS */
-  MAX_GROUPS = 32768     /* of a dimension of a dispatch */
+  MAX_SEGMENTS = 32, /* attention_finish.comp */
+  SEGMENT = 512,     /* keys, at least */
+  GROUP = 64,        /* keys that a subgroup weighs at once */
+  STEP = 256,        /* keys whose weights lie in shared memory, at most */
+  ZEROS = 4096,      /* bytes, a row of the cache at most */
+  SEQ_BYTES = 32,    /* attention.glsl: SEQ_WORDS */
+  FINISH_HEADS = 8,  /* attention_finish.comp: HEADS */
+  MAX_GROUPS = 32768 /* of a dimension of a dispatch */
 };
 
 /* attention.glsl: Args */
@@ -35,7 +35,7 @@ typedef struct arguments {
   uint64_t few_calls, many_calls;
   uint32_t n_rows, n_seqs, q_stride, q_head_stride, y_stride;
   uint32_t n_heads, n_kv_heads, head_dim, v_head_dim;
-  uint32_t input_type, output_type;
+  uint32_t input_type;
   uint32_t max_kv, reach;
   uint32_t page_size, page_entries, capacity;
   uint32_t causal, window, chunk, temperature_floor;
@@ -61,12 +61,14 @@ static uint32_t power_of_two(uint32_t n) {
 }
 
 /* How many tiles there may be for so many rows and sequences. */
-static size_t few_tiles(const moi_attention_desc *d, const moi_vk_attention_state *state, uint32_t rows, uint32_t seqs) {
+static size_t few_tiles(const moi_attention_desc *d, const moi_vk_attention_state *state, uint32_t rows,
+                        uint32_t seqs) {
   uint32_t group = d->n_heads / d->n_kv_heads, each = (state->few_rows * group + state->few_tile - 1) / state->few_tile;
   return (size_t)min_u32(rows, seqs) * each;
 }
 
-static size_t many_tiles(const moi_attention_desc *d, const moi_vk_attention_state *state, uint32_t rows, uint32_t seqs) {
+static size_t many_tiles(const moi_attention_desc *d, const moi_vk_attention_state *state, uint32_t rows,
+                         uint32_t seqs) {
   if (rows <= state->few_rows) return 0;
   return (size_t)rows * (d->n_heads / d->n_kv_heads) / state->many_tile + min_u32(rows / (state->few_rows + 1), seqs);
 }
@@ -80,7 +82,8 @@ typedef struct calls {
 static calls calls_of(const moi_attention_desc *d, size_t tiles, uint32_t tile, uint32_t keys, uint32_t pass_keys,
                       uint32_t segments) {
   uint32_t now = min_u32(keys, pass_keys);
-  double each = (double)tile * now * (d->head_dim + d->v_head_dim) * d->n_kv_heads * segments, most = 137438953472.0 / each;
+  double each = (double)tile * now * (d->head_dim + d->v_head_dim) * d->n_kv_heads * segments,
+         most = 137438953472.0 / each;
   size_t chunk = most > MAX_GROUPS ? MAX_GROUPS : (size_t)most;
   if (chunk * d->n_kv_heads * segments < 256) chunk = (256 + d->n_kv_heads * segments - 1) / (d->n_kv_heads * segments);
   return (calls){(uint32_t)chunk, (uint32_t)((tiles + chunk - 1) / chunk), (keys + pass_keys - 1) / pass_keys};
@@ -102,7 +105,8 @@ static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
   m->args = moi_take_at(c, sizeof(arguments), 1);
   m->zeros = moi_take_at(c, ZEROS, 1);
   m->seqs = moi_take_at(c, (size_t)d->max_seqs + 1, SEQ_BYTES);
-  calls few_all = few_calls(d, state, d->max_rows, d->max_seqs), many_all = many_calls(d, state, d->max_rows, d->max_seqs);
+  calls few_all = few_calls(d, state, d->max_rows, d->max_seqs),
+        many_all = many_calls(d, state, d->max_rows, d->max_seqs);
   m->few_calls = moi_take_at(c, (size_t)few_all.passes * few_all.chunks, 12);
   m->many_calls = moi_take_at(c, (size_t)many_all.passes * many_all.chunks, 12);
   m->few = moi_take_at(c, few, (size_t)d->v_head_dim * 4);
@@ -126,26 +130,39 @@ static void lanes_shape(const moi_vulkan *v, uint32_t tile, uint32_t *keys, uint
   *groups = step < subgroup * *keys ? 1 : step / (subgroup * *keys);
 }
 
-/* Keys of a pass: a multiple of a step. llvmpipe ends all loops of an invocation after 65535 turns; others are only to
- * end before a watchdog barks. */
-static uint32_t pass_keys(const moi_vulkan *v, const moi_attention_desc *d, uint32_t tile) {
-  uint32_t keys, groups, subgroup = v->traits.subgroup, step;
-  lanes_shape(v, tile, &keys, &groups);
-  step = subgroup * keys * groups;
+static int is_lanes(const moi_vk_kernel *row) { return !strcmp(row->shader, "attention_lanes"); }
+
+/* Keys of a pass. llvmpipe ends all loops of an invocation after 65535 turns; others are only to end before a watchdog
+ * barks. */
+static uint32_t pass_keys(const moi_vulkan *v, const moi_attention_desc *d, const moi_vk_kernel *row) {
+  uint32_t keys, groups, subgroup = v->traits.subgroup, tile = row->m_tile, step = STEP, turns;
+  if (is_lanes(row)) {
+    lanes_shape(v, tile, &keys, &groups);
+    step = subgroup * keys * groups;
+    uint32_t k_chunk = subgroup <= 8 ? 8 : subgroup <= 32 ? subgroup : 32, v_chunk = 8 * subgroup;
+    uint32_t k_turns = (d->head_dim + k_chunk - 1) / k_chunk * (tile + 1 + k_chunk * keys) + tile * keys;
+    uint32_t v_turns = (d->v_head_dim + v_chunk - 1) / v_chunk * (keys * (tile + 1 + 8 * subgroup) + 20 * tile + 8);
+    turns = (k_turns + v_turns + keys * 66 + 8) * groups; /* 64 lines of a row of values are touched */
+  } else {
+    turns = step / 64 * ((d->head_dim + 31) / 32 * 32 + 120); /* attention_tile.comp: N, CK */
+  }
   if (!v->traits.is_cpu) return round_up(16384, step);
-  uint32_t k_chunk = subgroup <= 8 ? 8 : subgroup <= 32 ? subgroup : 32, v_chunk = 8 * subgroup;
-  uint32_t k_turns = keys + (d->head_dim + k_chunk - 1) / k_chunk * (tile + 1 + k_chunk * keys) + tile * keys;
-  uint32_t v_turns = (d->v_head_dim + v_chunk - 1) / v_chunk * (keys * (tile + 1 + 8 * subgroup) + 20 * tile + 8);
-  uint32_t turns = (k_turns + v_turns + 8) * groups;
   return 50000 / turns > 1 ? 50000 / turns * step : step;
 }
 
-/* The lanes' pipelines for tiles of `tile` rows. */
-static moi_status lanes_get(const char *fn, const moi_plan *plan, const char *shader, uint32_t tile, int many,
-                            VkPipeline *out) {
+/* The pipelines for tiles of `tile` rows. */
+static moi_status attend_get(const char *fn, const moi_plan *plan, const moi_vk_kernel *row, uint32_t tile, int many,
+                             VkPipeline out[2]) {
   const moi_attention_desc *d = &plan->attention;
   const moi_vulkan *v = plan->context->state;
   const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
+  if (!is_lanes(row)) {
+    uint32_t constants[] = {
+        tile, (d->v_head_dim + 127) / 128, (uint32_t)d->k_format, (uint32_t)d->v_format, d->softcap > 0, many != 0};
+    moi_status status = moi_vk_pipeline_get(fn, plan->context, row->shader, constants, 6, &out[0]);
+    out[1] = out[0];
+    return status;
+  }
   uint32_t subgroup = v->traits.subgroup, keys, groups;
   lanes_shape(v, tile, &keys, &groups);
   for (uint32_t words = 0; words < 2; words++) {
@@ -161,8 +178,8 @@ static moi_status lanes_get(const char *fn, const moi_plan *plan, const char *sh
                             many != 0,
                             many && state->n_segments > 1,
                             v->traits.is_cpu};
-    moi_status status =
-        moi_vk_pipeline_get(fn, plan->context, shader, constants, sizeof constants / sizeof *constants, &out[words]);
+    moi_status status = moi_vk_pipeline_get(fn, plan->context, row->shader, constants,
+                                            sizeof constants / sizeof *constants, &out[words]);
     if (status) return status;
   }
   return MOI_OK;
@@ -175,22 +192,26 @@ moi_status moi_vk_attention_plan(const char *fn, moi_plan *plan, const char *for
   moi_status status = moi_vk_choose(fn, plan, MOI_OP_ATTENTION, "attention", d->k_format, forced, found, &state->pick);
   if (status) return status;
   uint32_t group = d->n_heads / d->n_kv_heads;
-  state->few_tile = min_u32(power_of_two(group), TILE);
+  state->few_tile = min_u32(power_of_two(group), state->pick.few->m_tile);
   state->few_rows = group < state->few_tile ? state->few_tile / group : 1;
-  state->many_tile = TILE;
-  state->pass_keys = pass_keys(v, d, TILE);
+  state->many_tile = state->pick.many->m_tile;
+  state->pass_keys = min_u32(pass_keys(v, d, state->pick.few), pass_keys(v, d, state->pick.many));
   state->segment = round_up((d->max_kv + MAX_SEGMENTS - 1) / MAX_SEGMENTS, SEGMENT);
   state->n_segments = (d->max_kv + state->segment - 1) / state->segment;
   const moi_context *c = plan->context;
-  uint32_t append[2] = {(uint32_t)d->k_format, (uint32_t)d->input_type}, subgroup = v->traits.subgroup;
-  uint32_t output = (uint32_t)d->output_type;
+  uint32_t append[3] = {0, (uint32_t)d->input_type, 0}, output = (uint32_t)d->output_type;
+  uint32_t finish[3] = {v->traits.subgroup, output, 0};
   status = moi_vk_pipeline_get(fn, c, "attention_prepare", NULL, 0, &state->prepare);
-  if (!status) status = moi_vk_pipeline_get(fn, c, "attention_finish", &subgroup, 1, &state->finish);
-  if (!status) status = lanes_get(fn, plan, state->pick.few->shader, state->few_tile, 0, state->few);
-  if (!status) status = lanes_get(fn, plan, state->pick.many->shader, state->many_tile, 1, state->many);
-  if (!status) status = moi_vk_pipeline_get(fn, c, "kv_append", append, 2, &state->append_k);
-  append[0] = (uint32_t)d->v_format;
-  if (!status) status = moi_vk_pipeline_get(fn, c, "kv_append", append, 2, &state->append_v);
+  if (!status) status = attend_get(fn, plan, state->pick.few, state->few_tile, 0, state->few);
+  if (!status) status = attend_get(fn, plan, state->pick.many, state->many_tile, 1, state->many);
+  for (uint32_t words = 0; words < 2; words++) {
+    finish[2] = append[2] = words;
+    if (!status) status = moi_vk_pipeline_get(fn, c, "attention_finish", finish, 3, &state->finish[words]);
+    append[0] = (uint32_t)d->k_format;
+    if (!status) status = moi_vk_pipeline_get(fn, c, "kv_append", append, 3, &state->append_k[words]);
+    append[0] = (uint32_t)d->v_format;
+    if (!status) status = moi_vk_pipeline_get(fn, c, "kv_append", append, 3, &state->append_v[words]);
+  }
   if (!status) status = moi_vk_pipeline_get(fn, c, "attention_merge", &output, 1, &state->merge);
   return status;
 }
@@ -202,7 +223,8 @@ static int at_words(moi_format format, uint64_t address, uint64_t token, uint64_
   return format == MOI_FORMAT_Q8_0 || (address | token | head | page) % 4 == 0;
 }
 
-static void dispatch_pass(const moi_vk_record *r, VkPipeline pipeline, uint64_t args, calls c, uint32_t pass, size_t at) {
+static void dispatch_pass(const moi_vk_record *r, VkPipeline pipeline, uint64_t args, calls c, uint32_t pass,
+                          size_t at) {
   struct {
     uint64_t args;
     uint32_t first, pass;
@@ -262,7 +284,6 @@ static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record
       .head_dim = d->head_dim,
       .v_head_dim = d->v_head_dim,
       .input_type = (uint32_t)d->input_type,
-      .output_type = (uint32_t)d->output_type,
       .max_kv = d->max_kv,
       .reach = run->max_kv,
       .page_size = d->page_size,
@@ -303,9 +324,11 @@ static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record
     dispatch_pass(r, state->many[words], push.args, many, pass, m.many_calls);
     moi_vk_barrier(r);
   }
+  int pairs = (args.y | (uint64_t)a->output_stride * 2 | (uint64_t)d->v_head_dim * 2) % 4 == 0;
   uint32_t z = (d->n_heads / d->n_kv_heads + FINISH_HEADS - 1) / FINISH_HEADS;
   for (; push.first_row < a->n_rows; push.first_row += MAX_GROUPS)
-    moi_vk_dispatch(r, state->finish, &push, sizeof push, d->n_kv_heads, min_u32(a->n_rows - push.first_row, MAX_GROUPS), z);
+    moi_vk_dispatch(r, state->finish[pairs], &push, sizeof push, d->n_kv_heads,
+                    min_u32(a->n_rows - push.first_row, MAX_GROUPS), z);
 }
 
 /* ---- append */
@@ -358,8 +381,11 @@ static void append(const moi_plan *plan, const moi_run *run, const moi_vk_record
       push.x_head_stride = a->v_head_stride;
       push.heads_dim = (d->n_kv_heads - 1) << 16 | (d->v_head_dim - 1);
     }
+    moi_format_sizes row;
+    moi_format_size(i ? d->v_format : d->k_format, 1, i ? d->v_head_dim : d->head_dim, &row);
+    int words = (push.cache | push.token_stride | push.head_stride | push.page_stride | row.data) % 4 == 0;
     for (push.first_row = 0; push.first_row < a->n_rows; push.first_row += MAX_GROUPS)
-      moi_vk_dispatch(r, i ? state->append_v : state->append_k, &push, sizeof push - 4,
+      moi_vk_dispatch(r, i ? state->append_v[words] : state->append_k[words], &push, sizeof push - 4,
                       min_u32(a->n_rows - push.first_row, MAX_GROUPS), 1, 1);
   }
 }
@@ -376,9 +402,15 @@ static void merge(const moi_plan *plan, const moi_run *run, const moi_vk_record 
   const moi_attention_desc *d = &plan->attention;
   const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
   const moi_attention_merge_args *a = &run->merge;
-  merge_push push = {moi_vk_address(r, a->parts),  moi_vk_address(r, a->part_lse), moi_vk_address(r, a->output),
-                     moi_vk_address(r, a->lse),    a->n_rows,                      a->n_parts,
-                     d->n_heads,                   d->v_head_dim,                  a->output_stride,
+  merge_push push = {moi_vk_address(r, a->parts),
+                     moi_vk_address(r, a->part_lse),
+                     moi_vk_address(r, a->output),
+                     moi_vk_address(r, a->lse),
+                     a->n_rows,
+                     a->n_parts,
+                     d->n_heads,
+                     d->v_head_dim,
+                     a->output_stride,
                      0};
   /* parts x dimensions of a row's heads, 2^30 of them in a dispatch */
   double each = (double)a->n_parts * d->n_heads * d->v_head_dim;

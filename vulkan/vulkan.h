@@ -175,8 +175,7 @@ typedef struct moi_vk_ffn_state {
 
 typedef struct moi_vk_attention_state {
   moi_vk_pick pick;
-  VkPipeline prepare, finish, append_k, append_v, merge;
-  VkPipeline few[2], many[2];             /* [rows of the cache begin anywhere, at words] */
+  VkPipeline prepare, merge, few[2], many[2], finish[2], append_k[2], append_v[2]; /* [rows begin anywhere, at words] */
   uint32_t few_rows, few_tile, many_tile; /* rows of a sequence that count as few; query rows of a workgroup */
   uint32_t segment, n_segments;           /* keys that are summed up by themselves */
   uint32_t pass_keys;                     /* keys of a dispatch */

@@ -18,7 +18,7 @@ layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer Arg
   uvec2 few_calls, many_calls;         /* [pass, chunk of the tiles, 3]: workgroups of a dispatch */
   uint n_rows, n_seqs, q_stride, q_head_stride, y_stride;
   uint n_heads, n_kv_heads, head_dim, v_head_dim;
-  uint input_type, output_type;
+  uint input_type;
   uint max_kv, reach; /* reach: max_kv of the run */
   uint page_size, page_entries, capacity;
   uint causal, window, chunk, temperature_floor;
@@ -79,8 +79,8 @@ float temperature_at(float temperature, uint temperature_floor, uint after) {
 }
 
 /* Which page and token key j is; false if the cache has no such place. */
-bool place_of(uvec2 places, uint page_size, uint page_entries, uint capacity, uint max_kv, uint seq, uint j, out uint page,
-              out uint token) {
+bool place_of(uvec2 places, uint page_size, uint page_entries, uint capacity, uint max_kv, uint seq, uint j,
+              out uint page, out uint token) {
   if (page_size != 0u) {
     uint entry = j / page_size;
     token = j - entry * page_size;

@@ -8,6 +8,9 @@
 const uint MAX_SEGMENTS = 32u;
 const uint HEADS = 8u; /* of a workgroup */
 layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint OUTPUT = MOI_F32;
+/* pairs of elements are words: software devices go through branches that none takes */
+layout(constant_id = 2) const uint WORDS = 0u;
 layout(push_constant) uniform Push {
   uvec2 args;
   uint first_row;
@@ -18,14 +21,15 @@ shared float shared_keep[MAX_SEGMENTS], shared_add[MAX_SEGMENTS];
 void main() {
   Args a = Args(args);
   uint lane = gl_LocalInvocationID.x, kv_head = gl_WorkGroupID.x, row = first_row + gl_WorkGroupID.y;
-  uint n_seqs = a.n_seqs, n_heads = a.n_heads, group = n_heads / a.n_kv_heads, dv = a.v_head_dim, type = a.output_type;
+  uint n_seqs = a.n_seqs, n_heads = a.n_heads, group = n_heads / a.n_kv_heads, dv = a.v_head_dim;
   uvec2 seqs = a.seqs, acc = a.many, sums = a.many_sums, lse = a.lse, sinks = a.sinks;
   bool has_sinks = a.has_sinks != 0u;
 
   bool found = false; /* a sequence */
   uint n_parts = 0u, slot = 0u, tile = a.many_tile, before = 0u, segment = 0u, slots = 1u;
   if (n_seqs > 0u) {
-    uint s = seq_find(seqs, n_seqs, SEQ_ROW, row), first = seq_word(seqs, s, SEQ_ROW), rows = seq_word(seqs, s, SEQ_ROWS);
+    uint s = seq_find(seqs, n_seqs, SEQ_ROW, row), first = seq_word(seqs, s, SEQ_ROW);
+    uint rows = seq_word(seqs, s, SEQ_ROWS);
     if (row >= first && row - first < rows) {
       found = true;
       uvec2 span = visible(position_after(seq_word(seqs, s, SEQ_POSITION), row - first), seq_word(seqs, s, SEQ_BEGIN),
@@ -49,8 +53,8 @@ void main() {
     }
   }
   float v_scale = moi_has(a.v_scale) ? Floats(a.v_scale).v[kv_head] : 1.0;
-  uvec2 y = moi_add(a.y, moi_mul(moi_mul(moi_element_bytes(type), a.y_stride), row));
-  y = moi_add(y, moi_mul(moi_element_bytes(type), kv_head * group * dv));
+  uvec2 y = moi_add(a.y, moi_mul(moi_mul(moi_element_bytes(OUTPUT), a.y_stride), row));
+  y = moi_add(y, moi_mul(moi_element_bytes(OUTPUT), kv_head * group * dv));
   uint step = a.n_kv_heads * tile; /* rows between parts */
 
   uint first_head = gl_WorkGroupID.z * HEADS;
@@ -58,7 +62,7 @@ void main() {
     uint at = before + h, head = kv_head * group + h, first_part = kv_head * tile + at % tile;
     uint from_slot = (slot + at / tile) * slots + segment;
     float m = -MOI_INFINITY, s = 0.0;
-    for (uint i = 0u; i < n_parts; i++) {
+    [[dont_unroll]] for (uint i = 0u; i < n_parts; i++) { /* a shared array does not say how many there are */
       uvec2 sum = moi_add(sums, moi_mul(moi_mul(8u, step), from_slot + i));
       float keep, add;
       join(m, s, Floats(sum).v[2u * first_part], Floats(sum).v[2u * first_part + 1u], keep, add);
@@ -80,7 +84,7 @@ void main() {
     for (uint e = 2u * lane; e < dv; e += 2u * gl_WorkGroupSize.x) {
       uint e1 = min(e + 1u, dv - 1u);
       float x0 = 0.0, x1 = 0.0;
-      for (uint i = 0u; i < n_parts; i++) {
+      [[dont_unroll]] for (uint i = 0u; i < n_parts; i++) { /* a shared array does not say how many there are */
         uvec2 part = moi_add(from, moi_mul(moi_mul(4u * dv, step), i));
         float keep = shared_keep[i], add = shared_add[i];
         if (add != 0.0) { /* NaN is not */
@@ -88,7 +92,17 @@ void main() {
           x1 = fma(x1, keep, Floats(part).v[e1] * add);
         }
       }
-      moi_store_pair(type, y, h * dv + e, nothing ? 0.0 : x0 * factor, nothing ? 0.0 : x1 * factor, e + 1u < dv);
+      x0 = nothing ? 0.0 : x0 * factor;
+      x1 = nothing ? 0.0 : x1 * factor;
+      if (OUTPUT == MOI_F32) {
+        Floats(y).v[h * dv + e] = x0;
+        if (e + 1u < dv) Floats(y).v[h * dv + e + 1u] = x1;
+      } else if (WORDS != 0u) {
+        Words(y).v[(h * dv + e) / 2u] = OUTPUT == MOI_BF16 ? moi_bf16_code(x0) | (moi_bf16_code(x1) << 16)
+                                                           : moi_f16_code(x0) | (moi_f16_code(x1) << 16);
+      } else {
+        moi_store_pair(OUTPUT, y, h * dv + e, x0, x1, e + 1u < dv);
+      }
     }
     if (lane == 0u && moi_has(lse)) Floats(moi_add(lse, moi_mul(moi_mul(4u, n_heads), row))).v[head] = log_sum(m, s);
     barrier();

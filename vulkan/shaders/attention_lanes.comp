@@ -1,6 +1,6 @@
-/* Attention by lanes: a subgroup takes a tile of query rows (rows x heads of one KV head) over keys. Scores: a lane has a
- * key, queries go from lane to lane. Values: a lane has dimensions, weights go from lane to lane. Made for devices where a
- * load costs as much as twenty multiply-adds, whatever it loads: what is loaded serves the whole tile. */
+/* Attention by lanes: a subgroup takes a tile of query rows (rows x heads of one KV head) over keys. Scores: a lane has
+ * a key, queries go from lane to lane. Values: a lane has dimensions, weights go from lane to lane. Made for devices
+ * where a load costs as much as twenty multiply-adds, whatever it loads: what is loaded serves the whole tile. */
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
@@ -19,8 +19,8 @@ layout(constant_id = 7) const uint WORDS = 1u; /* rows of the cache begin at wor
 layout(constant_id = 8) const uint SOFTCAP = 0u;
 layout(constant_id = 9) const uint MANY = 0u;  /* sequences of many rows: a workgroup takes all segments */
 layout(constant_id = 10) const uint CHAIN = 0u; /* ... and there may be several */
-layout(constant_id = 11) const uint IN_STEP = 0u; /* software devices: lanes go in step, and a barrier costs minutes of
-                                                     compiling (LLVM's coroutines) */
+layout(constant_id = 11) const uint IN_STEP = 0u; /* software devices: lanes go in step, and a barrier would cost all
+                                                     registers */
 
 layout(push_constant) uniform Push {
   uvec2 args;
@@ -35,8 +35,9 @@ shared float shared_p[R * STEP];     /* weights */
 shared uvec2 shared_v[STEP];         /* where values begin */
 shared float shared_f[RV * SG * GROUPS]; /* what a group shrinks the sums before it by */
 
-/* What memory holds and lanes take in turn goes through arrays with an index that is not constant: a software device makes
- * blocks of code of each access that it sees, and its compiler minds them more than anything else. */
+/* llvmpipe makes a loop over lanes of each access to memory, and compiles in the square of their number: accesses are
+ * few in the text, in loops that are not unrolled, and come and go through an array of any index. The loops over arrays
+ * that arithmetic uses must be unrolled wholly (NIR does so for 32 turns at most), else they are memory too. */
 
 /* ---- keys: CK dimensions at a time */
 
@@ -106,6 +107,7 @@ const uint NV = 8u;
 const uint VE = V_FORMAT == MOI_F32 ? 1u : V_FORMAT == KV_FP8 || V_FORMAT == KV_Q8_0 ? 4u : 2u;
 const uint VU = NV / VE;
 const uint CV = NV * SG;
+const uint VK = SG < 8u ? SG : 8u; /* keys at once */
 
 float value[NV];
 uint v_at[VU]; /* the lane's units, inside the row */
@@ -160,7 +162,7 @@ void wait() {
   if (IN_STEP == 0u) subgroupBarrier();
 }
 
-/* Steps of 1, 2, 4, ... lanes, counted: loops by powers of two are not unrolled everywhere, nor then those around them. */
+/* Steps of 1, 2, 4, ... lanes, counted: loops by powers of two are not unrolled everywhere, nor those around them. */
 const uint STEPS = 7u;
 
 float largest(float f) {
@@ -232,6 +234,20 @@ void shrink_all(uint g) {
   }
 }
 
+/* acc += the values of VK keys, which lanes j0, j0 + 1, ... have, under their weights. All values first: a row's sums
+ * stay in registers over the keys. */
+void add_keys(uvec2 at, uint j0, uint c, uint dv) {
+  float several[VK * NV];
+  [[unroll]] for (uint j = 0u; j < VK; j++) {
+    value_chunk(uvec2(subgroupShuffle(at.x, j0 + j), subgroupShuffle(at.y, j0 + j)), c, dv);
+    [[unroll]] for (uint i = 0u; i < NV; i++) several[j * NV + i] = value[i];
+  }
+  [[unroll]] for (uint r = 0u; r < R; r++)
+    [[unroll]] for (uint i = 0u; i < NV; i++)
+      [[unroll]] for (uint j = 0u; j < VK; j++)
+        acc[r * NV + i] = fma(subgroupShuffle(weight[r], j0 + j), several[j * NV + i], acc[r * NV + i]);
+}
+
 void main() {
   Args a = Args(args);
   uint lane = gl_SubgroupInvocationID, head = gl_WorkGroupID.y, n_seqs = a.n_seqs;
@@ -272,8 +288,8 @@ void main() {
     }
   }
 
-  /* few rows: one segment of the keys; many: all of them, each joined to those before. In a pass only so many keys, since
-   * software devices bound the turns of all loops of an invocation, and others the time of a dispatch. */
+  /* few rows: one segment of the keys; many: all of them, each joined to those before. In a pass only so many keys,
+   * since software devices bound the turns of all loops of an invocation, and others the time of a dispatch. */
   uint segment_keys = a.segment, pass_keys = a.pass_keys, slot = item, window_begin = pass * pass_keys;
   if (MANY == 0u) {
     uint segment = gl_WorkGroupID.z;
@@ -298,6 +314,7 @@ void main() {
   out_sums = moi_add(moi_add(out_sums, moi_mul(moi_mul(8u, stride), slot)), moi_mul(8u, out_row));
   now_sums = moi_add(moi_add(now_sums, moi_mul(moi_mul(8u, stride), slot)), moi_mul(8u, out_row));
 
+  uint v_words = V_FORMAT == KV_Q8_0 ? dv * 34u / 128u : max(dv * (4u / VE) / 4u, 1u), touched = 0u;
   uint first_segment = begin / segment_keys;
   for (uint segment = pass_begin / segment_keys; segment * segment_keys < pass_end; segment++) {
     uint segment_begin = max(begin, segment * segment_keys), segment_end = min(end, (segment + 1u) * segment_keys);
@@ -320,9 +337,12 @@ void main() {
           }
           key[t] = k_row;
           shared_v[g * GROUP + t * SG + lane] = v_row;
+          /* The values' rows are read one by one later, each a miss that nothing foresees: here a lane has each. */
+          if (IN_STEP != 0u)
+            for (uint line = 0u; line < v_words; line += 16u) touched |= Words(v_row).v[line];
         }
         [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < KT; i++) score[r * KT + i] = 0.0;
+          [[unroll]] for (uint i = 0u; i < KT; i++) score[r * KT + i] = 0.0;
         for (uint c = 0u; c * CK < dk; c++) {
           [[dont_unroll]] for (uint r = 0u; r < R; r++) {
             uvec2 row = uvec2(0u);
@@ -335,12 +355,13 @@ void main() {
               uvec2 at = moi_add(row, min(e, dk - 1u) * q_bytes);
               uint w = Words(uvec2(at.x & ~3u, at.y)).v[0];
               uint h = (at.x & 2u) != 0u ? w >> 16 : w & 65535u;
-              float f = input_type == MOI_F32 ? uintBitsToFloat(w) : input_type == MOI_F16 ? moi_f16_value(h) : moi_bf16_value(h);
+              float f = input_type == MOI_F16 ? moi_f16_value(h) : moi_bf16_value(h);
+              if (input_type == MOI_F32) f = uintBitsToFloat(w);
               turn[r * QV + v] = e < dk && v * SG + lane < CK ? f : 0.0;
             }
           }
           [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < QV; i++) q[r * QV + i] = turn[r * QV + i];
+            [[unroll]] for (uint i = 0u; i < QV; i++) q[r * QV + i] = turn[r * QV + i];
           key_words(c, dk);
           [[unroll]] for (uint t = 0u; t < KT; t++) {
             key_chunk(key[t], c, dk);
@@ -388,31 +409,30 @@ void main() {
         for (uint i = fresh ? R * NV : 0u; i < R * NV; i++)
           turn[i] = Floats(to_acc).v[i / NV * dv + min(v_element(c, i % NV), dv - 1u)];
         [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < NV; i++) old[r * NV + i] = fresh ? 0.0 : turn[r * NV + i];
+          [[unroll]] for (uint i = 0u; i < NV; i++) old[r * NV + i] = fresh ? 0.0 : turn[r * NV + i];
         [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] = old[r * NV + i];
+          [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] = old[r * NV + i];
         for (uint g = 0u; g < n_groups; g++) {
           shrink_all(g);
           for (uint t = 0u; t < KT; t++) {
             uvec2 at = shared_v[g * GROUP + t * SG + lane];
             [[dont_unroll]] for (uint r = 0u; r < R; r++) turn[r] = shared_p[r * STEP + g * GROUP + t * SG + lane];
             [[unroll]] for (uint r = 0u; r < R; r++) weight[r] = turn[r];
-            [[unroll]] for (uint j = 0u; j < SG; j++) {
-              value_chunk(uvec2(subgroupShuffle(at.x, j), subgroupShuffle(at.y, j)), c, dv);
-              [[unroll]] for (uint r = 0u; r < R; r++) {
-                float p = subgroupShuffle(weight[r], j);
-                [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] = fma(p, value[i], acc[r * NV + i]);
-              }
+            if (SG <= VK) { /* lanes known by number are a shuffle that costs nothing */
+              add_keys(at, 0u, c, dv);
+            } else {
+              [[dont_unroll]] for (uint j = 0u; j < SG; j += VK) add_keys(at, j, c, dv);
             }
           }
         }
         /* Something that is not finite: was it weighed by a row that sees it? Again, and what weighs 0 is left out. */
         bool odd = false;
         [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < NV; i++) odd = odd || (floatBitsToUint(acc[r * NV + i]) & 0x7f800000u) == 0x7f800000u;
+          [[unroll]] for (uint i = 0u; i < NV; i++)
+            odd = odd || (floatBitsToUint(acc[r * NV + i]) & 0x7f800000u) == 0x7f800000u;
         bool again = subgroupBallot(odd) != uvec4(0u);
         [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] = again ? old[r * NV + i] : acc[r * NV + i];
+          [[unroll]] for (uint i = 0u; i < NV; i++) acc[r * NV + i] = again ? old[r * NV + i] : acc[r * NV + i];
         for (uint g = again ? 0u : n_groups; g < n_groups; g++) {
           shrink_all(g);
           for (uint k = g * GROUP; k < (g + 1u) * GROUP; k++) {
@@ -427,7 +447,7 @@ void main() {
           }
         }
         [[unroll]] for (uint r = 0u; r < R; r++)
-  [[unroll]] for (uint i = 0u; i < NV; i++) turn[r * NV + i] = acc[r * NV + i];
+          [[unroll]] for (uint i = 0u; i < NV; i++) turn[r * NV + i] = acc[r * NV + i];
         [[dont_unroll]] for (uint i = 0u; i < R * NV; i++)
           if (v_element(c, i % NV) < dv) Floats(to_acc).v[i / NV * dv + v_element(c, i % NV)] = turn[i];
       }
@@ -462,8 +482,10 @@ void main() {
       for (uint i = 0u; i / NV * CV < dv; i++) {
         uint e = v_element(i / NV, i % NV);
         if (e < dv && add_it != 0.0)
-          Floats(out_acc).v[r * dv + e] = fma(Floats(out_acc).v[r * dv + e], keep_it, Floats(now).v[r * dv + e] * add_it);
+          Floats(out_acc).v[r * dv + e] =
+              fma(Floats(out_acc).v[r * dv + e], keep_it, Floats(now).v[r * dv + e] * add_it);
       }
     }
   }
+  if (IN_STEP != 0u && touched == 1u && dv == 0u) shared_f[0] = 0.0; /* never: it keeps the reads */
 }

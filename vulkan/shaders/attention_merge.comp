@@ -58,6 +58,7 @@ void main() {
     }
     moi_store_pair(OUTPUT, to, e, a, b, e + 1u < dim);
   }
-  if (i == 0u && moi_has(lse))
-    Floats(moi_add(lse, moi_mul(at, 4u))).v[0] = sum == 0.0 ? -MOI_INFINITY : moi_is_nan(sum) ? sum : most + moi_log(sum);
+  if (i != 0u || !moi_has(lse)) return;
+  Floats(moi_add(lse, moi_mul(at, 4u))).v[0] =
+      sum == 0.0 ? -MOI_INFINITY : moi_is_nan(sum) ? sum : most + moi_log(sum);
 }

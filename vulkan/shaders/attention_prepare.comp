@@ -28,7 +28,8 @@ void main() {
   Args a = Args(args);
   uint i = gl_LocalInvocationID.x, n_seqs = a.n_seqs, n_rows = a.n_rows, reach = a.reach;
   uint few_rows = a.few_rows, group = a.n_heads / a.n_kv_heads, few_tile = a.few_tile, many_tile = a.many_tile;
-  uvec2 offsets = a.q_offsets, lens = a.kv_lens, starts = a.q_start, begins = a.kv_begin, seqs = a.seqs, zeros = a.zeros;
+  uvec2 offsets = a.q_offsets, lens = a.kv_lens, starts = a.q_start, begins = a.kv_begin;
+  uvec2 seqs = a.seqs, zeros = a.zeros;
   for (uint at = i; at < 1024u; at += THREADS) Words(zeros).v[at] = 0u;
 
   if (i == 0u) longest_few = longest_many = 0u;

@@ -1,5 +1,5 @@
-/* New keys, or values, into the cache: a workgroup takes a row's heads, a thread what lies in a word (q8_0: a block). The
- * bytes are those of the CPU: divisions are exact, rounding is done in integers. */
+/* New keys, or values, into the cache: a workgroup takes a row's heads, a thread what lies in a word (q8_0: a block).
+ * The bytes are those of the CPU: divisions are exact, rounding is done in integers. */
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
@@ -9,6 +9,7 @@ const uint THREADS = 64u;
 layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint FORMAT = MOI_F16;
 layout(constant_id = 1) const uint INPUT = MOI_F16;
+layout(constant_id = 2) const uint WORDS = 0u; /* heads of the cache begin and end at words */
 
 layout(push_constant) uniform Push { /* the mirror of append_push in attention.c */
   uvec2 x, q_offsets, kv_lens, q_start, cache, places, scales;
@@ -169,7 +170,8 @@ void main() {
         }
         bytes |= code << (8u * element * j);
       }
-      store_bytes(moi_add(to_head, 4u * unit), bytes, n * element);
+      if (WORDS != 0u) Words(to_head).v[unit] = bytes;
+      else store_bytes(moi_add(to_head, 4u * unit), bytes, n * element);
     }
   }
 }
