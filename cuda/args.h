@@ -1,0 +1,93 @@
+/* Arguments of the kernels, passed by value: one definition for the host's compiler and for the kernels. Pointers are
+ * addresses on the device. Names in a struct's first comment are the kernels that take it. */
+#ifndef MOI_CUDA_ARGS_H
+#define MOI_CUDA_ARGS_H
+
+#include <stdint.h>
+
+/* moi_format's values for dense types */
+enum { MOI_CU_F32 = 1, MOI_CU_F16 = 2, MOI_CU_BF16 = 3 };
+
+/* One matrix of every expert: bases with strides in bytes, or tables of addresses. */
+typedef struct moi_cu_matrix {
+  const void *data, *scales, *zeros, *bias; /* null: absent */
+  uint64_t data_stride, scales_stride, zeros_stride, bias_stride;
+  const float *global_scale; /* [e] or null */
+  uint32_t tables, rows;     /* rows: N of the whole matrix */
+  uint32_t row_mul, row_add; /* column j of the result is row j * row_mul + row_add */
+  uint32_t vectors, reserved; /* 1: rows of data and the streams of experts begin at multiples of 16 bytes */
+} moi_cu_matrix;
+
+/* A work item: rows of one expert. */
+typedef struct moi_cu_item {
+  uint32_t expert, first, rows;
+} moi_cu_item;
+
+/* gemm_<kernel>_<format>[_up] */
+typedef struct moi_cu_gemm_args {
+  moi_cu_matrix up, gate; /* _up: two matrices and an activation; else only `up` */
+  const float *x;         /* rows of ldx floats, zeros behind k; or as prepare made them for the kernel's row */
+  float *y;               /* rows of ldy floats */
+  const uint32_t *permutation;   /* slot of a sorted position; null: itself */
+  const uint32_t *n_rows_device; /* null: n_rows; else it and rows_per_count rows each bound n_rows */
+  const float *weights;          /* of a slot, multiplied into the activation; null: none */
+  const uint32_t *n_items;       /* null: one expert, all rows */
+  const moi_cu_item *items;
+  uint32_t ldx, ldy, n, k;
+  uint32_t x_div, n_rows, bias_type, activation; /* row of x is slot / x_div */
+  uint32_t mid_type, has_gate, rows_per_count, m_tile;
+  float alpha, limit;
+} moi_cu_gemm_args;
+
+/* sort, groups */
+typedef struct moi_cu_sort_args {
+  const int32_t *ids;              /* sort: [n_tokens, top_k]; groups: offsets [n_class + 1] */
+  const uint32_t *n_tokens_device; /* or null */
+  uint32_t *counts, *offsets;      /* [n_class], [n_class + 1] */
+  uint32_t *permutation;           /* [n_tokens * top_k]; sort alone */
+  uint32_t *n_items[2];            /* of few rows, of many; null: none are wanted */
+  moi_cu_item *items[2];
+  uint32_t *ends; /* groups: first and end row of all groups */
+  uint32_t n_tokens, top_k, n_class, n_experts;
+  uint32_t m_max, m_tile[2], reserved;
+} moi_cu_sort_args;
+
+/* prepare */
+typedef struct moi_cu_prepare_args {
+  const void *input;
+  float *x;
+  const float *weights; /* of the rows, multiplied in and rounded; null: none */
+  const uint32_t *n_rows_device;
+  const void *gate; /* a vector, and sigmoid(row . vector) of each row in gate_out; null: none */
+  float *gate_out;
+  uint32_t input_type, gate_type, input_stride, ldx;
+  uint32_t k, n_rows, row_div, rows_per_count; /* row r is input row r / row_div */
+  uint32_t act_quant, reserved;
+} moi_cu_prepare_args;
+
+/* combine */
+typedef struct moi_cu_combine_args {
+  const float *o; /* a row for each slot */
+  const int32_t *ids;
+  const float *weights;
+  const void *input;
+  void *output;
+  const uint32_t *n_tokens_device;
+  const float *shared_o, *shared_gate; /* null: none, and a gate of 1 */
+  uint32_t n_tokens, top_k, n_experts, n_class;
+  uint32_t h, ldo, input_type, output_type;
+  uint32_t input_stride, output_stride, weighted, accumulate; /* weighted: the weights multiply outputs */
+  uint32_t shared_ldo;
+  float scale;
+} moi_cu_combine_args;
+
+/* store_rows */
+typedef struct moi_cu_store_args {
+  const float *y;
+  void *output;
+  const uint32_t *ends;
+  uint32_t n_rows, n, ldy, output_type;
+  uint32_t output_stride, accumulate;
+} moi_cu_store_args;
+
+#endif

@@ -1,0 +1,53 @@
+/* What a kernel is written in: threads, blocks, shared memory, barriers, exchange within a warp. Kernels are C that nvcc
+ * takes for CUDA, and that a host compiler takes with MOI_EMULATED, where emulated.h (of the tests) defines the same words
+ * and runs a block's threads on the CPU. Whatever touches the hardware goes through the words of this folder.
+ *
+ *   MOI_DEVICE                        prefix of a function
+ *   MOI_KERNEL(name, threads, type)   begins a kernel of `threads` threads a block; its arguments are `a`, a const type *
+ *   MOI_SHARED(type, name, n)         shared memory of the block, `type *name`; its contents begin undefined
+ *   moi_thread(), moi_warp(), moi_lane(), moi_block_x(), moi_block_y(), moi_grid_x(), moi_grid_y()
+ *   moi_sync()                        barrier of the block, all threads of it
+ *   moi_sync_warp()                   of the warp, all 32 lanes of it, as all that follow:
+ *   moi_xor_f32(v, mask), moi_from_f32(v, lane), moi_xor_u32(v, mask), moi_from_u32(v, lane), moi_ballot(condition)
+ *   moi_atomic_add(p, v)              on uint, in shared or global memory; returns the old value
+ *   moi_u4, moi_f4                    16 bytes, loaded and stored at once from multiples of 16
+ *   MOI_UNROLL                        before a loop of fixed length
+ */
+#ifndef MOI_CUDA_THREAD_H
+#define MOI_CUDA_THREAD_H
+
+#if defined(MOI_EMULATED)
+#include "emulated.h"
+#else
+
+#define MOI_DEVICE static __device__ __forceinline__
+#define MOI_KERNEL(name, threads, type) MOI_KERNEL_OF(name, threads, type) /* a name may be a macro */
+#define MOI_KERNEL_OF(name, threads, type)                                                                             \
+  MOI_DEVICE void name##_body(const type *a);                                                                          \
+  extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ type args) { name##_body(&args); } \
+  MOI_DEVICE void name##_body(const type *a)
+#define MOI_SHARED(type, name, n) __shared__ __align__(16) type name[n]
+#define MOI_UNROLL _Pragma("unroll")
+
+typedef struct __align__(16) moi_u4 { unsigned x, y, z, w; } moi_u4;
+typedef struct __align__(16) moi_f4 { float x, y, z, w; } moi_f4;
+
+MOI_DEVICE unsigned moi_thread(void) { return threadIdx.x; }
+MOI_DEVICE unsigned moi_warp(void) { return threadIdx.x >> 5; }
+MOI_DEVICE unsigned moi_lane(void) { return threadIdx.x & 31u; }
+MOI_DEVICE unsigned moi_block_x(void) { return blockIdx.x; }
+MOI_DEVICE unsigned moi_block_y(void) { return blockIdx.y; }
+MOI_DEVICE unsigned moi_grid_x(void) { return gridDim.x; }
+MOI_DEVICE unsigned moi_grid_y(void) { return gridDim.y; }
+MOI_DEVICE void moi_sync(void) { __syncthreads(); }
+MOI_DEVICE void moi_sync_warp(void) { __syncwarp(); }
+MOI_DEVICE float moi_xor_f32(float v, unsigned mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+MOI_DEVICE float moi_from_f32(float v, unsigned lane) { return __shfl_sync(0xffffffffu, v, lane); }
+MOI_DEVICE unsigned moi_xor_u32(unsigned v, unsigned mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+MOI_DEVICE unsigned moi_from_u32(unsigned v, unsigned lane) { return __shfl_sync(0xffffffffu, v, lane); }
+MOI_DEVICE unsigned moi_ballot(int condition) { return __ballot_sync(0xffffffffu, condition); }
+MOI_DEVICE unsigned moi_atomic_add(unsigned *p, unsigned v) { return atomicAdd(p, v); }
+
+#endif
+
+#endif

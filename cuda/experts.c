@@ -1,0 +1,204 @@
+/* The expert FFN: routed experts and, in moe, the shared one beside them.
+ *
+ *   1 sort      slots by expert, work items            and beside it: prepare, x rows in fp32 as the model wants them
+ *   2 gate/up   both GEMMs, bias, activation -> mid
+ *   3 quantise  mid rows, where the model asks for it
+ *   4 down      -> o, a row for each slot
+ *   5 combine   a token gathers its slots' rows in ascending order of expert: one order of summation, no atomics
+ *
+ * Rows of mid and o lie by slot, so that nothing needs the inverse of the permutation. Sizes that depend on the routing
+ * are read on the device: grids are made for the most work items there may be, and blocks without one end at once. */
+#include "cuda/grouped.h"
+
+typedef struct memory {
+  moi_cu_groups groups;
+  float *x[2], *mid[2], *o[2], *gate; /* routed, shared */
+} memory;
+
+static int weighted_input(const moi_experts_desc *d) { return d->weight_on == MOI_WEIGHT_ON_INPUT; }
+
+static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
+  const moi_cu_plan *state = plan->state;
+  memset(m, 0, sizeof *m);
+  for (uint32_t i = 0; i < 1 + plan->has_shared; i++) {
+    const moi_experts_desc *d = i ? &plan->shared : &plan->experts;
+    size_t tokens = d->max_tokens, slots = tokens * d->top_k;
+    if (!i)
+      moi_cu_groups_carve(c, &state->ffn[0].up, &state->ffn[0].down, slots, d->n_experts + d->n_identity, d->n_experts, 0,
+                          &m->groups);
+    m->x[i] = moi_take(c, weighted_input(d) ? slots : tokens, (size_t)moi_cu_kp(d->hidden) * 4);
+    m->mid[i] = moi_take(c, slots, (size_t)moi_cu_kp(d->intermediate) * 4);
+    m->o[i] = moi_take(c, slots, (size_t)d->hidden * 4);
+  }
+  m->gate = moi_take(c, plan->experts.max_tokens, 4);
+}
+
+void moi_cu_ffn_count(const moi_plan *plan, moi_carve *c) {
+  memory m;
+  carve(plan, c, &m);
+}
+
+moi_status moi_cu_ffn_plan(const char *fn, moi_plan *plan, const char *forced, int *found) {
+  moi_cu_plan *state = plan->state;
+  static const char *const names[2][2] = {{"experts gate and up", "experts down"}, {"shared gate and up", "shared down"}};
+  for (uint32_t i = 0; i < 1 + plan->has_shared; i++) {
+    const moi_experts_desc *d = i ? &plan->shared : &plan->experts;
+    moi_cu_ffn_state *f = &state->ffn[i];
+    const char *name = forced ? forced : d->kernel;
+    int served = 0;
+    moi_status status = moi_cu_gemm_choose(fn, plan, names[i][0], d->format, 1, name, &served, &f->up);
+    if (!status) status = moi_cu_gemm_choose(fn, plan, names[i][1], d->down_format, 0, name, &served, &f->down);
+    if (status) return status;
+    if (!forced && name && !served)
+      return moi_fail(MOI_UNSUPPORTED, fn, "kernel: '%s' is no CUDA kernel for these formats", name);
+    *found |= forced && served;
+  }
+  moi_status status = moi_cu_sort_plan(fn, plan, &state->sort);
+  if (!status) status = moi_cu_function_get(fn, plan->context, "rows", "prepare", &state->prepare);
+  if (!status) status = moi_cu_function_get(fn, plan->context, "rows", "combine", &state->combine);
+  return status;
+}
+
+static int same_view(moi_buffer a, moi_buffer b) { return moi_view(a) == moi_view(b); }
+
+/* One FFN's arguments. */
+typedef struct ffn {
+  moi_cu_prepare_args prepare, quantise; /* n_rows 0: none */
+  moi_cu_gemm_args up, down;
+} ffn;
+
+static void fill_ffn(const moi_plan *plan, const moi_run *run, const memory *m, uint32_t i, const float *weights,
+                     float *x, ffn *f) {
+  const moi_experts_desc *d = i ? &plan->shared : &plan->experts;
+  const moi_ffn_run *in = i ? &run->shared : &run->experts;
+  const uint32_t *device = moi_view(run->experts.args.n_tokens_device);
+  uint32_t tables = (d->flags & MOI_EXPERTS_TABLES) != 0, slots = run->n_tokens * d->top_k, inter = d->intermediate;
+  uint32_t both = d->gate_layout == MOI_GATE_CONCAT || d->gate_layout == MOI_GATE_INTERLEAVED;
+  f->up = (moi_cu_gemm_args){.x = x,
+                             .y = m->mid[i],
+                             .permutation = i ? NULL : m->groups.permutation,
+                             .n_rows_device = device,
+                             .weights = d->weight_on == MOI_WEIGHT_ON_ACTIVATION ? weights : NULL,
+                             .ldx = moi_cu_kp(d->hidden),
+                             .ldy = moi_cu_kp(inter),
+                             .n = inter,
+                             .k = d->hidden,
+                             .x_div = weighted_input(d) ? 1 : d->top_k,
+                             .n_rows = slots,
+                             .bias_type = d->bias_type,
+                             .activation = (uint32_t)d->activation,
+                             .mid_type = d->mid_type,
+                             .has_gate = d->gate_layout != MOI_GATE_NONE,
+                             .rows_per_count = d->top_k,
+                             .alpha = d->act_alpha,
+                             .limit = d->act_limit};
+  f->up.up = moi_cu_matrix_of(&in->up, d->format, inter << both, d->hidden, tables);
+  f->up.gate = f->up.up;
+  if (d->gate_layout == MOI_GATE_SPLIT) f->up.gate = moi_cu_matrix_of(&in->gate, d->format, inter, d->hidden, tables);
+  if (d->gate_layout == MOI_GATE_CONCAT) f->up.up.row_add = inter;
+  if (d->gate_layout == MOI_GATE_INTERLEAVED) f->up.up.row_mul = f->up.gate.row_mul = 2, f->up.up.row_add = 1;
+  f->down = (moi_cu_gemm_args){.x = m->mid[i],
+                               .y = m->o[i],
+                               .permutation = f->up.permutation,
+                               .n_rows_device = device,
+                               .ldx = moi_cu_kp(inter),
+                               .ldy = d->hidden,
+                               .n = d->hidden,
+                               .k = inter,
+                               .x_div = 1,
+                               .n_rows = slots,
+                               .bias_type = d->bias_type,
+                               .rows_per_count = d->top_k};
+  f->down.up = moi_cu_matrix_of(&in->down, d->down_format, d->hidden, inter, tables);
+  if (!d->act_quant) return;
+  f->quantise = (moi_cu_prepare_args){.input = m->mid[i],
+                                      .x = m->mid[i],
+                                      .n_rows_device = device,
+                                      .input_type = MOI_FORMAT_F32,
+                                      .input_stride = moi_cu_kp(inter),
+                                      .ldx = moi_cu_kp(inter),
+                                      .k = inter,
+                                      .n_rows = slots,
+                                      .row_div = 1,
+                                      .rows_per_count = d->top_k,
+                                      .act_quant = (uint32_t)d->act_quant};
+}
+
+/* The preparation of x; gate: the shared expert's, computed on the same rows. */
+static moi_cu_prepare_args prepare_of(const moi_experts_desc *d, const moi_experts_args *a, uint32_t t,
+                                      const uint32_t *device, float *x, const float *weights, const void *gate,
+                                      moi_format gate_type, float *gate_out) {
+  int slots = weighted_input(d);
+  return (moi_cu_prepare_args){.input = moi_view(a->input),
+                               .x = x,
+                               .weights = slots ? weights : NULL,
+                               .n_rows_device = device,
+                               .gate = gate,
+                               .gate_out = gate_out,
+                               .input_type = d->input_type,
+                               .gate_type = gate_type,
+                               .input_stride = a->input_stride,
+                               .ldx = moi_cu_kp(d->hidden),
+                               .k = d->hidden,
+                               .n_rows = slots ? t * d->top_k : t,
+                               .row_div = slots ? d->top_k : 1,
+                               .rows_per_count = slots ? d->top_k : 1,
+                               .act_quant = (uint32_t)d->act_quant};
+}
+
+void moi_cu_ffn_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *c, const int32_t *ids,
+                    const float *weights) {
+  const moi_cu_plan *state = plan->state;
+  const moi_experts_desc *d = &plan->experts, *s = &plan->shared;
+  memory m;
+  carve(plan, c, &m);
+  uint32_t t = run->n_tokens, n_class = d->n_experts + d->n_identity, n_ffn = 1 + plan->has_shared;
+  if (!t) return;
+  const uint32_t *device = moi_view(run->experts.args.n_tokens_device);
+  ffn f[2];
+  memset(f, 0, sizeof f);
+  /* shared x is routed x where both are made alike of the same rows */
+  int one_x = plan->has_shared && same_view(run->shared.args.input, run->experts.args.input) &&
+              run->shared.args.input_stride == run->experts.args.input_stride && d->input_type == s->input_type &&
+              d->act_quant == s->act_quant && !weighted_input(d);
+  const void *gate = plan->has_shared && plan->shared_gate ? moi_view(run->shared_gate) : NULL;
+  f[0].prepare = prepare_of(d, &run->experts.args, t, device, m.x[0], weights, one_x ? gate : NULL,
+                            plan->shared_gate_type, m.gate);
+  fill_ffn(plan, run, &m, 0, weights, m.x[0], &f[0]);
+  if (plan->has_shared) {
+    if (!one_x)
+      f[1].prepare = prepare_of(s, &run->shared.args, t, device, m.x[1], NULL, gate, plan->shared_gate_type, m.gate);
+    fill_ffn(plan, run, &m, 1, NULL, one_x ? m.x[0] : m.x[1], &f[1]);
+  }
+  moi_cu_groups_run(r, state->sort, &m.groups, ids, device, t, d->top_k, n_class, d->n_experts);
+  for (uint32_t i = 0; i < n_ffn; i++) moi_cu_prepare(r, state->prepare, &f[i].prepare);
+  for (uint32_t i = 0; i < n_ffn; i++)
+    moi_cu_gemm_run(r, &state->ffn[i].up, &f[i].up, i ? NULL : &m.groups, f[i].up.ldy, f[i].up.n_rows);
+  for (uint32_t i = 0; i < n_ffn; i++) moi_cu_prepare(r, state->prepare, &f[i].quantise);
+  for (uint32_t i = 0; i < n_ffn; i++)
+    moi_cu_gemm_run(r, &state->ffn[i].down, &f[i].down, i ? NULL : &m.groups, d->hidden, f[i].down.n_rows);
+  moi_cu_combine_args combine = {.o = m.o[0],
+                                 .ids = ids,
+                                 .weights = weights,
+                                 .input = moi_view(run->experts.args.input),
+                                 .output = moi_view(run->experts.args.output),
+                                 .n_tokens_device = device,
+                                 .shared_o = m.o[1],
+                                 .shared_gate = gate ? m.gate : NULL,
+                                 .n_tokens = t,
+                                 .top_k = d->top_k,
+                                 .n_experts = d->n_experts,
+                                 .n_class = n_class,
+                                 .h = d->hidden,
+                                 .ldo = d->hidden,
+                                 .input_type = d->input_type,
+                                 .output_type = d->output_type,
+                                 .input_stride = run->experts.args.input_stride,
+                                 .output_stride = run->experts.args.output_stride,
+                                 .weighted = d->weight_on == MOI_WEIGHT_ON_OUTPUT,
+                                 .accumulate = (d->flags & MOI_EXPERTS_ACCUMULATE) != 0,
+                                 .shared_ldo = d->hidden,
+                                 .scale = plan->output_scale};
+  moi_cu_launch(r, state->combine, &combine, moi_cu_ceil_div(d->hidden, 2 * MOI_CU_COMBINE_THREADS), moi_cu_min(t, 65535),
+                MOI_CU_COMBINE_THREADS);
+}

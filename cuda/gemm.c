@@ -1,0 +1,73 @@
+/* The bare grouped GEMM: rows come sorted by expert. */
+#include "cuda/grouped.h"
+
+typedef struct memory {
+  float *x, *y;
+  moi_cu_groups groups;
+} memory;
+
+static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
+  const moi_cu_plan *state = plan->state;
+  const moi_gemm_desc *d = &plan->gemm;
+  moi_cu_groups_carve(c, &state->gemm, &state->gemm, d->max_rows, d->n_experts, d->n_experts, 1, &m->groups);
+  m->x = moi_take(c, d->max_rows, (size_t)moi_cu_kp(d->k) * 4);
+  m->y = moi_take(c, d->max_rows, (size_t)d->n * 4);
+}
+
+void moi_cu_gemm_count(const moi_plan *plan, moi_carve *c) {
+  memory m;
+  carve(plan, c, &m);
+}
+
+moi_status moi_cu_gemm_plan(const char *fn, moi_plan *plan, const char *forced, int *found) {
+  moi_cu_plan *state = plan->state;
+  moi_status status = moi_cu_gemm_choose(fn, plan, "gemm", plan->gemm.format, 0, forced, found, &state->gemm);
+  if (!status) status = moi_cu_function_get(fn, plan->context, "sort", "groups", &state->sort);
+  if (!status) status = moi_cu_function_get(fn, plan->context, "rows", "prepare", &state->prepare);
+  if (!status) status = moi_cu_function_get(fn, plan->context, "rows", "store_rows", &state->store);
+  return status;
+}
+
+void moi_cu_bare_gemm_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *c) {
+  const moi_cu_plan *state = plan->state;
+  const moi_gemm_desc *d = &plan->gemm;
+  memory m;
+  carve(plan, c, &m);
+  uint32_t rows = run->n_tokens;
+  if (!rows) return;
+  moi_cu_prepare_args prepare = {.input = moi_view(run->gemm.input),
+                                 .x = m.x,
+                                 .input_type = d->input_type,
+                                 .input_stride = run->gemm.input_stride,
+                                 .ldx = moi_cu_kp(d->k),
+                                 .k = d->k,
+                                 .n_rows = rows,
+                                 .row_div = 1,
+                                 .rows_per_count = 1,
+                                 .act_quant = (uint32_t)d->act_quant};
+  moi_cu_gemm_args a = {.x = m.x,
+                        .y = m.y,
+                        .ldx = prepare.ldx,
+                        .ldy = d->n,
+                        .n = d->n,
+                        .k = d->k,
+                        .x_div = 1,
+                        .n_rows = rows,
+                        .bias_type = d->bias_type,
+                        .rows_per_count = 1};
+  a.up = moi_cu_matrix_of(&run->gemm_weights, d->format, d->n, d->k, (d->flags & MOI_EXPERTS_TABLES) != 0);
+  moi_cu_store_args store = {.y = m.y,
+                             .output = moi_view(run->gemm.output),
+                             .ends = m.groups.ends,
+                             .n_rows = rows,
+                             .n = d->n,
+                             .ldy = d->n,
+                             .output_type = d->output_type,
+                             .output_stride = run->gemm.output_stride,
+                             .accumulate = (d->flags & MOI_EXPERTS_ACCUMULATE) != 0};
+  moi_cu_groups_run(r, state->sort, &m.groups, moi_view(run->gemm.offsets), NULL, rows, 1, d->n_experts, d->n_experts);
+  moi_cu_prepare(r, state->prepare, &prepare);
+  moi_cu_gemm_run(r, &state->gemm, &a, &m.groups, d->n, rows);
+  moi_cu_launch(r, state->store, &store, moi_cu_ceil_div(d->n, 2 * MOI_CU_STORE_THREADS), moi_cu_min(rows, 65535),
+                MOI_CU_STORE_THREADS);
+}

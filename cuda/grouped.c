@@ -1,0 +1,143 @@
+#include "cuda/grouped.h"
+
+#include <stdio.h>
+
+#include "core/format.h"
+
+enum { MAX_GRID_Y = 65535 };
+
+moi_status moi_cu_gemm_choose(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
+                              const char *forced, int *found, moi_cu_gemm_state *out) {
+  moi_status status = moi_cu_choose(fn, plan, MOI_OP_GEMM, what, format, forced, found, &out->pick);
+  for (int which = 0; which < 2 && !status; which++) {
+    const char *image = (which ? out->pick.many : out->pick.few)->image;
+    char name[96];
+    snprintf(name, sizeof name, "%s%s", image, gate_up ? "_up" : "");
+    status = moi_cu_function_get(fn, plan->context, image, name, &out->function[which]);
+  }
+  return status;
+}
+
+/* Bytes from a row of W to the next; 0 for formats whose rows are not bytes side by side. */
+static uint64_t row_bytes(moi_format format, uint32_t k) {
+  const moi_format_row *row = moi_format_find(format);
+  return row && !row->k_major ? (uint64_t)k / row->block_k * row->block_bytes : 0;
+}
+
+moi_cu_matrix moi_cu_matrix_of(const moi_weights *w, moi_format format, uint32_t rows, uint32_t k, uint32_t tables) {
+  moi_cu_matrix m = {.data = moi_view(w->data),
+                     .scales = moi_view(w->scales),
+                     .zeros = moi_view(w->zeros),
+                     .bias = moi_view(w->bias),
+                     .data_stride = w->data_stride,
+                     .scales_stride = w->scales_stride,
+                     .zeros_stride = w->zeros_stride,
+                     .bias_stride = w->bias_stride,
+                     .global_scale = moi_view(w->global_scale),
+                     .tables = tables,
+                     .rows = rows,
+                     .row_mul = 1};
+  m.vectors = !tables && !(((uintptr_t)m.data | m.data_stride | row_bytes(format, k)) & 15);
+  return m;
+}
+
+/* ---- groups */
+
+static uint64_t max_items(uint64_t rows, uint32_t n_experts, uint32_t tile) {
+  uint64_t items = rows / tile + n_experts;
+  return items < rows ? items : rows;
+}
+
+void moi_cu_groups_carve(moi_carve *c, const moi_cu_gemm_state *first, const moi_cu_gemm_state *second, uint64_t rows,
+                         uint32_t n_class, uint32_t n_experts, int offsets_given, moi_cu_groups *g) {
+  memset(g, 0, sizeof *g);
+  const moi_cu_pick *a = &first->pick, *b = &second->pick;
+  g->m_max = a->few != a->many ? a->few->m_max : b->few != b->many ? b->few->m_max : UINT32_MAX;
+  g->lists = g->m_max == UINT32_MAX ? 1 : 2;
+  g->m_tile[0] = moi_cu_min(a->few->m_tile, b->few->m_tile);
+  g->m_tile[1] = moi_cu_min(a->many->m_tile, b->many->m_tile);
+  g->counts = moi_take(c, n_class, 4);
+  g->offsets = moi_take(c, (size_t)n_class + 1, 4);
+  g->ends = moi_take(c, 2, 4);
+  g->permutation = offsets_given ? NULL : moi_take(c, (size_t)rows, 4);
+  for (int i = 0; i < 2; i++) {
+    g->max_items[i] = max_items(rows, n_experts, g->m_tile[i]);
+    g->n_items[i] = moi_take(c, 1, 4);
+    g->items[i] = moi_take(c, (size_t)g->max_items[i], sizeof(moi_cu_item));
+  }
+}
+
+void moi_cu_groups_run(moi_cu_run *r, moi_cu_function function, const moi_cu_groups *g, const int32_t *ids,
+                       const uint32_t *n_tokens_device, uint32_t n_tokens, uint32_t top_k, uint32_t n_class,
+                       uint32_t n_experts) {
+  moi_cu_sort_args a = {.ids = ids,
+                        .n_tokens_device = n_tokens_device,
+                        .counts = g->counts,
+                        .offsets = g->offsets,
+                        .permutation = g->permutation,
+                        .n_items = {g->n_items[0], g->n_items[1]},
+                        .items = {g->items[0], g->items[1]},
+                        .ends = g->ends,
+                        .n_tokens = n_tokens,
+                        .top_k = top_k,
+                        .n_class = n_class,
+                        .n_experts = n_experts,
+                        .m_max = g->m_max,
+                        .m_tile = {g->m_tile[0], g->m_tile[1]}};
+  moi_cu_launch(r, function, &a, 1, 1, MOI_CU_SORT_THREADS);
+}
+
+void moi_cu_gemm_run(moi_cu_run *r, const moi_cu_gemm_state *state, moi_cu_gemm_args *a, const moi_cu_groups *g,
+                     uint32_t columns, uint32_t rows) {
+  const moi_cu_kernel *picks[2] = {state->pick.few, state->pick.many};
+  for (uint32_t list = 0; list < 2; list++) {
+    uint64_t items;
+    if (g) {
+      if (list >= g->lists) break;
+      a->n_items = g->n_items[list];
+      a->items = g->items[list];
+      a->m_tile = g->m_tile[list];
+      items = rows < g->max_items[list] ? rows : g->max_items[list]; /* an item has a row at least */
+    } else {
+      if (list != (picks[0]->m_max == 0 || rows <= picks[0]->m_max ? 0 : 1)) continue;
+      a->n_items = NULL;
+      a->items = NULL;
+      a->m_tile = picks[list]->m_tile;
+      items = moi_cu_ceil_div(rows, a->m_tile);
+    }
+    uint32_t y = items < MAX_GRID_Y ? (uint32_t)items : MAX_GRID_Y;
+    moi_cu_launch(r, state->function[list], a, moi_cu_ceil_div(columns, picks[list]->n_tile), y, picks[list]->threads);
+  }
+}
+
+void moi_cu_prepare(moi_cu_run *r, moi_cu_function function, const moi_cu_prepare_args *a) {
+  moi_cu_launch(r, function, a, moi_cu_fill(r, a->n_rows), 1, MOI_CU_PREPARE_THREADS);
+}
+
+/* ---- for other ops */
+
+moi_status moi_cu_sort_plan(const char *fn, const moi_plan *plan, moi_cu_function *out) {
+  return moi_cu_function_get(fn, plan->context, "sort", "sort", out);
+}
+
+void moi_cu_sort(moi_cu_run *r, moi_cu_function function, const moi_cu_sort_args *args) {
+  moi_cu_launch(r, function, args, 1, 1, MOI_CU_SORT_THREADS);
+}
+
+void moi_cu_product_run(moi_cu_run *r, const moi_cu_gemm_state *state, const moi_cu_product *p) {
+  moi_cu_gemm_args a = {.x = p->x,
+                        .y = p->y,
+                        .n_rows_device = p->n_rows_device,
+                        .ldx = moi_cu_kp(p->k),
+                        .ldy = p->n,
+                        .n = p->n,
+                        .k = p->k,
+                        .x_div = 1,
+                        .n_rows = p->n_rows,
+                        .rows_per_count = 1};
+  a.up.data = p->w;
+  a.up.rows = p->n;
+  a.up.row_mul = 1;
+  a.up.vectors = !(((uintptr_t)p->w | row_bytes(state->pick.many->format, p->k)) & 15);
+  moi_cu_gemm_run(r, state, &a, NULL, p->n, p->n_rows);
+}

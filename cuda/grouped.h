@@ -1,0 +1,36 @@
+/* Grouped GEMMs and what stands before them: slots sorted by expert, rows prepared, work items. */
+#ifndef MOI_CUDA_GROUPED_H
+#define MOI_CUDA_GROUPED_H
+
+#include "cuda/cuda.h"
+
+/* A matrix's addresses out of the views of a run. rows: N; k and format say whether its rows are vectors. */
+moi_cu_matrix moi_cu_matrix_of(const moi_weights *w, moi_format format, uint32_t rows, uint32_t k, uint32_t tables);
+
+/* ---- groups: what sort and groups make */
+
+typedef struct moi_cu_groups {
+  uint32_t *counts, *offsets, *permutation, *ends;
+  uint32_t *n_items[2]; /* few, many */
+  moi_cu_item *items[2];
+  uint64_t max_items[2];
+  uint32_t lists, m_max, m_tile[2]; /* lists: 1 if all items are in the first */
+} moi_cu_groups;
+
+/* rows: slots, or rows of a bare GEMM. `first` and `second` share the items, which are cut so that both can take them. */
+void moi_cu_groups_carve(moi_carve *carve, const moi_cu_gemm_state *first, const moi_cu_gemm_state *second, uint64_t rows,
+                         uint32_t n_class, uint32_t n_experts, int offsets_given, moi_cu_groups *out);
+/* function: sort, or groups where the offsets are given as ids. n_tokens: tokens, or rows. */
+void moi_cu_groups_run(moi_cu_run *r, moi_cu_function function, const moi_cu_groups *groups, const int32_t *ids,
+                       const uint32_t *n_tokens_device, uint32_t n_tokens, uint32_t top_k, uint32_t n_class,
+                       uint32_t n_experts);
+
+/* One grouped GEMM. args: all but items; groups NULL: one expert, all rows. columns: to fill (ldy of a gate and up, else
+ * n). rows: of this run at most. */
+void moi_cu_gemm_run(moi_cu_run *r, const moi_cu_gemm_state *state, moi_cu_gemm_args *args, const moi_cu_groups *groups,
+                     uint32_t columns, uint32_t rows);
+
+enum { MOI_CU_PREPARE_THREADS = 128, MOI_CU_SORT_THREADS = 256, MOI_CU_COMBINE_THREADS = 64, MOI_CU_STORE_THREADS = 64 };
+void moi_cu_prepare(moi_cu_run *r, moi_cu_function function, const moi_cu_prepare_args *args);
+
+#endif

@@ -1,0 +1,59 @@
+# Compiles cuda/kernels/*.cu for every architecture and embeds them, with the list of formats, in C of the build tree.
+#
+# moi_cuda_images(OUT_C <file> KERNELS <file.cu>... FORMATS <NAME=name>... [MACHINE_CODE]): files called gemm_*.cu are
+# compiled for each format, with MOI_FORMAT_<NAME> defined, the others once. Without MACHINE_CODE the images are empty: the
+# host's side alone, for tests that run the kernels elsewhere.
+
+set(MOI_CUDA_ARCHITECTURES 75 80 86 89 90 100 120 CACHE STRING "architectures of the CUDA kernels; PTX of the last serves newer ones")
+
+function(moi_cuda_images)
+  cmake_parse_arguments(A "MACHINE_CODE" "OUT_C" "KERNELS;FORMATS" ${ARGN})
+  set(folder "${CMAKE_CURRENT_BINARY_DIR}/cuda")
+  file(MAKE_DIRECTORY "${folder}")
+  set(code)
+  foreach(arch ${MOI_CUDA_ARCHITECTURES})
+    list(APPEND code "-gencode=arch=compute_${arch},code=sm_${arch}")
+  endforeach()
+  list(GET MOI_CUDA_ARCHITECTURES -1 last)
+  list(APPEND code "-gencode=arch=compute_${last},code=compute_${last}")
+  set(text "#include \"cuda/images.h\"\n\n")
+  set(table "")
+  set(outputs)
+  foreach(kernel ${A_KERNELS})
+    get_filename_component(stem "${kernel}" NAME_WE)
+    set(variants "=")
+    if(stem MATCHES "^gemm_")
+      set(variants ${A_FORMATS})
+    endif()
+    foreach(variant ${variants})
+      string(REGEX REPLACE "=.*" "" format "${variant}")
+      string(REGEX REPLACE ".*=" "" name "${variant}")
+      set(full "${stem}")
+      set(define)
+      if(format)
+        set(full "${stem}_${name}")
+        set(define -DMOI_FORMAT_${format} "-DMOI_AT=MOI_AT_${format}" "-DMOI_FORMAT_NAME=${name}")
+      endif()
+      if(NOT A_MACHINE_CODE)
+        string(APPEND table "    {\"${full}\", (const uint8_t *)\"\"},\n")
+        continue()
+      endif()
+      set(output "${folder}/${full}.fatbin")
+      # -fmad=false: the same source gives the same bits as from every other compiler; what wants FMA says so
+      add_custom_command(OUTPUT "${output}" VERBATIM
+                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -compress-mode=size ${code} ${define}
+                                 -I "${PROJECT_SOURCE_DIR}" -MD -MF "${output}.d" -MT "${output}"
+                                 -o "${output}" "${kernel}"
+                         DEPENDS "${kernel}" DEPFILE "${output}.d" COMMENT "CUDA ${full}")
+      list(APPEND outputs "${output}")
+      string(APPEND text "__asm__(\".pushsection .rodata\\n.balign 64\\nmoi_cu_${full}:\\n.incbin \\\"${output}\\\"\\n"
+                         ".byte 0\\n.popsection\\n\");\nextern const uint8_t moi_cu_${full}[] "
+                         "__attribute__((visibility(\"hidden\")));\n")
+      string(APPEND table "    {\"${full}\", moi_cu_${full}},\n")
+    endforeach()
+  endforeach()
+  string(APPEND text "\nconst moi_cu_image moi_cu_images[] = {\n${table}};\nconst uint32_t moi_cu_image_count = "
+                     "sizeof moi_cu_images / sizeof moi_cu_images[0];\n")
+  file(GENERATE OUTPUT "${A_OUT_C}" CONTENT "${text}")
+  set_source_files_properties("${A_OUT_C}" PROPERTIES OBJECT_DEPENDS "${outputs}")
+endfunction()

@@ -1,0 +1,25 @@
+/* What a row of kernels.def is. */
+#ifndef MOI_CUDA_KERNEL_H
+#define MOI_CUDA_KERNEL_H
+
+#include <moiety.h>
+
+#define MOI_CU_FALLBACK 0x100u /* in flags: right everywhere, fast nowhere; MOI_NO_FALLBACK refuses it */
+
+typedef struct moi_cu_kernel {
+  const char *name;
+  moi_op op;         /* ROUTE, GEMM, ATTENTION */
+  moi_format format; /* NONE: every format */
+  uint32_t needs;    /* compute capability: 75, 80, ... */
+  uint32_t m_max;    /* rows of an expert (query rows of a KV head) up to which it is meant; 0: no bound */
+  uint32_t m_tile;   /* rows of a work item */
+  uint32_t n_tile;   /* columns of a block */
+  uint32_t threads;  /* of a block */
+  uint32_t flags;    /* MOI_DETERMINISTIC | MOI_BATCH_INVARIANT | MOI_CU_FALLBACK */
+  const char *image; /* as moi_cu_function_get names it */
+} moi_cu_kernel;
+
+extern const moi_cu_kernel moi_cu_kernels[];
+extern const uint32_t moi_cu_kernel_count;
+
+#endif

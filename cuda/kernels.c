@@ -1,0 +1,18 @@
+#include "cuda/kernel.h"
+
+#include "cuda_formats.h" /* generated: MOI_CU_EVERY_FORMAT(X, ...) is X(NAME, "name", ...) for each format */
+
+#define STEADY (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT)
+#define FALLBACK MOI_CU_FALLBACK
+
+const moi_cu_kernel moi_cu_kernels[] = {
+#define GEMM_ROW(FORMAT, format, name, needs, m_max, m_tile, n_tile, threads, flags, image)                            \
+  {format "-" name, MOI_OP_GEMM, MOI_FORMAT_##FORMAT, needs, m_max, m_tile, n_tile, threads, flags, image "_" format},
+#define GEMM(name, ...) MOI_CU_EVERY_FORMAT(GEMM_ROW, name, __VA_ARGS__)
+#define ROUTE(name, needs, threads, flags, image)                                                                      \
+  {name, MOI_OP_ROUTE, MOI_FORMAT_NONE, needs, 0, 0, 0, threads, flags, image},
+#define ATTENTION(name, needs, m_max, m_tile, n_tile, threads, flags, image)                                           \
+  {name, MOI_OP_ATTENTION, MOI_FORMAT_NONE, needs, m_max, m_tile, n_tile, threads, flags, image},
+#include "cuda/kernels.def"
+};
+const uint32_t moi_cu_kernel_count = sizeof moi_cu_kernels / sizeof moi_cu_kernels[0];

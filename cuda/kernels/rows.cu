@@ -1,0 +1,146 @@
+/* Rows of activations on their way into the grouped GEMMs and out of them. */
+#include "cuda/args.h"
+#include "cuda/device/convert.h"
+
+/* ---- prepare: fp32, zero behind k, weighted and quantised as the model says. A block makes a row at a time. */
+
+#define THREADS 128u
+
+MOI_DEVICE float reduce(float *shares, float v, int largest) {
+  unsigned thread = moi_thread();
+  shares[thread] = v;
+  moi_sync();
+  for (unsigned step = THREADS / 2u; step > 0u; step >>= 1) {
+    if (thread < step)
+      shares[thread] = largest ? fmaxf(shares[thread], shares[thread + step]) : shares[thread] + shares[thread + step];
+    moi_sync();
+  }
+  float r = shares[0];
+  moi_sync();
+  return r;
+}
+
+MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
+  MOI_SHARED(float, shares, THREADS);
+  unsigned thread = moi_thread(), n_rows = a->n_rows;
+  if (a->n_rows_device) {
+    unsigned n = *a->n_rows_device;
+    if (n < n_rows / a->rows_per_count) n_rows = n * a->rows_per_count;
+  }
+  for (unsigned row = moi_block_x(); row < n_rows; row += moi_grid_x()) {
+    const uint8_t *from =
+        (const uint8_t *)a->input + (uint64_t)(row / a->row_div) * a->input_stride * moi_element_bytes(a->input_type);
+    float *to = a->x + (uint64_t)row * a->ldx;
+    float weight = a->weights ? a->weights[row] : 1.0f, dot = 0.0f;
+    for (unsigned k0 = 0; k0 < a->ldx; k0 += THREADS) { /* 128: a group of act_quant */
+      unsigned k = k0 + thread;
+      float v = 0.0f;
+      if (k < a->k) {
+        v = moi_load(a->input_type, from, k);
+        if (a->gate) dot = fmaf(v, moi_load(a->gate_type, a->gate, k), dot);
+        if (a->weights) v = moi_round_to(a->input_type, v * weight);
+      }
+      if (a->act_quant) {
+        float scale = reduce(shares, fmaxf(fabsf(v), 1e-4f), 1) / 448.0f;
+        if (a->act_quant == 2u) { /* 2^ceil(log2 scale), on the bits */
+          unsigned u = moi_f32_bits(scale);
+          scale = moi_bits_f32(((u >> 23) + ((u & 0x7fffffu) != 0u ? 1u : 0u)) << 23);
+        }
+        float q = v / scale;
+        q = q > 448.0f ? 448.0f : q < -448.0f ? -448.0f : q;
+        v = moi_e4m3_value(moi_e4m3_code(q)) * scale;
+      }
+      if (k < a->ldx) to[k] = v;
+    }
+    if (a->gate) {
+      dot = reduce(shares, dot, 0);
+      if (thread == 0u) a->gate_out[row] = 1.0f / (1.0f + expf(-dot));
+    }
+  }
+}
+
+/* ---- combine: y[t] = scale * (sum of a token's experts in ascending order + the shared expert) [+ y[t]]: gathered, in one
+ * fixed order. */
+
+MOI_KERNEL(combine, 64, moi_cu_combine_args) {
+  MOI_SHARED(unsigned, order, 64);
+  MOI_SHARED(unsigned, ids_of, 64);
+  MOI_SHARED(float, weight_of, 64);
+  unsigned thread = moi_thread(), n_tokens = a->n_tokens, k = a->top_k;
+  if (a->n_tokens_device && *a->n_tokens_device < n_tokens) n_tokens = *a->n_tokens_device;
+  for (unsigned t = moi_block_y(); t < n_tokens; t += moi_grid_y()) {
+    moi_sync();
+    if (thread < k) {
+      unsigned id = (unsigned)a->ids[(uint64_t)t * k + thread];
+      ids_of[thread] = id < a->n_class ? id : a->n_class; /* what is none lies behind all */
+      weight_of[thread] = a->weights[(uint64_t)t * k + thread];
+    }
+    moi_sync();
+    if (thread < k) {
+      unsigned rank = 0;
+      for (unsigned j = 0; j < k; j++)
+        if (ids_of[j] < ids_of[thread] || (ids_of[j] == ids_of[thread] && j < thread)) rank++;
+      order[rank] = thread;
+    }
+    moi_sync();
+    unsigned at = (moi_block_x() * 64u + thread) * 2u;
+    if (at >= a->h) continue;
+    int both = at + 1u < a->h;
+    float sum0 = 0.0f, sum1 = 0.0f;
+    for (unsigned j = 0; j < k; j++) {
+      unsigned slot = order[j], id = ids_of[slot];
+      if (id >= a->n_class) break;
+      float w = weight_of[slot], v0, v1;
+      if (id < a->n_experts) {
+        const float *row = a->o + ((uint64_t)t * k + slot) * a->ldo;
+        v0 = row[at];
+        v1 = both ? row[at + 1u] : 0.0f;
+        if (!a->weighted) w = 1.0f;
+      } else {
+        uint64_t row = (uint64_t)t * a->input_stride;
+        v0 = moi_load(a->input_type, a->input, row + at);
+        v1 = both ? moi_load(a->input_type, a->input, row + at + 1u) : 0.0f;
+      }
+      sum0 += w * v0;
+      sum1 += w * v1;
+    }
+    if (a->shared_o) {
+      const float *row = a->shared_o + (uint64_t)t * a->shared_ldo;
+      float gate = a->shared_gate ? a->shared_gate[t] : 1.0f;
+      sum0 += gate * row[at];
+      if (both) sum1 += gate * row[at + 1u];
+    }
+    sum0 *= a->scale;
+    sum1 *= a->scale;
+    uint64_t row = (uint64_t)t * a->output_stride + at;
+    if (a->accumulate) {
+      sum0 += moi_load(a->output_type, a->output, row);
+      if (both) sum1 += moi_load(a->output_type, a->output, row + 1u);
+    }
+    moi_store(a->output_type, a->output, row, sum0);
+    if (both) moi_store(a->output_type, a->output, row + 1u, sum1);
+  }
+}
+
+/* ---- store_rows: a grouped GEMM's fp32 rows to the engine's output; rows of no group are 0, or stay where results are
+ * added. */
+
+MOI_KERNEL(store_rows, 64, moi_cu_store_args) {
+  unsigned at = (moi_block_x() * 64u + moi_thread()) * 2u;
+  if (at >= a->n) return;
+  int both = at + 1u < a->n;
+  unsigned first = a->ends[0], end = a->ends[1];
+  for (unsigned r = moi_block_y(); r < a->n_rows; r += moi_grid_y()) {
+    int inside = r >= first && r < end;
+    if (!inside && a->accumulate) continue;
+    const float *from = a->y + (uint64_t)r * a->ldy;
+    float v0 = inside ? from[at] : 0.0f, v1 = inside && both ? from[at + 1u] : 0.0f;
+    uint64_t row = (uint64_t)r * a->output_stride + at;
+    if (a->accumulate) {
+      v0 += moi_load(a->output_type, a->output, row);
+      if (both) v1 += moi_load(a->output_type, a->output, row + 1u);
+    }
+    moi_store(a->output_type, a->output, row, v0);
+    if (both) moi_store(a->output_type, a->output, row + 1u, v1);
+  }
+}
