@@ -1,13 +1,14 @@
 # Compiles cuda/kernels/*.cu for every architecture and embeds them, with the list of formats, in C of the build tree.
 #
-# moi_cuda_images(OUT_C <file> KERNELS <file.cu>... FORMATS <NAME=name>... [MACHINE_CODE]): files called gemm_*.cu are
+# moi_cuda_images(OUT_C <file> PREFIX <of the two names> KERNELS <file.cu>... [FORMATS <NAME=name>...]
+# [MACHINE_CODE]): files called gemm_*.cu are
 # compiled for each format, with MOI_FORMAT_<NAME> defined, the others once. Without MACHINE_CODE the images are empty: the
 # host's side alone, for tests that run the kernels elsewhere.
 
 set(MOI_CUDA_ARCHITECTURES 75 80 86 89 90 100 120 CACHE STRING "architectures of the CUDA kernels; PTX of the last serves newer ones")
 
 function(moi_cuda_images)
-  cmake_parse_arguments(A "MACHINE_CODE" "OUT_C" "KERNELS;FORMATS" ${ARGN})
+  cmake_parse_arguments(A "MACHINE_CODE" "OUT_C;PREFIX" "KERNELS;FORMATS" ${ARGN})
   set(folder "${CMAKE_CURRENT_BINARY_DIR}/cuda")
   file(MAKE_DIRECTORY "${folder}")
   set(code)
@@ -52,8 +53,8 @@ function(moi_cuda_images)
       string(APPEND table "    {\"${full}\", moi_cu_${full}},\n")
     endforeach()
   endforeach()
-  string(APPEND text "\nconst moi_cu_image moi_cu_images[] = {\n${table}};\nconst uint32_t moi_cu_image_count = "
-                     "sizeof moi_cu_images / sizeof moi_cu_images[0];\n")
+  string(APPEND text "\nconst moi_cu_image ${A_PREFIX}images[] = {\n${table}};\nconst uint32_t ${A_PREFIX}image_count = "
+                     "sizeof ${A_PREFIX}images / sizeof ${A_PREFIX}images[0];\n")
   file(GENERATE OUTPUT "${A_OUT_C}" CONTENT "${text}")
   set_source_files_properties("${A_OUT_C}" PROPERTIES OBJECT_DEPENDS "${outputs}")
 endfunction()

@@ -12,4 +12,8 @@ typedef struct moi_cu_image {
 extern const moi_cu_image moi_cu_images[];
 extern const uint32_t moi_cu_image_count;
 
+/* those of bench/kernels, in the program and the rig */
+extern const moi_cu_image moi_bench_images[];
+extern const uint32_t moi_bench_image_count;
+
 #endif

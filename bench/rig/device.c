@@ -4,94 +4,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/backend.h"
-
-#if !defined(MOI_HAVE_VULKAN)
-
-moi_device *moi_device_of(const moi_context *context, moi_status *status) {
-  (void)context;
-  *status = MOI_OK;
-  return NULL;
-}
-void moi_device_forget(const moi_context *context) { (void)context; }
-void moi_device_keep(moi_device *device, int keep) { (void)device, (void)keep; }
-moi_status moi_device_stage(moi_device *device) {
-  (void)device;
-  return MOI_UNSUPPORTED;
-}
-double moi_device_busy(const moi_device *device) {
-  (void)device;
-  return 0;
-}
-double moi_device_read_rate(moi_device *device) { return device ? -1 : 0; }
-double moi_device_fma_rate(moi_device *device) { return device ? -1 : 0; }
-moi_status moi_mirror_begin(moi_device *device, moi_mirror **out) {
-  (void)device;
-  *out = NULL;
-  return MOI_UNSUPPORTED;
-}
-moi_queue moi_mirror_queue(const moi_mirror *mirror) {
-  (void)mirror;
-  return (moi_queue){NULL};
-}
-moi_status moi_mirror_end(moi_mirror *mirror, moi_status recorded) {
-  (void)mirror;
-  return recorded;
-}
-moi_buffer moi_mirror_view(moi_mirror *mirror, moi_buffer view) {
-  (void)mirror;
-  return view;
-}
-
-#else
-
-#include <moiety_vulkan.h>
-#include <time.h>
-
-#include "vulkan/shaders.h"
-
-#ifndef VK_NO_PROTOTYPES
-#define VK_NO_PROTOTYPES
-#endif
-#include <vulkan/vulkan_core.h>
-
-#define FUNCTIONS(X)                                                                                                   \
-  X(CreateBuffer)                                                                                                      \
-  X(DestroyBuffer) X(GetBufferMemoryRequirements) X(AllocateMemory) X(FreeMemory) X(BindBufferMemory) X(MapMemory)     \
-      X(GetBufferDeviceAddress) X(CreateCommandPool) X(DestroyCommandPool) X(AllocateCommandBuffers)                   \
-          X(ResetCommandPool) X(BeginCommandBuffer) X(EndCommandBuffer) X(CmdPipelineBarrier) X(QueueSubmit)           \
-              X(CreateFence) X(DestroyFence) X(WaitForFences) X(ResetFences) X(CreateShaderModule)                     \
-                  X(DestroyShaderModule) X(CreatePipelineLayout) X(DestroyPipelineLayout) X(CreateComputePipelines)    \
-                      X(DestroyPipeline) X(CmdBindPipeline) X(CmdPushConstants) X(CmdDispatch) X(CmdCopyBuffer)        \
-                          X(CmdFillBuffer) X(CreateQueryPool) X(DestroyQueryPool) X(CmdResetQueryPool)                 \
-                              X(CmdWriteTimestamp) X(GetQueryPoolResults)
-
-/* A buffer that runs take their copies from; mapped for good, or NULL where the host cannot see it. */
-typedef struct chunk {
-  struct chunk *next;
-  VkBuffer buffer;
-  VkDeviceMemory memory;
-  uint8_t *mapped;
-  uint64_t address;
-  size_t size, used;
-} chunk;
+#include "bench/rig/device_kind.h"
 
 /* A block of an arena on the device. */
 typedef struct copy {
   uint8_t *host;
   size_t before, size, at; /* at: of the block's first byte in the chunk; before: guard bytes in front of it */
-  chunk *in;
+  moi_chunk *in;
   int is_table; /* of addresses: translated, and not copied back */
 } copy;
 
-/* Bytes on their way between a chunk and the staging buffer. */
-typedef struct piece {
-  chunk *in;
-  size_t at, size, staged; /* where in the chunk, and in the staging buffer */
-  uint8_t *out;            /* where they go on the host; NULL: they go to the device */
-} piece;
-
-enum { ALIGN = 256, CHUNK = 64 << 20, MAX_PIECES = 64, STAGING = 32 << 20 };
+enum { ALIGN = 256, CHUNK = 64 << 20 };
 
 /* In ascending order of host, so that a run of many kept blocks finds its own in no time. */
 typedef struct copies {
@@ -102,135 +25,47 @@ typedef struct copies {
 struct moi_device {
   moi_device *next;
   const moi_context *context;
-  moi_vulkan_handles_out handles;
-  VkDevice device;
-  VkPhysicalDeviceMemoryProperties memory;
-#define X(name) PFN_vk##name name;
-  FUNCTIONS(X)
-#undef X
-  VkCommandPool pool;
-  VkCommandBuffer commands, transfers;
-  VkFence fence;
-  VkQueryPool stamps; /* before and after a run; null if the queue has no clock */
-  double stamp_seconds, busy;
-  chunk *chunks;
-  chunk *staging; /* where the host's copies pass through if chunks are not mapped; NULL: they are */
-  piece pieces[MAX_PIECES];
-  size_t n_pieces, staged;
+  const moi_device_kind *kind;
+  void *own; /* the kind's */
+  moi_chunk *chunks;
   int keep;
   copies kept;
-  VkPipelineLayout layout; /* of the two shaders that measure */
-  VkPipeline pipelines[2];
-  chunk *stretch; /* what is read */
-  uint32_t rounds;
+  double busy;
 };
 
 static moi_device *devices; /* one thread: the program's and the tests' main one */
 
-static moi_status failed(const char *what, VkResult result) {
-  return moi_fail(result == VK_ERROR_OUT_OF_DEVICE_MEMORY || result == VK_ERROR_OUT_OF_HOST_MEMORY ? MOI_OUT_OF_MEMORY
-                                                                                                   : MOI_DEVICE_ERROR,
-                  "the rig", "%s: VkResult %d", what, (int)result);
-}
-#define TRY_VK(call, what)                                                                                             \
-  do {                                                                                                                 \
-    VkResult try_result = (call);                                                                                      \
-    if (try_result != VK_SUCCESS) return failed(what, try_result);                                                     \
-  } while (0)
-
-/* Whether chunks have to be staged: a card's own memory, which is what runs are to be measured in, is not the host's,
- * and where it can be mapped it is slow to read. */
-static int is_card(const moi_device *d) {
-  PFN_vkGetInstanceProcAddr get = (PFN_vkGetInstanceProcAddr)d->handles.get_instance_proc_addr;
-  PFN_vkGetPhysicalDeviceProperties properties =
-      (PFN_vkGetPhysicalDeviceProperties)get(d->handles.instance, "vkGetPhysicalDeviceProperties");
-  VkPhysicalDeviceProperties p;
-  if (!properties) return 0;
-  properties(d->handles.physical_device, &p);
-  return p.deviceType == VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU || p.deviceType == VK_PHYSICAL_DEVICE_TYPE_VIRTUAL_GPU;
+static const moi_device_kind *kind_of(const moi_context *context) {
+#if defined(MOI_HAVE_VULKAN)
+  if (!strcmp(context->ops->name, "vulkan")) return &moi_device_vulkan;
+#endif
+#if defined(MOI_HAVE_CUDA)
+  if (!strcmp(context->ops->name, "cuda")) return &moi_device_cuda;
+#endif
+  (void)context;
+  return NULL;
 }
 
-/* The queue's clock, if it has one. */
-static moi_status open_stamps(moi_device *d) {
-  PFN_vkGetInstanceProcAddr get = (PFN_vkGetInstanceProcAddr)d->handles.get_instance_proc_addr;
-  PFN_vkGetPhysicalDeviceQueueFamilyProperties families = (PFN_vkGetPhysicalDeviceQueueFamilyProperties)get(
-      d->handles.instance, "vkGetPhysicalDeviceQueueFamilyProperties");
-  PFN_vkGetPhysicalDeviceProperties properties =
-      (PFN_vkGetPhysicalDeviceProperties)get(d->handles.instance, "vkGetPhysicalDeviceProperties");
-  VkQueueFamilyProperties list[32];
-  VkPhysicalDeviceProperties p;
-  uint32_t n = 32;
-  if (!families || !properties) return MOI_OK;
-  families(d->handles.physical_device, &n, list);
-  properties(d->handles.physical_device, &p);
-  if (d->handles.queue_family >= n || list[d->handles.queue_family].timestampValidBits < 32) return MOI_OK;
-  VkQueryPoolCreateInfo info = {
-      .sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO, .queryType = VK_QUERY_TYPE_TIMESTAMP, .queryCount = 2};
-  TRY_VK(d->CreateQueryPool(d->device, &info, NULL, &d->stamps), "vkCreateQueryPool");
-  d->stamp_seconds = (double)p.limits.timestampPeriod * 1e-9;
-  return MOI_OK;
-}
-
-static moi_status open_device(moi_device *d) {
-  d->handles = (moi_vulkan_handles_out)MOI_VULKAN_HANDLES_INIT;
-  moi_status status = moi_vulkan_handles(d->context, &d->handles);
-  if (status) return status;
-  if (!d->handles.queue) return moi_fail(MOI_UNSUPPORTED, "the rig", "context: is on an engine's device");
-  d->device = d->handles.device;
-  PFN_vkGetInstanceProcAddr get = (PFN_vkGetInstanceProcAddr)d->handles.get_instance_proc_addr;
-  PFN_vkGetDeviceProcAddr of = (PFN_vkGetDeviceProcAddr)get(d->handles.instance, "vkGetDeviceProcAddr");
-  PFN_vkGetPhysicalDeviceMemoryProperties memory =
-      (PFN_vkGetPhysicalDeviceMemoryProperties)get(d->handles.instance, "vkGetPhysicalDeviceMemoryProperties");
-  if (!of || !memory) return failed("vkGetInstanceProcAddr", VK_ERROR_INITIALIZATION_FAILED);
-  memory(d->handles.physical_device, &d->memory);
-#define X(name)                                                                                                        \
-  d->name = (PFN_vk##name)of(d->device, "vk" #name);                                                                   \
-  if (!d->name) return failed("vk" #name, VK_ERROR_INITIALIZATION_FAILED);
-  FUNCTIONS(X)
-#undef X
-  VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
-                                  .flags = VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT,
-                                  .queueFamilyIndex = d->handles.queue_family};
-  TRY_VK(d->CreateCommandPool(d->device, &pool, NULL, &d->pool), "vkCreateCommandPool");
-  VkCommandBufferAllocateInfo commands = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
-                                          .commandPool = d->pool,
-                                          .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
-                                          .commandBufferCount = 1};
-  TRY_VK(d->AllocateCommandBuffers(d->device, &commands, &d->commands), "vkAllocateCommandBuffers");
-  TRY_VK(d->AllocateCommandBuffers(d->device, &commands, &d->transfers), "vkAllocateCommandBuffers");
-  VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-  TRY_VK(d->CreateFence(d->device, &fence, NULL, &d->fence), "vkCreateFence");
-  status = open_stamps(d);
-  return status || !is_card(d) ? status : moi_device_stage(d);
-}
-
-static void free_chunk(moi_device *d, chunk *c) {
+static void free_chunk(moi_device *d, moi_chunk *c) {
   if (!c) return;
-  if (c->buffer) d->DestroyBuffer(d->device, c->buffer, NULL);
-  if (c->memory) d->FreeMemory(d->device, c->memory, NULL);
+  d->kind->drop(d->own, c);
   free(c);
 }
 
 static void close_device(moi_device *d) {
-  for (int i = 0; i < 2; i++)
-    if (d->pipelines[i]) d->DestroyPipeline(d->device, d->pipelines[i], NULL);
-  if (d->layout) d->DestroyPipelineLayout(d->device, d->layout, NULL);
-  free_chunk(d, d->stretch);
-  free_chunk(d, d->staging);
-  if (d->stamps) d->DestroyQueryPool(d->device, d->stamps, NULL);
-  if (d->fence) d->DestroyFence(d->device, d->fence, NULL);
-  if (d->pool) d->DestroyCommandPool(d->device, d->pool, NULL);
-  for (chunk *c = d->chunks, *next; c; c = next) {
+  for (moi_chunk *c = d->chunks, *next; c; c = next) {
     next = c->next;
     free_chunk(d, c);
   }
+  if (d->own) d->kind->close(d->own);
   free(d->kept.list);
   free(d);
 }
 
 moi_device *moi_device_of(const moi_context *context, moi_status *status) {
   *status = MOI_OK;
-  if (!context->ops->by_handle) return NULL;
+  const moi_device_kind *kind = kind_of(context);
+  if (!kind) return NULL;
   for (moi_device *d = devices; d; d = d->next)
     if (d->context == context) return d;
   moi_device *d = calloc(1, sizeof *d);
@@ -239,7 +74,8 @@ moi_device *moi_device_of(const moi_context *context, moi_status *status) {
     return NULL;
   }
   d->context = context;
-  *status = open_device(d);
+  d->kind = kind;
+  *status = kind->open(context, &d->own);
   if (*status) {
     close_device(d);
     return NULL;
@@ -259,148 +95,19 @@ void moi_device_forget(const moi_context *context) {
     }
 }
 
+moi_status moi_device_stage(moi_device *d) {
+  return d->kind->stage ? d->kind->stage(d->own) : moi_fail(MOI_UNSUPPORTED, "the rig", "this device has no staging");
+}
+
+double moi_device_busy(const moi_device *d) { return d->busy; }
+double moi_device_read_rate(moi_device *d) { return d->kind->read_rate(d->own); }
+double moi_device_fma_rate(moi_device *d) { return d->kind->fma_rate(d->own); }
+
 /* ---- memory */
 
-/* The first type that has what is wanted and liked, else one that has what is wanted; UINT32_MAX if none does. */
-static uint32_t memory_type(const moi_device *d, uint32_t allowed, VkMemoryPropertyFlags wanted,
-                            VkMemoryPropertyFlags liked) {
-  uint32_t found = UINT32_MAX;
-  for (uint32_t i = 0; i < d->memory.memoryTypeCount; i++) {
-    VkMemoryPropertyFlags flags = d->memory.memoryTypes[i].propertyFlags;
-    if (!(allowed >> i & 1) || (flags & wanted) != wanted) continue;
-    if ((flags & liked) == liked) return i;
-    if (found == UINT32_MAX) found = i;
-  }
-  return found;
-}
-
-enum {
-  HOST = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT,
-  LOCAL = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT,
-  CACHED = VK_MEMORY_PROPERTY_HOST_CACHED_BIT
-};
-
-static moi_status make_chunk(moi_device *d, size_t size, VkMemoryPropertyFlags wanted, VkMemoryPropertyFlags liked,
-                             chunk *c) {
-  VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
-                             .size = size,
-                             .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT |
-                                      VK_BUFFER_USAGE_INDIRECT_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT |
-                                      VK_BUFFER_USAGE_TRANSFER_SRC_BIT};
-  TRY_VK(d->CreateBuffer(d->device, &info, NULL, &c->buffer), "vkCreateBuffer");
-  VkMemoryRequirements needs;
-  d->GetBufferMemoryRequirements(d->device, c->buffer, &needs);
-  VkMemoryAllocateFlagsInfo flags = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO,
-                                     .flags = VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT};
-  VkMemoryAllocateInfo allocate = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
-                                   .pNext = &flags,
-                                   .allocationSize = needs.size,
-                                   .memoryTypeIndex = memory_type(d, needs.memoryTypeBits, wanted, liked)};
-  if (allocate.memoryTypeIndex == UINT32_MAX)
-    return moi_fail(MOI_UNSUPPORTED, "the rig", "the device has no memory for storage buffers of the kind 0x%x",
-                    wanted);
-  TRY_VK(d->AllocateMemory(d->device, &allocate, NULL, &c->memory), "vkAllocateMemory");
-  TRY_VK(d->BindBufferMemory(d->device, c->buffer, c->memory, 0), "vkBindBufferMemory");
-  if (wanted & VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT) {
-    void *mapped;
-    TRY_VK(d->MapMemory(d->device, c->memory, 0, VK_WHOLE_SIZE, 0, &mapped), "vkMapMemory");
-    c->mapped = mapped;
-  }
-  VkBufferDeviceAddressInfo address = {.sType = VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO, .buffer = c->buffer};
-  c->address = d->GetBufferDeviceAddress(d->device, &address);
-  c->size = size;
-  return MOI_OK;
-}
-
-/* A chunk of the kind that runs work in. */
-static chunk *take_chunk(moi_device *d, size_t size, moi_status *status) {
-  chunk *c = calloc(1, sizeof *c);
-  if (!c) {
-    *status = moi_fail(MOI_OUT_OF_MEMORY, "the rig", "a chunk");
-    return NULL;
-  }
-  *status = d->staging ? make_chunk(d, size, LOCAL, 0, c) : make_chunk(d, size, HOST, LOCAL, c);
-  if (!*status) return c;
-  free_chunk(d, c);
-  return NULL;
-}
-
-moi_status moi_device_stage(moi_device *d) {
-  if (d->staging) return MOI_OK;
-  chunk *c = calloc(1, sizeof *c);
-  if (!c) return moi_fail(MOI_OUT_OF_MEMORY, "the rig", "the staging buffer");
-  moi_status status = make_chunk(d, STAGING, HOST, CACHED, c);
-  if (status) {
-    free_chunk(d, c);
-    return status;
-  }
-  d->staging = c;
-  return MOI_OK;
-}
-
-static moi_status submit(moi_device *d, VkCommandBuffer commands) {
-  VkSubmitInfo info = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &commands};
-  TRY_VK(d->QueueSubmit(d->handles.queue, 1, &info, d->fence), "vkQueueSubmit");
-  TRY_VK(d->WaitForFences(d->device, 1, &d->fence, VK_TRUE, UINT64_MAX), "vkWaitForFences");
-  TRY_VK(d->ResetFences(d->device, 1, &d->fence), "vkResetFences");
-  return MOI_OK;
-}
-
-/* The pieces that wait in the staging buffer reach where they go. */
-static moi_status flush(moi_device *d) {
-  if (!d->n_pieces) return MOI_OK;
-  VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
-                                    .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
-  size_t n = d->n_pieces;
-  d->n_pieces = d->staged = 0;
-  TRY_VK(d->BeginCommandBuffer(d->transfers, &begin), "vkBeginCommandBuffer");
-  VkMemoryBarrier before = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
-                            .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT,
-                            .dstAccessMask = VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT};
-  d->CmdPipelineBarrier(d->transfers, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT,
-                        VK_PIPELINE_STAGE_TRANSFER_BIT, 0, 1, &before, 0, NULL, 0, NULL);
-  for (size_t i = 0; i < n; i++) {
-    const piece *p = &d->pieces[i];
-    VkBufferCopy region = {p->out ? p->at : p->staged, p->out ? p->staged : p->at, p->size};
-    d->CmdCopyBuffer(d->transfers, p->out ? p->in->buffer : d->staging->buffer,
-                     p->out ? d->staging->buffer : p->in->buffer, 1, &region);
-  }
-  VkMemoryBarrier after = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
-                           .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT,
-                           .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
-  d->CmdPipelineBarrier(d->transfers, VK_PIPELINE_STAGE_TRANSFER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &after, 0, NULL,
-                        0, NULL);
-  TRY_VK(d->EndCommandBuffer(d->transfers), "vkEndCommandBuffer");
-  moi_status status = submit(d, d->transfers);
-  for (size_t i = 0; i < n && !status; i++)
-    if (d->pieces[i].out) memcpy(d->pieces[i].out, d->staging->mapped + d->pieces[i].staged, d->pieces[i].size);
-  return status;
-}
-
-/* Bytes of a chunk go to `out`, which must live until the flush, or where that is NULL come from `from`. Between two
- * flushes no byte of a chunk is written twice. */
-static moi_status move(moi_device *d, chunk *in, size_t at, const uint8_t *from, uint8_t *out, size_t size) {
-  if (in->mapped) {
-    if (out) memcpy(out, in->mapped + at, size);
-    else memcpy(in->mapped + at, from, size);
-    return MOI_OK;
-  }
-  for (size_t done = 0, n; done < size; done += n) {
-    if (d->n_pieces == MAX_PIECES || d->staged == STAGING) {
-      moi_status status = flush(d);
-      if (status) return status;
-    }
-    n = size - done < STAGING - d->staged ? size - done : STAGING - d->staged;
-    if (!out) memcpy(d->staging->mapped + d->staged, from + done, n);
-    d->pieces[d->n_pieces++] = (piece){in, at + done, n, d->staged, out ? out + done : NULL};
-    d->staged += n;
-  }
-  return MOI_OK;
-}
-
 /* size bytes at an offset that is `phase` modulo 256 */
-static moi_status take(moi_device *d, size_t size, size_t phase, chunk **in, size_t *at) {
-  for (chunk *c = d->chunks; c; c = c->next) {
+static moi_status take(moi_device *d, size_t size, size_t phase, moi_chunk **in, size_t *at) {
+  for (moi_chunk *c = d->chunks; c; c = c->next) {
     size_t begin = ((c->used + ALIGN - 1) & ~(size_t)(ALIGN - 1)) + phase;
     if (begin > c->size || size > c->size - begin) continue;
     *in = c;
@@ -408,111 +115,20 @@ static moi_status take(moi_device *d, size_t size, size_t phase, chunk **in, siz
     c->used = begin + size;
     return MOI_OK;
   }
-  moi_status status;
-  chunk *c = take_chunk(d, size + 2 * ALIGN > CHUNK ? (size + 2 * ALIGN + 3) & ~(size_t)3 : CHUNK, &status);
-  if (!c) return status;
+  moi_chunk *c = calloc(1, sizeof *c);
+  if (!c) return moi_fail(MOI_OUT_OF_MEMORY, "the rig", "a chunk");
+  c->size = size + 2 * ALIGN > CHUNK ? (size + 2 * ALIGN + 3) & ~(size_t)3 : CHUNK;
+  moi_status status = d->kind->make(d->own, c->size, c);
+  if (status) {
+    free_chunk(d, c);
+    return status;
+  }
   c->next = d->chunks;
   d->chunks = c;
   *in = c;
   *at = phase;
   c->used = phase + size;
   return MOI_OK;
-}
-
-/* ---- what the device gives */
-
-typedef struct peak_push {
-  uint64_t buffer, sink;
-  uint32_t n_words, rounds;
-} peak_push;
-
-enum { STRETCH = 256 << 20, GROUPS = 1024, THREADS = 256 };
-
-static const moi_vk_shader *shader_of(const char *name) {
-  for (uint32_t i = 0; i < moi_bench_shader_count; i++)
-    if (!strcmp(moi_bench_shaders[i].name, name)) return &moi_bench_shaders[i];
-  return NULL;
-}
-
-static moi_status open_peaks(moi_device *d) {
-  if (d->stretch) return MOI_OK;
-  VkPushConstantRange range = {.stageFlags = VK_SHADER_STAGE_COMPUTE_BIT, .size = sizeof(peak_push)};
-  VkPipelineLayoutCreateInfo layout = {.sType = VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO,
-                                       .pushConstantRangeCount = 1,
-                                       .pPushConstantRanges = &range};
-  if (!d->layout) TRY_VK(d->CreatePipelineLayout(d->device, &layout, NULL, &d->layout), "vkCreatePipelineLayout");
-  for (int i = 0; i < 2; i++) {
-    const moi_vk_shader *shader = shader_of(i ? "peak_fma" : "peak_read");
-    VkShaderModuleCreateInfo module = {
-        .sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO, .codeSize = shader->n_words * 4, .pCode = shader->words};
-    VkComputePipelineCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
-                                        .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
-                                                  .stage = VK_SHADER_STAGE_COMPUTE_BIT,
-                                                  .pName = "main"},
-                                        .layout = d->layout};
-    if (d->pipelines[i]) continue;
-    TRY_VK(d->CreateShaderModule(d->device, &module, NULL, &info.stage.module), "vkCreateShaderModule");
-    VkResult result = d->CreateComputePipelines(d->device, VK_NULL_HANDLE, 1, &info, NULL, &d->pipelines[i]);
-    d->DestroyShaderModule(d->device, info.stage.module, NULL);
-    TRY_VK(result, "vkCreateComputePipelines");
-  }
-  moi_status status;
-  chunk *c = take_chunk(d, STRETCH, &status);
-  if (!c) return status;
-  VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
-  VkResult result = d->BeginCommandBuffer(d->transfers, &begin);
-  if (result == VK_SUCCESS) {
-    d->CmdFillBuffer(d->transfers, c->buffer, 0, STRETCH, 0x5a5a5a5au);
-    result = d->EndCommandBuffer(d->transfers);
-  }
-  status = result == VK_SUCCESS ? submit(d, d->transfers) : failed("vkBeginCommandBuffer", result);
-  if (status) {
-    free_chunk(d, c);
-    return status;
-  }
-  d->stretch = c;
-  d->rounds = 64;
-  return MOI_OK;
-}
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* Seconds of one dispatch, from submission to the fence; 0 on failure. */
-static double seconds_of(moi_device *d, int which, uint32_t rounds) {
-  VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
-  peak_push push = {d->stretch->address, d->stretch->address, STRETCH / 4, rounds};
-  if (d->ResetCommandPool(d->device, d->pool, 0) || d->BeginCommandBuffer(d->commands, &begin)) return 0;
-  d->CmdBindPipeline(d->commands, VK_PIPELINE_BIND_POINT_COMPUTE, d->pipelines[which]);
-  d->CmdPushConstants(d->commands, d->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof push, &push);
-  d->CmdDispatch(d->commands, GROUPS, 1, 1);
-  if (d->EndCommandBuffer(d->commands)) return 0;
-  double start = now();
-  return submit(d, d->commands) ? 0 : now() - start;
-}
-
-double moi_device_read_rate(moi_device *d) {
-  double best = 0;
-  if (open_peaks(d)) return 0;
-  for (int i = 0; i < 3; i++) {
-    double seconds = seconds_of(d, 0, 0);
-    if (seconds > 0 && STRETCH / seconds > best) best = STRETCH / seconds;
-  }
-  return best;
-}
-
-double moi_device_fma_rate(moi_device *d) {
-  double best = 0;
-  if (open_peaks(d)) return 0;
-  for (int i = 0; i < 3; i++) {
-    double seconds = seconds_of(d, 1, d->rounds), ops = 32.0 * d->rounds * GROUPS * THREADS;
-    if (seconds > 0 && ops / seconds > best) best = ops / seconds;
-    while (seconds > 0 && seconds < 0.01 && d->rounds < 1u << 20) d->rounds *= 2, seconds *= 2; /* the next is longer */
-  }
-  return best;
 }
 
 /* ---- a run on copies */
@@ -525,8 +141,8 @@ struct moi_mirror {
 };
 
 void moi_device_keep(moi_device *d, int keep) {
-  for (chunk **at = &d->chunks; *at;) {
-    chunk *c = *at;
+  for (moi_chunk **at = &d->chunks; *at;) {
+    moi_chunk *c = *at;
     c->used = 0;
     if (c->size > CHUNK) { /* made to measure for a block that is gone */
       *at = c->next;
@@ -541,26 +157,18 @@ void moi_device_keep(moi_device *d, int keep) {
 
 moi_status moi_mirror_begin(moi_device *d, moi_mirror **out) {
   *out = NULL;
-  for (chunk *c = d->chunks; c && !d->keep; c = c->next) c->used = 0;
-  TRY_VK(d->ResetCommandPool(d->device, d->pool, 0), "vkResetCommandPool");
-  VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
-                                    .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
-  TRY_VK(d->BeginCommandBuffer(d->commands, &begin), "vkBeginCommandBuffer");
+  for (moi_chunk *c = d->chunks; c && !d->keep; c = c->next) c->used = 0;
+  moi_status status = d->kind->begin(d->own);
+  if (status) return status;
   moi_mirror *m = calloc(1, sizeof *m);
   if (!m) return moi_fail(MOI_OUT_OF_MEMORY, "the rig", "a mirror");
   m->device = d;
   m->all = d->keep ? &d->kept : &m->own;
-  if (d->stamps) {
-    d->CmdResetQueryPool(d->commands, d->stamps, 0, 2);
-    d->CmdWriteTimestamp(d->commands, VK_PIPELINE_STAGE_TOP_OF_PIPE_BIT, d->stamps, 0);
-  }
   *out = m;
   return MOI_OK;
 }
 
-moi_queue moi_mirror_queue(const moi_mirror *m) { return (moi_queue){m->device->commands}; }
-
-double moi_device_busy(const moi_device *d) { return d->busy; }
+moi_queue moi_mirror_queue(const moi_mirror *m) { return m->device->kind->queue(m->device->own); }
 
 static copy *copy_of(moi_mirror *m, const uint8_t *p);
 
@@ -625,7 +233,7 @@ static copy *copy_of(moi_mirror *m, const uint8_t *p) {
       memcpy(table + before + 8 * i, &address, 8);
     }
   }
-  if (!m->status) m->status = move(m->device, c.in, begin, table ? table : block.ptr - before, NULL, before + c.size);
+  if (!m->status) m->status = m->device->kind->move(m->device->own, c.in, begin, table ? table : block.ptr - before, NULL, before + c.size);
   free(table);
   if (m->status) return NULL;
   for (index = 0; all->list[index].host != block.ptr; index++) continue; /* a table's own copies may have moved it */
@@ -639,7 +247,8 @@ moi_buffer moi_mirror_view(moi_mirror *m, moi_buffer view) {
   moi_buffer out = {.size = view.size};
   if (!c && !m->text[0]) snprintf(m->text, sizeof m->text, "%s", moi_last_error());
   if (!c) return out;
-  out.handle = (uint64_t)(uintptr_t)c->in->buffer;
+  out.handle = c->in->handle;
+  if (!out.handle) out.ptr = (void *)(uintptr_t)c->in->address;
   out.offset = c->at + (size_t)(p - c->host);
   return out;
 }
@@ -648,34 +257,17 @@ moi_status moi_mirror_end(moi_mirror *m, moi_status recorded) {
   moi_device *d = m->device;
   moi_status status = recorded;
   if (m->status) status = moi_fail(m->status, "the rig", "%s", m->text); /* an absent view is only what came of it */
-  VkMemoryBarrier barrier = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
-                             .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT,
-                             .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
-  d->CmdPipelineBarrier(d->commands, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &barrier,
-                        0, NULL, 0, NULL);
-  if (d->stamps) d->CmdWriteTimestamp(d->commands, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, d->stamps, 1);
-  VkResult result = d->EndCommandBuffer(d->commands);
-  if (!status && result != VK_SUCCESS) status = failed("vkEndCommandBuffer", result);
-  if (!status) status = flush(d);
-  d->n_pieces = d->staged = 0; /* of a run that failed */
-  if (!status) status = submit(d, d->commands);
-  uint64_t stamps[2];
-  d->busy = 0;
-  if (!status && d->stamps &&
-      d->GetQueryPoolResults(d->device, d->stamps, 0, 2, sizeof stamps, stamps, 8, VK_QUERY_RESULT_64_BIT) ==
-          VK_SUCCESS)
-    d->busy = (double)(stamps[1] - stamps[0]) * d->stamp_seconds;
+  status = d->kind->end(d->own, status, &d->busy);
   for (size_t i = 0; i < m->own.n && !status; i++) {
     const copy *c = &m->own.list[i];
-    if (!c->is_table) status = move(d, c->in, c->at - c->before, NULL, c->host - c->before, c->before + c->size);
+    if (!c->is_table)
+      status = d->kind->move(d->own, c->in, c->at - c->before, NULL, c->host - c->before, c->before + c->size);
   }
-  if (!status) status = flush(d);
+  if (!status) status = d->kind->flush(d->own);
   free(m->own.list);
   free(m);
   return status;
 }
-
-#endif
 
 /* ---- args */
 
