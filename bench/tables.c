@@ -32,13 +32,24 @@ static const support_row cpu_rows[] = {
 #undef REFERENCE
 };
 
-/* And the same whether this build has the Vulkan backend; its GEMM rows are for every format. */
+/* And the same whether this build has the other backends; their GEMM rows are for every format. */
 static const support_row vulkan_rows[] = {
 #define GEMM(name, needs, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0},
 #define ROUTE(name, needs, flags, shader) {MOI_OP_ROUTE, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
 #define ATTENTION(name, needs, m_max, m_tile, n_tile, flags, shader)                                                   \
   {MOI_OP_ATTENTION, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
 #include "vulkan/kernels.def"
+#undef GEMM
+#undef ROUTE
+#undef ATTENTION
+};
+
+static const support_row cuda_rows[] = {
+#define GEMM(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0},
+#define ROUTE(name, needs, threads, flags, image) {MOI_OP_ROUTE, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
+#define ATTENTION(name, needs, m_max, m_tile, n_tile, threads, flags, image)                                           \
+  {MOI_OP_ATTENTION, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
+#include "cuda/kernels.def"
 #undef GEMM
 #undef ROUTE
 #undef ATTENTION
@@ -53,17 +64,10 @@ static int row_at(moi_backend backend, uint32_t i, support_row *out) {
     for (char *c = out->needs; *c; c++) *c = (char)tolower((unsigned char)*c);
     return 1;
   }
-  if (backend == MOI_BACKEND_VULKAN) {
-    if (i >= sizeof vulkan_rows / sizeof *vulkan_rows) return 0;
-    *out = vulkan_rows[i];
-    return 1;
-  }
-  moi_kernel_info info = MOI_KERNEL_INFO_INIT;
-  if (moi_kernel_get(backend, i, &info)) return 0;
-  out->op = info.op;
-  out->format = info.format;
-  out->generic = !(info.plan_flags & MOI_NO_FALLBACK);
-  snprintf(out->needs, sizeof out->needs, "%s", info.needs);
+  const support_row *rows = backend == MOI_BACKEND_VULKAN ? vulkan_rows : cuda_rows;
+  size_t n = backend == MOI_BACKEND_VULKAN ? sizeof vulkan_rows / sizeof *vulkan_rows : sizeof cuda_rows / sizeof *cuda_rows;
+  if (i >= n) return 0;
+  *out = rows[i];
   return 1;
 }
 
@@ -97,35 +101,30 @@ static void support_of(moi_backend backend, moi_op op, moi_format format, char *
 
 static int support(void) {
   char text[256];
-  uint32_t present[MOI_BACKEND_COUNT];
   printf("| op | weight format |");
-  for (int b = 0; b < MOI_BACKEND_COUNT; b++) {
-    moi_kernel_info info = MOI_KERNEL_INFO_INIT;
-    present[b] = b == MOI_BACKEND_VULKAN || !moi_kernel_get((moi_backend)b, 0, &info);
-    printf(" %s |", moi_backend_name((moi_backend)b));
-  }
+  for (int b = 0; b < MOI_BACKEND_COUNT; b++) printf(" %s |", moi_backend_name((moi_backend)b));
   printf("\n|---|---|---|---|---|\n| route | (any router) |");
   for (int b = 0; b < MOI_BACKEND_COUNT; b++) {
     support_of((moi_backend)b, MOI_OP_ROUTE, MOI_FORMAT_NONE, text, sizeof text);
-    printf(" %s |", present[b] ? text : "none");
+    printf(" %s |", text);
   }
   printf("\n");
   for (uint32_t f = 0; moi_format_at(f); f++) {
     printf("| experts, gemm, moe | `%s` |", moi_format_name(moi_format_at(f)));
     for (int b = 0; b < MOI_BACKEND_COUNT; b++) {
       support_of((moi_backend)b, MOI_OP_GEMM, moi_format_at(f), text, sizeof text);
-      printf(" %s |", present[b] ? text : "none");
+      printf(" %s |", text);
     }
     printf("\n");
   }
   printf("| attention, KV append, merge | (KV: `f32`, `f16`, `bf16`, `fp8`, `q8_0`) |");
   for (int b = 0; b < MOI_BACKEND_COUNT; b++) {
     support_of((moi_backend)b, MOI_OP_ATTENTION, MOI_FORMAT_NONE, text, sizeof text);
-    printf(" %s |", present[b] ? text : "none");
+    printf(" %s |", text);
   }
   printf("\n\nA name is the instruction set or feature that a tuned kernel needs; where a machine lacks it, the next\n"
-         "one or the generic kernel serves; on Vulkan it is the row, lanes for software devices, the others for GPUs.\n"
-         "generic: right and portable, not fast. none: a plan answers `MOI_UNSUPPORTED`.\n");
+         "one or the generic kernel serves; on CUDA and Vulkan it is the row, lanes for software devices.\n"
+         "generic: right and portable, not fast.\n");
   return 0;
 }
 

@@ -237,17 +237,34 @@ static inline moi_status layer_plan(const layer *l, moi_op op, moi_context *cont
   }
 }
 
-static inline moi_status layer_run(const layer *l, moi_op op, const moi_plan *plan, moi_buffer workspace) {
+static inline moi_status layer_run_on(const layer *l, moi_op op, const moi_plan *plan, moi_buffer workspace,
+                                      moi_queue queue) {
   switch (op) {
   case MOI_OP_ROUTE:
-    return moi_route_run(plan, &l->route_args, workspace, no_queue);
+    return moi_route_run(plan, &l->route_args, workspace, queue);
   case MOI_OP_EXPERTS:
-    return moi_experts_run(plan, &l->experts_args, workspace, no_queue);
+    return moi_experts_run(plan, &l->experts_args, workspace, queue);
   case MOI_OP_GEMM:
-    return moi_gemm_run(plan, &l->gemm_args, workspace, no_queue);
+    return moi_gemm_run(plan, &l->gemm_args, workspace, queue);
   default:
-    return moi_moe_run(plan, &l->moe_args, workspace, no_queue);
+    return moi_moe_run(plan, &l->moe_args, workspace, queue);
   }
+}
+static inline moi_status layer_run(const layer *l, moi_op op, const moi_plan *plan, moi_buffer workspace) {
+  return layer_run_on(l, op, plan, workspace, no_queue);
+}
+
+/* All views of a layer, for who moves its arrays to a device. */
+enum { LAYER_VIEWS = 22 };
+static inline void layer_views(layer *l, moi_buffer *views[LAYER_VIEWS]) {
+  moi_buffer *all[LAYER_VIEWS] = {
+      &l->gate_w.data,        &l->up_w.data,          &l->down_w.data,            &l->shared_gate_w.data,
+      &l->shared_up_w.data,   &l->shared_down_w.data, &l->route_args.hidden,      &l->route_args.router,
+      &l->route_args.ids,     &l->route_args.weights, &l->route_args.counts,      &l->route_args.offsets,
+      &l->route_args.permutation, &l->route_args.logits_out, &l->experts_args.input, &l->experts_args.ids,
+      &l->experts_args.weights, &l->experts_args.output, &l->gemm_args.input,     &l->gemm_args.offsets,
+      &l->gemm_args.output,   &l->moe_args.shared_gate};
+  memcpy(views, all, sizeof all);
 }
 
 static const moi_op layer_ops[4] = {MOI_OP_ROUTE, MOI_OP_EXPERTS, MOI_OP_GEMM, MOI_OP_MOE};

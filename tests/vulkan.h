@@ -304,29 +304,15 @@ static inline moi_buffer at_device(const layer *l, const engine_buffer *b, moi_b
 static inline void layer_to_device(layer *l, const engine_buffer *b) {
   assert_true(sizeof *l <= b->size);
   memcpy(b->mapped, l, sizeof *l);
-  moi_weights *weights[] = {&l->gate_w, &l->up_w, &l->down_w, &l->shared_gate_w, &l->shared_up_w, &l->shared_down_w};
-  for (size_t i = 0; i < sizeof weights / sizeof weights[0]; i++) weights[i]->data = at_device(l, b, weights[i]->data);
-  moi_buffer *views[] = {
-      &l->route_args.hidden,  &l->route_args.router,  &l->route_args.ids,         &l->route_args.weights,
-      &l->route_args.counts,  &l->route_args.offsets, &l->route_args.permutation, &l->route_args.logits_out,
-      &l->experts_args.input, &l->experts_args.ids,   &l->experts_args.weights,   &l->experts_args.output,
-      &l->gemm_args.input,    &l->gemm_args.offsets,  &l->gemm_args.output,       &l->moe_args.shared_gate};
-  for (size_t i = 0; i < sizeof views / sizeof views[0]; i++) *views[i] = at_device(l, b, *views[i]);
+  moi_buffer *views[LAYER_VIEWS];
+  layer_views(l, views);
+  for (size_t i = 0; i < LAYER_VIEWS; i++) *views[i] = at_device(l, b, *views[i]);
 }
 
 static inline moi_status layer_record(const layer *l, moi_op op, const moi_plan *plan, moi_buffer workspace,
                                       const engine_commands *c) {
   const moi_queue queue = {c ? (void *)c->buffer : NULL};
-  switch (op) {
-  case MOI_OP_ROUTE:
-    return moi_route_run(plan, &l->route_args, workspace, queue);
-  case MOI_OP_EXPERTS:
-    return moi_experts_run(plan, &l->experts_args, workspace, queue);
-  case MOI_OP_GEMM:
-    return moi_gemm_run(plan, &l->gemm_args, workspace, queue);
-  default:
-    return moi_moe_run(plan, &l->moe_args, workspace, queue);
-  }
+  return layer_run_on(l, op, plan, workspace, queue);
 }
 
 #endif

@@ -15,15 +15,19 @@
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 
-static int faulty(void) {
-  static int at = -1;
-  static _Atomic int n;
-  if (at < 0) {
-    const char *text = getenv("MOI_EMULATED_FAIL");
-    at = text ? atoi(text) : 0;
-  }
-  return at > 0 && ++n == at;
+static _Atomic int countdown, capability;
+
+/* What the environment says, or a test that finds these with dlsym. nth 0: nothing fails; sm 0: 89. */
+API void moi_emulated_fail(int nth) { countdown = nth; }
+API void moi_emulated_sm(int sm) { capability = sm; }
+
+__attribute__((constructor)) static void read_environment(void) {
+  const char *fail = getenv("MOI_EMULATED_FAIL"), *sm = getenv("MOI_EMULATED_SM");
+  if (fail) countdown = atoi(fail);
+  if (sm) capability = atoi(sm);
 }
+
+static int faulty(void) { return countdown > 0 && --countdown == 0; }
 #define MAY_FAIL                                                                                                       \
   if (faulty()) return OUT_OF_MEMORY
 
@@ -72,8 +76,7 @@ API int cuDeviceTotalMem_v2(size_t *bytes, int device) {
 }
 API int cuDeviceGetAttribute(int *value, int attribute, int device) {
   (void)device;
-  const char *text = getenv("MOI_EMULATED_SM");
-  int sm = text ? atoi(text) : 89;
+  int sm = capability ? capability : 89;
   switch (attribute) {
     case 8: *value = 48 << 10; break;
     case 97: *value = sm < 80 ? 64 << 10 : 99 << 10; break;

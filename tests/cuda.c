@@ -1,0 +1,418 @@
+/* moiety inside an engine's CUDA context: contexts, streams, graphs, and what is refused. The driver is the machine's, or
+ * the emulated one of tests/emulated, which LD_LIBRARY_PATH names; faults are made with the emulated one alone. */
+#include "tests/support.h"
+
+#if defined(MOI_HAVE_CUDA) && defined(__linux__)
+
+#include <dlfcn.h>
+#include <math.h>
+#include <moiety_cuda.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "cuda/driver.h"
+
+static const moi_cu_driver *cu;
+static moi_context *context;      /* on the primary context, for tests that need no other */
+static moi_cuda_handles_out here; /* of it */
+static void (*fail_at)(int nth);  /* of the emulated driver, else NULL */
+static void (*claim)(int sm);
+
+static _Atomic int64_t live; /* bytes of contexts and plans */
+static void *allocate(void *user, size_t size, size_t align) {
+  (void)user;
+  void *p = take_aligned(align, size);
+  if (p) live += (int64_t)size;
+  return p;
+}
+static void release(void *user, void *p, size_t size) {
+  (void)user;
+  if (p) live -= (int64_t)size;
+  drop_aligned(p);
+}
+
+static moi_status open_with(uint32_t device, const moi_chain *chain, moi_context **out) {
+  moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
+  desc.backend = MOI_BACKEND_CUDA;
+  desc.device = device;
+  desc.next = chain;
+  desc.allocate = allocate;
+  desc.free = release;
+  *out = NULL;
+  return moi_context_create(&desc, out);
+}
+
+#define CU(call) assert_int_equal(cu->call, 0)
+static void enter(void) { CU(CtxPush(here.context)); }
+static void leave(void) {
+  moi_cu_context mine;
+  CU(CtxPop(&mine));
+}
+
+static int open_shared(void **state) {
+  (void)state;
+  here = (moi_cuda_handles_out)MOI_CUDA_HANDLES_INIT;
+  passes(open_with(0, NULL, &context));
+  passes(moi_cuda_handles(context, &here));
+  assert_true(here.capability >= 75);
+  void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL), *f = dlsym(library, "moi_emulated_fail");
+  memcpy(&fail_at, &f, sizeof f);
+  f = dlsym(library, "moi_emulated_sm");
+  memcpy(&claim, &f, sizeof f);
+  return 0;
+}
+static int close_shared(void **state) {
+  (void)state;
+  moi_context_destroy(context);
+  assert_int_equal(live, 0);
+  return 0;
+}
+
+/* ---- memory of the device, the context being current */
+
+static moi_buffer take(size_t size) {
+  moi_cu_pointer p;
+  CU(MemAlloc(&p, size ? size : 1));
+  return moi_ptr((void *)(uintptr_t)p, size);
+}
+static void drop(moi_buffer b) { CU(MemFree((moi_cu_pointer)(uintptr_t)b.ptr)); }
+static void put(moi_buffer b, const void *from, size_t size) {
+  CU(MemcpyHtoD((moi_cu_pointer)(uintptr_t)b.ptr, from, size));
+}
+static void get(void *to, moi_buffer b, size_t size) { CU(MemcpyDtoH(to, (moi_cu_pointer)(uintptr_t)b.ptr, size)); }
+
+/* Copies the layer's arrays to memory of its size, and translates the views of `l` to it. */
+static void to_device(layer *l, moi_buffer memory) {
+  moi_buffer *views[LAYER_VIEWS];
+  put(memory, l, sizeof *l);
+  layer_views(l, views);
+  for (size_t i = 0; i < LAYER_VIEWS; i++)
+    if (views[i]->ptr) views[i]->ptr = (uint8_t *)memory.ptr + ((uint8_t *)views[i]->ptr - (uint8_t *)l);
+}
+
+static moi_buffer take_room(const moi_plan *plan) {
+  size_t align;
+  return take(moi_plan_workspace(plan, &align));
+}
+
+/* ---- results */
+
+static void near(const float *a, const float *b, size_t n, const char *what) {
+  for (size_t i = 0; i < n; i++)
+    if (!(fabsf(a[i] - b[i]) <= 1e-4f * (1 + fabsf(b[i]))))
+      fail_msg("%s[%zu]: %g, the CPU has %g", what, i, a[i], b[i]);
+}
+
+/* What the op wrote on the device is what it writes on the CPU; `host` is the same layer there, not yet run. */
+static void agree(moi_op op, layer *host, const layer *device) {
+  uint32_t t = op == MOI_OP_GEMM ? LAYER_T : host->experts_args.n_tokens;
+  moi_context *cpu = open_cpu(1);
+  moi_plan *plan = NULL;
+  passes(layer_plan(host, op, cpu, &plan));
+  moi_buffer workspace = take_workspace(plan);
+  passes(layer_run(host, op, plan, workspace));
+  drop_aligned(workspace.ptr);
+  moi_plan_destroy(plan);
+  moi_context_destroy(cpu);
+  if (op == MOI_OP_GEMM) near(device->product, host->product, t * LAYER_I, "product");
+  if (op == MOI_OP_EXPERTS || op == MOI_OP_MOE) near(device->y, host->y, t * LAYER_H, "y");
+  if (op != MOI_OP_ROUTE && op != MOI_OP_MOE) return;
+  assert_memory_equal(device->ids, host->ids, t * LAYER_K * 4);
+  assert_memory_equal(device->counts, host->counts, sizeof host->counts);
+  assert_memory_equal(device->offsets, host->offsets, sizeof host->offsets);
+  assert_memory_equal(device->permutation, host->permutation, t * LAYER_K * 4);
+  near(device->ids_weights, host->ids_weights, t * LAYER_K, "weights");
+  near(device->logits_out, host->logits_out, t * LAYER_E, "logits");
+}
+
+static void test_ops_agree_with_the_cpu(void **state) {
+  (void)state;
+  enter();
+  moi_buffer memory = take(sizeof(layer));
+  moi_cu_stream stream;
+  CU(StreamCreate(&stream, 1));
+  for (int i = 0; i < 4; i++) {
+    static layer host, device, result;
+    layer_make(&host);
+    layer_make(&device);
+    to_device(&device, memory);
+    moi_plan *plan = NULL;
+    passes(layer_plan(&device, layer_ops[i], context, &plan));
+    moi_buffer room = take_room(plan);
+    leave(); /* runs need no context to be current */
+    passes(layer_run_on(&device, layer_ops[i], plan, room, (moi_queue){stream}));
+    enter();
+    CU(StreamSynchronize(stream));
+    get(&result, memory, sizeof result);
+    agree(layer_ops[i], &host, &result);
+    moi_plan_destroy(plan);
+    drop(room);
+  }
+  CU(StreamDestroy(stream));
+  drop(memory);
+  leave();
+}
+
+/* A captured run serves any data and any number of tokens. */
+static void test_a_graph_is_launched_again(void **state) {
+  (void)state;
+  if (!cu->StreamBeginCapture || !cu->GraphInstantiate || !cu->GraphLaunch) skip();
+  static layer host, device, result;
+  enter();
+  moi_buffer memory = take(sizeof(layer)), count = take(4);
+  layer_make(&device);
+  to_device(&device, memory);
+  device.route_args.n_tokens_device = device.experts_args.n_tokens_device = count;
+  moi_plan *plan = NULL;
+  passes(layer_plan(&device, MOI_OP_MOE, context, &plan));
+  moi_buffer room = take_room(plan);
+  moi_cu_stream stream;
+  void *graph, *instance;
+  CU(StreamCreate(&stream, 1));
+  CU(StreamBeginCapture(stream, 0 /* global */));
+  passes(layer_run_on(&device, MOI_OP_MOE, plan, room, (moi_queue){stream}));
+  CU(StreamEndCapture(stream, &graph));
+  CU(GraphInstantiate(&instance, graph, 0));
+  moi_plan_destroy(plan); /* the graph needs it no more: kernels are the context's */
+  int32_t before[LAYER_T * LAYER_K] = {0};
+  int others = 0;
+  for (uint32_t round = 0; round < 4; round++) {
+    layer_make(&host);
+    layer_fill(host.x, LAYER_T * LAYER_H, 20 + 7 * round);
+    layer_fill(host.router, LAYER_E * LAYER_H, 40 + 3 * round);
+    uint32_t n = 1 + round % LAYER_T;
+    put(memory, &host, sizeof host);
+    put(count, &n, sizeof n);
+    CU(GraphLaunch(instance, stream));
+    CU(StreamSynchronize(stream));
+    get(&result, memory, sizeof result);
+    host.route_args.n_tokens = host.experts_args.n_tokens = n;
+    agree(MOI_OP_MOE, &host, &result);
+    others += memcmp(before, result.ids, sizeof before) != 0;
+    memcpy(before, result.ids, sizeof before);
+  }
+  assert_true(others > 1); /* the routing did change */
+  CU(GraphExecDestroy(instance));
+  CU(GraphDestroy(graph));
+  CU(StreamDestroy(stream));
+  drop(room);
+  drop(count);
+  drop(memory);
+  leave();
+}
+
+static void test_contexts(void **state) {
+  (void)state;
+  uint32_t count = 0;
+  moi_context *other = NULL;
+  moi_device_info info = MOI_DEVICE_INFO_INIT;
+  passes(moi_device_count(MOI_BACKEND_CUDA, &count));
+  assert_true(count > 0);
+  passes(moi_device_get(MOI_BACKEND_CUDA, 0, &info));
+  assert_true(info.name[0] && info.n_workers && info.memory && strstr(info.features, "sm_"));
+  refused(moi_device_get(MOI_BACKEND_CUDA, count, &info), MOI_NO_DEVICE, "devices");
+  refused(open_with(count, NULL, &other), MOI_NO_DEVICE, "desc->device");
+
+  moi_cuda_context engine = MOI_CUDA_CONTEXT_INIT;
+  refused(open_with(0, &engine.chain, &other), MOI_INVALID_ARGUMENT, "context is null");
+  engine.context = here.context;
+  refused(open_with(1, &engine.chain, &other), MOI_INVALID_ARGUMENT, "desc->device");
+  moi_chain unknown = {0x7777, 0, NULL};
+  refused(open_with(0, &unknown, &other), MOI_UNSUPPORTED, "0x7777");
+  engine.chain.next = &unknown;
+  refused(open_with(0, &engine.chain, &other), MOI_INVALID_ARGUMENT, "nothing behind it");
+  engine.chain.next = NULL;
+  passes(open_with(0, &engine.chain, &other));
+  moi_cuda_handles_out h = MOI_CUDA_HANDLES_INIT;
+  passes(moi_cuda_handles(other, &h));
+  assert_ptr_equal(h.context, here.context);
+  moi_context_destroy(other);
+
+  moi_context *cpu = open_cpu(1);
+  refused(moi_cuda_handles(cpu, &h), MOI_INVALID_ARGUMENT, "MOI_BACKEND_CUDA");
+  moi_context_destroy(cpu);
+  refused(moi_cuda_handles(NULL, &h), MOI_INVALID_ARGUMENT, "MOI_BACKEND_CUDA");
+}
+
+/* What was current is current again: here nothing. */
+static void test_the_current_context_stays(void **state) {
+  (void)state;
+  static layer device;
+  moi_cu_context popped;
+  enter();
+  moi_buffer memory = take(sizeof(layer));
+  layer_make(&device);
+  to_device(&device, memory);
+  leave();
+  moi_context *other = NULL;
+  moi_plan *plan = NULL;
+  passes(open_with(0, NULL, &other));
+  assert_true(cu->CtxPop(&popped) != 0);
+  passes(layer_plan(&device, MOI_OP_EXPERTS, other, &plan));
+  assert_true(cu->CtxPop(&popped) != 0);
+  enter();
+  moi_buffer room = take_room(plan);
+  leave();
+  passes(layer_run(&device, MOI_OP_EXPERTS, plan, room));
+  assert_true(cu->CtxPop(&popped) != 0);
+  enter();
+  CU(StreamSynchronize(NULL));
+  leave();
+  moi_plan_destroy(plan);
+  moi_context_destroy(other);
+  assert_true(cu->CtxPop(&popped) != 0);
+  enter();
+  drop(room);
+  drop(memory);
+  leave();
+}
+
+/* Many threads run one plan, each on a stream and memory of its own. */
+enum { THREADS = 4, ROUNDS = 5 };
+static moi_plan *shared_plan;
+
+static void *run_some(void *arg) {
+  layer host, device, result;
+  moi_cu_stream stream;
+  int *good = arg;
+  enter();
+  moi_buffer memory = take(sizeof(layer)), room = take_room(shared_plan);
+  CU(StreamCreate(&stream, 1));
+  for (uint32_t i = 0; i < ROUNDS; i++) {
+    layer_make(&host);
+    layer_fill(host.x, LAYER_T * LAYER_H, 3 * i + (uint32_t)*good);
+    device = host;
+    moi_buffer *views[LAYER_VIEWS];
+    put(memory, &device, sizeof device);
+    layer_views(&device, views);
+    for (size_t v = 0; v < LAYER_VIEWS; v++) /* of `host`, whose copy this is */
+      if (views[v]->ptr) views[v]->ptr = (uint8_t *)memory.ptr + ((uint8_t *)views[v]->ptr - (uint8_t *)&host);
+    passes(layer_run_on(&device, MOI_OP_EXPERTS, shared_plan, room, (moi_queue){stream}));
+    CU(StreamSynchronize(stream));
+    get(&result, memory, sizeof result);
+    agree(MOI_OP_EXPERTS, &host, &result);
+  }
+  CU(StreamDestroy(stream));
+  drop(room);
+  drop(memory);
+  leave();
+  *good = -1;
+  return NULL;
+}
+
+static void test_threads_run_one_plan(void **state) {
+  (void)state;
+  static layer l;
+  pthread_t threads[THREADS];
+  int good[THREADS];
+  layer_make(&l);
+  passes(layer_plan(&l, MOI_OP_EXPERTS, context, &shared_plan));
+  for (int i = 0; i < THREADS; i++) {
+    good[i] = 11 * i;
+    assert_int_equal(pthread_create(&threads[i], NULL, run_some, &good[i]), 0);
+  }
+  for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+  for (int i = 0; i < THREADS; i++) assert_int_equal(good[i], -1);
+  moi_plan_destroy(shared_plan);
+}
+
+static void test_refused_views(void **state) {
+  (void)state;
+  static layer device;
+  enter();
+  moi_buffer memory = take(sizeof(layer));
+  layer_make(&device);
+  to_device(&device, memory);
+  moi_plan *plan = NULL;
+  passes(layer_plan(&device, MOI_OP_EXPERTS, context, &plan));
+  moi_buffer room = take_room(plan), none = moi_ptr(NULL, 0), small = room, crooked = room;
+  small.size--;
+  crooked.offset = 4;
+  refused(layer_run(&device, MOI_OP_EXPERTS, plan, none), MOI_INVALID_ARGUMENT, "workspace");
+  refused(layer_run(&device, MOI_OP_EXPERTS, plan, small), MOI_INVALID_ARGUMENT, "workspace");
+  refused(layer_run(&device, MOI_OP_EXPERTS, plan, crooked), MOI_INVALID_ARGUMENT, "aligned");
+  moi_buffer kept = device.experts_args.input;
+  device.experts_args.input = (moi_buffer){.handle = 1, .size = kept.size};
+  refused(layer_run(&device, MOI_OP_EXPERTS, plan, room), MOI_INVALID_ARGUMENT, "reads ptr");
+  device.experts_args.input = kept;
+  device.experts_args.n_tokens = 0; /* nothing to do is done */
+  passes(layer_run(&device, MOI_OP_EXPERTS, plan, room));
+  moi_plan_destroy(plan);
+  drop(room);
+  drop(memory);
+  leave();
+}
+
+/* Whatever call fails first: a status, a text, and nothing left behind. */
+static void test_every_call_may_fail(void **state) {
+  (void)state;
+  if (!fail_at) skip();
+  static layer device;
+  enter();
+  moi_buffer memory = take(sizeof(layer)), room = {0};
+  layer_make(&device);
+  to_device(&device, memory);
+  int failures = 0, done = 0;
+  int64_t before = live;
+  for (int nth = 1; !done; nth++) {
+    moi_context *other = NULL;
+    moi_plan *plan = NULL;
+    assert_true(nth < 200);
+    fail_at(nth);
+    moi_status status = open_with(0, NULL, &other);
+    if (!status) status = layer_plan(&device, MOI_OP_MOE, other, &plan);
+    if (!status && !room.ptr) {
+      fail_at(0);
+      room = take_room(plan);
+      fail_at(1); /* the first launch */
+    }
+    if (!status) status = layer_run(&device, MOI_OP_MOE, plan, room);
+    fail_at(0);
+    if (status) refused(status, MOI_OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"), failures++;
+    else done = 1;
+    moi_plan_destroy(plan);
+    moi_context_destroy(other);
+    assert_int_equal(live, before);
+  }
+  assert_true(failures > 10);
+  drop(room);
+  drop(memory);
+  leave();
+}
+
+static void test_old_devices(void **state) {
+  (void)state;
+  if (!claim) skip();
+  moi_context *other = NULL;
+  claim(70);
+  refused(open_with(0, NULL, &other), MOI_UNSUPPORTED, "7.5 is needed");
+  moi_cuda_context engine = MOI_CUDA_CONTEXT_INIT;
+  engine.context = here.context;
+  refused(open_with(0, &engine.chain, &other), MOI_UNSUPPORTED, "7.5 is needed");
+  claim(0);
+}
+
+int main(void) {
+  uint32_t count;
+  if (moi_device_count(MOI_BACKEND_CUDA, &count)) {
+    printf("skipped: %s\n", moi_last_error());
+    return 77;
+  }
+  if (moi_cu_load("the test", &cu)) return 1;
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_ops_agree_with_the_cpu), cmocka_unit_test(test_a_graph_is_launched_again),
+      cmocka_unit_test(test_contexts),               cmocka_unit_test(test_the_current_context_stays),
+      cmocka_unit_test(test_threads_run_one_plan),   cmocka_unit_test(test_refused_views),
+      cmocka_unit_test(test_every_call_may_fail),    cmocka_unit_test(test_old_devices),
+  };
+  return cmocka_run_group_tests(tests, open_shared, close_shared);
+}
+
+#else
+
+int main(void) {
+  printf("skipped: this build has no CUDA backend\n");
+  return 77;
+}
+
+#endif
