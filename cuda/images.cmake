@@ -17,6 +17,10 @@ function(moi_cuda_images)
   endforeach()
   list(GET MOI_CUDA_ARCHITECTURES -1 last)
   list(APPEND code "-gencode=arch=compute_${last},code=compute_${last}")
+  set(strict)
+  if(MOI_WERROR) # registers that spill, arrays in local memory: not in this library's kernels
+    set(strict -Werror=all-warnings -Xptxas=-warn-spills,-warn-lmem-usage,-Werror)
+  endif()
   set(text "#include \"cuda/images.h\"\n\n")
   set(table "")
   set(outputs)
@@ -42,7 +46,7 @@ function(moi_cuda_images)
       set(output "${folder}/${full}.fatbin")
       # -fmad=false: the same source gives the same bits as from every other compiler; what wants FMA says so
       add_custom_command(OUTPUT "${output}" VERBATIM
-                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -diag-suppress=550 -compress-mode=size ${code} ${define}
+                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -diag-suppress=550 -compress-mode=size ${strict} ${code} ${define}
                                  -I "${PROJECT_SOURCE_DIR}" -MD -MF "${output}.d" -MT "${output}"
                                  -o "${output}" "${kernel}"
                          DEPENDS "${kernel}" DEPFILE "${output}.d" COMMENT "CUDA ${full}")

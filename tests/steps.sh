@@ -110,7 +110,7 @@ compile_cross() {
   local generator=()
   [ -e "$build/CMakeCache.txt" ] || generator=(-G Ninja)
   cmake -S "$root" -B "$build" "${generator[@]}" -DCMAKE_TOOLCHAIN_FILE="$toolchain" "-D$1=$libraries" \
-    -DMOI_TESTS=ON -DMOI_BENCH=ON -DMOI_VULKAN=OFF -DMOI_WERROR=ON && cmake --build "$build" -j "$jobs"
+    -DMOI_TESTS=ON -DMOI_BENCH=ON -DMOI_VULKAN=OFF -DMOI_CUDA=OFF -DMOI_WERROR=ON && cmake --build "$build" -j "$jobs"
 }
 
 finish() {

@@ -36,6 +36,7 @@ const unsigned char *moi_emulated_meet(const char *what, const void *value, size
   static char name##_key;                                                                                              \
   type *const name = (type *)moi_emulated_shared(&name##_key, (n) * sizeof(type))
 #define MOI_UNROLL
+#define MOI_ROLLED
 
 typedef struct moi_u4 { unsigned x, y, z, w; } __attribute__((aligned(16))) moi_u4;
 typedef struct moi_f4 { float x, y, z, w; } __attribute__((aligned(16))) moi_f4;
@@ -68,6 +69,7 @@ MOI_DEVICE unsigned moi_ballot(int condition) {
   for (unsigned i = 0; i < 32; i++) r |= (unsigned)all[64 * i] << i;
   return r;
 }
+MOI_DEVICE void moi_keep_order(void) {}
 MOI_DEVICE unsigned moi_atomic_add(unsigned *p, unsigned v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 
 #endif

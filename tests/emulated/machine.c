@@ -50,6 +50,7 @@ static _Thread_local struct machine {
   warp warps[MAX_THREADS / 32];
   shared shared[MAX_SHARED];
   unsigned n_shared, n, done, waiting, current;
+  unsigned long long random;
   const moi_emulated_kernel *kernel;
   const void *args;
 } *m;
@@ -175,6 +176,11 @@ const unsigned char *moi_emulated_meet(const char *what, const void *value, size
 
 /* ---- a block, a launch */
 
+static unsigned random_below(unsigned n) { /* the same numbers in every run of the program */
+  m->random = m->random * 6364136223846793005ull + 1442695040888963407ull;
+  return (unsigned)((m->random >> 33) % n);
+}
+
 static void run_block(unsigned x, unsigned y, unsigned grid_x, unsigned grid_y) {
   m->done = m->waiting = 0;
   memset(m->warps, 0, sizeof m->warps);
@@ -185,8 +191,10 @@ static void run_block(unsigned x, unsigned y, unsigned grid_x, unsigned grid_y) 
   }
   moi_emulated_now = (moi_emulated_thread){0, x, y, grid_x, grid_y};
   while (m->done < m->n) {
-    unsigned ran = 0;
-    for (unsigned i = 0; i < m->n; i++) {
+    /* threads take turns in ever other orders: what is right only if one comes before another does not stay unseen */
+    unsigned ran = 0, first = random_below(m->n), backwards = random_below(2);
+    for (unsigned turn = 0; turn < m->n; turn++) {
+      unsigned i = (first + (backwards ? m->n - turn : turn)) % m->n;
       if (m->fibers[i].state != READY) continue;
       m->current = moi_emulated_now.thread = i;
       go(&m->scheduler, &m->fibers[i], 0);

@@ -27,7 +27,7 @@ fi
 generator=()
 [ -e "$build/CMakeCache.txt" ] || generator=(-G Ninja)
 # All accesses of the library's own code are checked; what the compiler traces is what the fuzzer learns from.
-if ! { CC=clang CXX=clang++ cmake -S "$root" -B "$build" "${generator[@]}" -DMOI_FUZZ=ON -DMOI_VULKAN=OFF -DMOI_TESTS=OFF -DMOI_BENCH=OFF \
+if ! { CC=clang CXX=clang++ cmake -S "$root" -B "$build" "${generator[@]}" -DMOI_FUZZ=ON -DMOI_VULKAN=OFF -DMOI_CUDA=OFF -DMOI_TESTS=OFF -DMOI_BENCH=OFF \
   -DMOI_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_FLAGS=-fsanitize=fuzzer-no-link \
   -DCMAKE_C_FLAGS_DEBUG="-O1 -g" &&
   cmake --build "$build" -j "$(nproc)"; } >"$build/build.log" 2>&1; then
