@@ -6,9 +6,9 @@
 enum {
   WARP_CLASSES = 1024, /* that a warp selects from; a block where there are more */
   WARP_GROUPS = 64,
-  WARPS = 4,           /* tokens of a block of select_256 and select_1024 */
-  ANY_BLOCKS = 256,    /* of select_any where each needs keys in the workspace */
-  SORTED_TOKENS = 32   /* that are selected and sorted in one launch: one multiprocessor works on all of them */
+  WARPS = 4,         /* tokens of a block of select_256 and select_1024 */
+  ANY_BLOCKS = 256,  /* of select_any where each needs keys in the workspace */
+  SORTED_TOKENS = 32 /* that are selected and sorted in one launch: one multiprocessor works on all of them */
 };
 enum { PREPARE_THREADS = 256, SELECT_THREADS = 128, ANY_THREADS = 256, SELECT_SORT_THREADS = 256 };
 

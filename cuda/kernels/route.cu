@@ -252,7 +252,8 @@ MOI_DEVICE void limit_groups(const moi_cu_select_args *a, const shared *m, const
 }
 
 /* The best of the classes first, first + step, ...: key and number; 0 and NONE if none is left. */
-MOI_DEVICE void best_from(const unsigned *keys, unsigned first, unsigned step, unsigned n, unsigned *key, unsigned *at) {
+MOI_DEVICE void best_from(const unsigned *keys, unsigned first, unsigned step, unsigned n, unsigned *key,
+                          unsigned *at) {
   *key = 0u;
   *at = NONE;
   for (unsigned i = first; i < n; i += step) {
@@ -262,7 +263,8 @@ MOI_DEVICE void best_from(const unsigned *keys, unsigned first, unsigned step, u
 }
 
 /* Class `at` is chosen: its owner's best is another now. */
-MOI_DEVICE void take(const shared *m, const unsigned threads, unsigned n, unsigned at, unsigned *best, unsigned *best_at) {
+MOI_DEVICE void take(const shared *m, const unsigned threads, unsigned n, unsigned at, unsigned *best,
+                     unsigned *best_at) {
   unsigned me = member(threads), owner = at % threads;
   if (me == owner) m->keys[at] = 0u;
   if (threads == 32u || n <= 8u * threads) {
@@ -374,8 +376,8 @@ MOI_DEVICE void select_token(const moi_cu_select_args *a, const shared *m, unsig
   for (unsigned j = me; j < k; j += threads) {
     float weight = 0.0f;
     if (slot_id[j] != NONE)
-      weight = score == SPARSEMIXER ? moi_bits_f32(slot_weight[j])
-                                    : score_of(score, value_of(slot_key[j]), top, inverse);
+      weight =
+          score == SPARSEMIXER ? moi_bits_f32(slot_weight[j]) : score_of(score, value_of(slot_key[j]), top, inverse);
     slot_weight[j] = moi_f32_bits(weight);
     sum += weight;
   }

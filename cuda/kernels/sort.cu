@@ -35,37 +35,22 @@ MOI_KERNEL(groups, 256, moi_cu_sort_args) {
   MOI_SHARED(unsigned, partial, MOI_SORT_PARTIALS);
   unsigned thread = moi_thread(), n_slots = moi_slots_of(a), n_class = a->n_class;
   unsigned each = (n_class + THREADS - 1u) / THREADS, c0 = thread * each;
-  unsigned sum[3] = {0u, 0u, 0u}, total[3];
+  unsigned at = 0, end;
   for (unsigned c = c0; c < c0 + each && c < n_class; c++) {
     unsigned from = clamped(a->ids[c], n_slots), to = clamped(a->ids[c + 1u], n_slots), most = from > to ? from : to;
-    if (most > sum[0]) sum[0] = most;
+    if (most > at) at = most;
   }
-  moi_scan(partial, sum, total, 1);
+  moi_scan(partial, &at, &end, 1u, 1);
   if (thread == 0u) {
     a->ends[0] = clamped(a->ids[0], n_slots);
-    a->ends[1] = total[0];
+    a->ends[1] = end;
   }
-  unsigned at = sum[0];
-  sum[0] = 0u;
   for (unsigned c = c0; c < c0 + each && c < n_class; c++) {
     unsigned from = clamped(a->ids[c], n_slots), to = clamped(a->ids[c + 1u], n_slots);
     if (from < at) from = at;
     at = to > from ? to : from;
     a->offsets[c] = from;
     a->counts[c] = at - from;
-    sum[1] += moi_items_of(a, c, at - from, 0u);
-    sum[2] += moi_items_of(a, c, at - from, 1u);
   }
-  moi_scan(partial, sum, total, 0);
-  for (unsigned i = 0; i < each; i++) {
-    unsigned c = c0 + i, there = c < n_class, n = there ? a->counts[c] : 0u, first = there ? a->offsets[c] : 0u;
-    unsigned few = moi_items_of(a, c, n, 0u), many = moi_items_of(a, c, n, 1u);
-    if (a->items[0]) moi_make_items(a, few ? sum[1] : sum[2], c, first, few + many ? n : 0u);
-    sum[1] += few;
-    sum[2] += many;
-  }
-  if (thread == 0u && a->items[0]) {
-    *a->n_items[0] = total[1];
-    *a->n_items[1] = total[2];
-  }
+  moi_make_all_items(a, partial, c0, each);
 }

@@ -13,14 +13,15 @@
 #define MOI_SORT_THREADS 256u
 #define MOI_SORT_WARPS (MOI_SORT_THREADS / 32u)
 #define MOI_SORT_WORDS 8192u  /* of shared memory, for a row of totals and a row of cursors for each warp */
-#define MOI_SORT_PARTIALS 24u /* of shared memory, for moi_scan */
+#define MOI_SORT_PARTIALS 16u /* of shared memory, for moi_scan */
 
-/* The sums over the threads before this one of three numbers (largest: the maximum, of the first); totals: over all. */
-MOI_DEVICE void moi_scan(unsigned *partial, unsigned v[3], unsigned total[3], int largest) {
+/* The sums over the threads before this one, or the largest of them, of n numbers (a constant, at most 2); total: over all
+ * threads. */
+MOI_DEVICE void moi_scan(unsigned *partial, unsigned *v, unsigned *total, const unsigned n, const int largest) {
   unsigned lane = moi_lane(), warp = moi_warp();
   moi_sync(); /* partial has been read */
   MOI_UNROLL
-  for (unsigned i = 0; i < 3u; i++) {
+  for (unsigned i = 0; i < n; i++) {
     MOI_UNROLL
     for (unsigned step = 1u; step < 32u; step *= 2u) {
       unsigned before = moi_from_u32(v[i], lane - step);
@@ -35,7 +36,7 @@ MOI_DEVICE void moi_scan(unsigned *partial, unsigned v[3], unsigned total[3], in
   }
   moi_sync();
   MOI_UNROLL
-  for (unsigned i = 0; i < 3u; i++) {
+  for (unsigned i = 0; i < n; i++) {
     for (unsigned w = 0; w < MOI_SORT_WARPS; w++) {
       unsigned other = partial[i * MOI_SORT_WARPS + w];
       if (w < warp) v[i] = largest ? (other > v[i] ? other : v[i]) : v[i] + other;
@@ -60,11 +61,6 @@ MOI_DEVICE void moi_cut(unsigned *from, unsigned *to, unsigned i, unsigned n) {
 
 /* ---- work items */
 
-MOI_DEVICE unsigned moi_items_of(const moi_cu_sort_args *a, unsigned c, unsigned n, unsigned which) {
-  if (!a->items[0] || c >= a->n_experts || (n <= a->m_max ? 0u : 1u) != which) return 0u;
-  return (n + a->m_tile[which] - 1u) / a->m_tile[which];
-}
-
 MOI_DEVICE void moi_write_items(const moi_cu_sort_args *a, unsigned at, unsigned c, unsigned first, unsigned n,
                                 unsigned from, unsigned step) {
   unsigned which = n <= a->m_max ? 0u : 1u, tile = a->m_tile[which], n_items = (n + tile - 1u) / tile;
@@ -76,7 +72,7 @@ MOI_DEVICE void moi_write_items(const moi_cu_sort_args *a, unsigned at, unsigned
   }
 }
 
-/* The items of class c; by all lanes of a warp, each with a class or with n = 0. A class of many has all lanes write. */
+/* The items of class c, by all lanes of a warp, each with a class or with n = 0: lanes together where a class has many. */
 MOI_DEVICE void moi_make_items(const moi_cu_sort_args *a, unsigned at, unsigned c, unsigned first, unsigned n) {
   unsigned tile = a->m_tile[n <= a->m_max ? 0u : 1u], many = n > 4u * tile;
   if (n && !many) moi_write_items(a, at, c, first, n, 0u, 1u);
@@ -86,6 +82,29 @@ MOI_DEVICE void moi_make_items(const moi_cu_sort_args *a, unsigned at, unsigned 
     unsigned first_l = moi_from_u32(first, l), n_l = moi_from_u32(n, l);
     moi_write_items(a, at_l, c_l, first_l, n_l, moi_lane(), 32u);
     left &= left - 1u;
+  }
+}
+
+/* All items, by a block whose thread has written counts and offsets of classes c0 .. c0 + each - 1. */
+MOI_DEVICE void moi_make_all_items(const moi_cu_sort_args *a, unsigned *partial, unsigned c0, unsigned each) {
+  unsigned sum[2] = {0u, 0u}, total[2], n_experts = a->n_experts;
+  for (unsigned c = c0; c < c0 + each && c < n_experts; c++) {
+    unsigned n = a->counts[c], which = n <= a->m_max ? 0u : 1u,
+             n_items = (n + a->m_tile[which] - 1u) / a->m_tile[which];
+    sum[0] += which ? 0u : n_items;
+    sum[1] += which ? n_items : 0u;
+  }
+  moi_scan(partial, sum, total, 2u, 0);
+  if (moi_thread() == 0u) {
+    *a->n_items[0] = total[0];
+    *a->n_items[1] = total[1];
+  }
+  for (unsigned i = 0; i < each; i++) {
+    unsigned c = c0 + i, n = c < n_experts ? a->counts[c] : 0u, first = c < n_experts ? a->offsets[c] : 0u;
+    unsigned which = n <= a->m_max ? 0u : 1u, n_items = (n + a->m_tile[which] - 1u) / a->m_tile[which];
+    moi_make_items(a, which ? sum[1] : sum[0], c, first, n);
+    sum[0] += which ? 0u : n_items;
+    sum[1] += which ? n_items : 0u;
   }
 }
 
@@ -126,38 +145,25 @@ MOI_DEVICE void moi_sort_slots(const moi_cu_sort_args *a, unsigned *words, unsig
   }
   moi_sync();
 
-  /* where each class begins, and its items */
-  unsigned each = (n_class + MOI_SORT_THREADS - 1u) / MOI_SORT_THREADS, c0 = thread * each;
-  unsigned sum[3] = {0u, 0u, 0u}, total[3];
+  /* where each class begins */
+  unsigned each = (n_class + MOI_SORT_THREADS - 1u) / MOI_SORT_THREADS, c0 = thread * each, sum = 0, total;
+  for (unsigned c = c0; c < c0 + each && c < n_class; c++) sum += totals[c];
+  moi_scan(partial, &sum, &total, 1u, 0);
+  if (thread == 0u && block == 0u) a->offsets[n_class] = total;
+  if (a->permutation)
+    for (unsigned s = total + block * MOI_SORT_THREADS + thread; s < a->n_tokens * a->top_k;
+         s += a->n_blocks * MOI_SORT_THREADS)
+      a->permutation[s] = ~0u;
   for (unsigned c = c0; c < c0 + each && c < n_class; c++) {
-    sum[0] += totals[c];
-    sum[1] += moi_items_of(a, c, totals[c], 0u);
-    sum[2] += moi_items_of(a, c, totals[c], 1u);
-  }
-  moi_scan(partial, sum, total, 0);
-  for (unsigned i = 0; i < each; i++) {
-    unsigned c = c0 + i, there = c < n_class, n = there ? totals[c] : 0u, few = 0, many = 0;
-    if (there) {
-      for (unsigned r = 0; r < rows; r++) cursors[r * n_class + c] += sum[0];
-      if (held && block == 0u) {
-        a->offsets[c] = sum[0];
-        a->counts[c] = n;
-      }
-      few = moi_items_of(a, c, n, 0u);
-      many = moi_items_of(a, c, n, 1u);
+    for (unsigned r = 0; r < rows; r++) cursors[r * n_class + c] += sum;
+    unsigned n = totals[c];
+    if (held && block == 0u) {
+      a->offsets[c] = sum;
+      a->counts[c] = n;
     }
-    if (a->items[0] && block == 0u) moi_make_items(a, few ? sum[1] : sum[2], c, sum[0], few + many ? n : 0u);
-    sum[0] += n;
-    sum[1] += few;
-    sum[2] += many;
+    sum += n;
   }
-  if (thread == 0u && block == 0u) {
-    a->offsets[n_class] = total[0];
-    if (a->items[0]) {
-      *a->n_items[0] = total[1];
-      *a->n_items[1] = total[2];
-    }
-  }
+  if (a->items[0] && block == 0u) moi_make_all_items(a, partial, c0, each);
   moi_sync();
 
   unsigned next = from + lane < to ? (unsigned)a->ids[from + lane] : ~0u, below = (1u << lane) - 1u;
@@ -170,10 +176,6 @@ MOI_DEVICE void moi_sort_slots(const moi_cu_sort_args *a, unsigned *words, unsig
     moi_sync_warp();
     if (id != ~0u && a->permutation) a->permutation[place + moi_bits(same & below)] = s;
   }
-  if (a->permutation)
-    for (unsigned s = total[0] + block * MOI_SORT_THREADS + thread; s < a->n_tokens * a->top_k;
-         s += a->n_blocks * MOI_SORT_THREADS)
-      a->permutation[s] = ~0u;
   if (held) return;
   moi_sync();
   for (unsigned c = thread; c < n_class; c += MOI_SORT_THREADS) a->offsets[c] -= a->counts[c];
