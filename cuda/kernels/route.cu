@@ -1,8 +1,8 @@
-/* Routing: rows for the router, and selection of a token's experts from its logits: the steps of moi_route_desc's comment,
- * for every model's rule. A warp selects for a token, a block where classes or groups are many.
+/* Routing: rows for the router, and selection of a token's experts from its logits: the steps of moi_route_desc's
+ * comment, for every model's rule. A warp selects for a token, a block where classes or groups are many.
  *
- * Values are held as keys, uints in the values' order; 0, below all of them, is a class that cannot be chosen. Class i is
- * the thread i % threads's, which remembers the best of its own: a round of the arg max reduces those, and only the
+ * Values are held as keys, uints in the values' order; 0, below all of them, is a class that cannot be chosen. Class i
+ * is the thread i % threads's, which remembers the best of its own: a round of the arg max reduces those, and only the
  * winner's classes are looked through again. Rules are branches that all threads take alike. */
 #include "cuda/args.h"
 #include "cuda/device/convert.h"

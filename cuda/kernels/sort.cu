@@ -1,5 +1,5 @@
-/* sort: slots by class, with work items; where they are many, in parts that sort_count has counted before. groups: the same
- * for rows that come sorted, as offsets say. */
+/* sort: slots by class, with work items; where they are many, in parts that sort_count has counted before. groups: the
+ * same for rows that come sorted, as offsets say. */
 #include "cuda/kernels/sort.h"
 
 #define THREADS MOI_SORT_THREADS

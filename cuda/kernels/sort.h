@@ -1,9 +1,9 @@
 /* Slots sorted by class, and the work items of the grouped GEMMs. A slot's place follows from its class and its number:
  * the permutation is stable, whatever the number of blocks and the order of atomics.
  *
- * The slots are cut into consecutive parts for blocks, and those for warps. Each warp's count of a class becomes, summed up
- * over the warps and blocks before it and the classes before it, the place of its next slot of that class: its cursor. A
- * warp goes through its part 32 slots at a time, without a barrier. */
+ * The slots are cut into consecutive parts for blocks, and those for warps. Each warp's count of a class becomes, summed
+ * up over the warps and blocks before it and the classes before it, the place of its next slot of that class: its
+ * cursor. A warp goes through its part 32 slots at a time, without a barrier. */
 #ifndef MOI_CUDA_SORT_H
 #define MOI_CUDA_SORT_H
 
@@ -15,8 +15,8 @@
 #define MOI_SORT_WORDS 8192u  /* of shared memory, for a row of totals and a row of cursors for each warp */
 #define MOI_SORT_PARTIALS 16u /* of shared memory, for moi_scan */
 
-/* The sums over the threads before this one, or the largest of them, of n numbers (a constant, at most 2); total: over all
- * threads. */
+/* The sums over the threads before this one, or the largest of them, of n numbers (a constant, at most 2); total: over
+ * all threads. */
 MOI_DEVICE void moi_scan(unsigned *partial, unsigned *v, unsigned *total, const unsigned n, const int largest) {
   unsigned lane = moi_lane(), warp = moi_warp();
   moi_sync(); /* partial has been read */
@@ -72,7 +72,7 @@ MOI_DEVICE void moi_write_items(const moi_cu_sort_args *a, unsigned at, unsigned
   }
 }
 
-/* The items of class c, by all lanes of a warp, each with a class or with n = 0: lanes together where a class has many. */
+/* The items of class c, by all lanes of a warp, each with a class or with n = 0: lanes together where it has many. */
 MOI_DEVICE void moi_make_items(const moi_cu_sort_args *a, unsigned at, unsigned c, unsigned first, unsigned n) {
   unsigned tile = a->m_tile[n <= a->m_max ? 0u : 1u], many = n > 4u * tile;
   if (n && !many) moi_write_items(a, at, c, first, n, 0u, 1u);
