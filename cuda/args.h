@@ -39,18 +39,59 @@ typedef struct moi_cu_gemm_args {
   float alpha, limit;
 } moi_cu_gemm_args;
 
-/* sort, groups */
+/* sort_count, sort, groups */
 typedef struct moi_cu_sort_args {
   const int32_t *ids;              /* sort: [n_tokens, top_k]; groups: offsets [n_class + 1] */
   const uint32_t *n_tokens_device; /* or null */
   uint32_t *counts, *offsets;      /* [n_class], [n_class + 1] */
-  uint32_t *permutation;           /* [n_tokens * top_k]; sort alone */
+  uint32_t *permutation;           /* [n_tokens * top_k]; sort alone; may be null */
+  uint32_t *histograms;            /* [n_blocks, n_class]: slots of each class in a block's part; if n_blocks > 1 */
   uint32_t *n_items[2];            /* of few rows, of many; null: none are wanted */
   moi_cu_item *items[2];
   uint32_t *ends; /* groups: first and end row of all groups */
   uint32_t n_tokens, top_k, n_class, n_experts;
-  uint32_t m_max, m_tile[2], reserved;
+  uint32_t m_max, m_tile[2];
+  uint32_t n_blocks; /* that share the slots: the grid of sort_count and sort */
 } moi_cu_sort_args;
+
+/* route_prepare */
+typedef struct moi_cu_route_prepare_args {
+  const void *input, *norm_weight; /* norm_weight null: no norm */
+  float *rows;                     /* n_tokens rows of ldx floats, zero behind k */
+  const uint32_t *n_tokens_device; /* or null */
+  uint32_t n_tokens, k, ldx, stride;
+  uint32_t input_type, norm_type;
+  float eps, scale;
+} moi_cu_route_prepare_args;
+
+/* select_256, select_1024, select_any. Score, renorm, group_score are moiety.h's values; null: the rule has none. */
+typedef struct moi_cu_select_args {
+  const void *input; /* logits, rows of `stride` */
+  const void *router_bias;
+  const float *select_bias, *select_bias_alt;
+  const uint8_t *alt_mask;
+  const float *expert_scale;
+  const int32_t *hash_table, *token_ids;
+  const uint32_t *n_tokens_device;
+  int32_t *ids;
+  float *weights, *logits_out;
+  uint32_t *keys; /* select_any: [blocks, n_class] where n_class is more than MOI_CU_SELECT_HELD */
+  uint32_t n_tokens, top_k, n_class, stride;
+  uint32_t input_type, bias_type, logits_type, weight_type;
+  uint32_t score, renorm, group_score, n_group;
+  uint32_t topk_group, vocab;
+  float renorm_eps, scale, logit_scale, logit_softcap, jitter;
+  uint32_t reserved;
+} moi_cu_select_args;
+
+/* Classes whose keys select_any holds in shared memory. */
+enum { MOI_CU_SELECT_HELD = 8192 };
+
+/* select_sort: selection of a few tokens, then their slots sorted, by one block */
+typedef struct moi_cu_select_sort_args {
+  moi_cu_select_args select;
+  moi_cu_sort_args sort;
+} moi_cu_select_sort_args;
 
 /* prepare */
 typedef struct moi_cu_prepare_args {

@@ -75,11 +75,17 @@ static inline uint32_t moi_cu_fill(const moi_cu_run *r, uint64_t work) {
 /* Rows of activations in the workspace are fp32, this many floats apart, zero behind k. */
 static inline uint32_t moi_cu_kp(uint32_t k) { return (k + 31) & ~31u; }
 
-/* Slots by class, then by number: moi_route_args' counts, offsets and permutation, all three there. Slots of tokens from
- * min(n_tokens, *n_tokens_device) on, and ids outside 0..n_class-1, are in no class; the permutation's entries behind the
- * last are -1. args: without items. */
-moi_status moi_cu_sort_plan(const char *function, const moi_plan *plan, moi_cu_function *out);
-void moi_cu_sort(moi_cu_run *r, moi_cu_function function, const moi_cu_sort_args *args);
+/* Slots by class, then by number: moi_route_args' counts, offsets and permutation, the first two there. Slots of tokens
+ * from min(n_tokens, *n_tokens_device) on, and ids outside 0..n_class-1, are in no class; the permutation's entries behind
+ * the last are -1. One launch for few slots, two for many, by the host's n_tokens; the result is the same. */
+typedef struct moi_cu_sort_state {
+  moi_cu_function count, sort;
+} moi_cu_sort_state;
+moi_status moi_cu_sort_plan(const char *function, const moi_plan *plan, moi_cu_sort_state *out);
+/* args->histograms for at most so many slots */
+uint32_t *moi_cu_sort_carve(moi_carve *carve, uint64_t slots, uint32_t n_class);
+/* args: all but n_blocks */
+void moi_cu_sort(moi_cu_run *r, const moi_cu_sort_state *state, moi_cu_sort_args *args);
 
 /* y[r, 0..n-1] = x[r] W^T, fp32, for rows 0..min(n_rows, *n_rows_device)-1 and one dense matrix W[n, k] (F32, F16, BF16). */
 typedef struct moi_cu_product {
@@ -115,7 +121,9 @@ moi_status moi_cu_gemm_choose(const char *function, moi_plan *plan, const char *
 typedef struct moi_cu_route_state {
   const moi_cu_kernel *select;
   moi_cu_gemm_state router; /* if hidden > 0 */
-  moi_cu_function prepare, select_function, sort;
+  moi_cu_function prepare, select_function;
+  moi_cu_function select_sort; /* null where a warp cannot select for a token */
+  moi_cu_sort_state sort;
 } moi_cu_route_state;
 
 typedef struct moi_cu_ffn_state {
@@ -133,7 +141,8 @@ typedef struct moi_cu_plan {
   moi_cu_route_state route;
   moi_cu_ffn_state ffn[2]; /* routed, shared */
   moi_cu_gemm_state gemm;
-  moi_cu_function sort, prepare, combine, store;
+  moi_cu_sort_state sort;
+  moi_cu_function groups, prepare, combine, store;
   moi_cu_attention_state attention;
 } moi_cu_plan;
 

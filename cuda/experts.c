@@ -170,7 +170,7 @@ void moi_cu_ffn_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi
       f[1].prepare = prepare_of(s, &run->shared.args, t, device, m.x[1], NULL, gate, plan->shared_gate_type, m.gate);
     fill_ffn(plan, run, &m, 1, NULL, one_x ? m.x[0] : m.x[1], &f[1]);
   }
-  moi_cu_groups_run(r, state->sort, &m.groups, ids, device, t, d->top_k, n_class, d->n_experts);
+  moi_cu_groups_sort(r, &state->sort, &m.groups, ids, device, t, d->top_k, n_class, d->n_experts);
   for (uint32_t i = 0; i < n_ffn; i++) moi_cu_prepare(r, state->prepare, &f[i].prepare);
   for (uint32_t i = 0; i < n_ffn; i++)
     moi_cu_gemm_run(r, &state->ffn[i].up, &f[i].up, i ? NULL : &m.groups, f[i].up.ldy, f[i].up.n_rows);

@@ -22,7 +22,7 @@ void moi_cu_gemm_count(const moi_plan *plan, moi_carve *c) {
 moi_status moi_cu_gemm_plan(const char *fn, moi_plan *plan, const char *forced, int *found) {
   moi_cu_plan *state = plan->state;
   moi_status status = moi_cu_gemm_choose(fn, plan, "gemm", plan->gemm.format, 0, forced, found, &state->gemm);
-  if (!status) status = moi_cu_function_get(fn, plan->context, "sort", "groups", &state->sort);
+  if (!status) status = moi_cu_function_get(fn, plan->context, "sort", "groups", &state->groups);
   if (!status) status = moi_cu_function_get(fn, plan->context, "rows", "prepare", &state->prepare);
   if (!status) status = moi_cu_function_get(fn, plan->context, "rows", "store_rows", &state->store);
   return status;
@@ -65,7 +65,7 @@ void moi_cu_bare_gemm_run(const moi_plan *plan, const moi_run *run, moi_cu_run *
                              .output_type = d->output_type,
                              .output_stride = run->gemm.output_stride,
                              .accumulate = (d->flags & MOI_EXPERTS_ACCUMULATE) != 0};
-  moi_cu_groups_run(r, state->sort, &m.groups, moi_view(run->gemm.offsets), NULL, rows, 1, d->n_experts, d->n_experts);
+  moi_cu_groups_given(r, state->groups, &m.groups, moi_view(run->gemm.offsets), rows, d->n_experts);
   moi_cu_prepare(r, state->prepare, &prepare);
   moi_cu_gemm_run(r, &state->gemm, &a, &m.groups, d->n, rows);
   moi_cu_launch(r, state->store, &store, moi_cu_ceil_div(d->n, 2 * MOI_CU_STORE_THREADS), moi_cu_min(rows, 65535),

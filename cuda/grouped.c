@@ -6,6 +6,14 @@
 
 enum { MAX_GRID_Y = 65535 };
 
+enum {
+  SORT_ALONE = 4096,   /* slots that one block sorts */
+  SORT_PART = 1024,    /* slots of a block, at least, where they are more */
+  SORT_CLASSES = 4096, /* more lie outside of shared memory, and are sorted by one block */
+  SORT_COUNTS = 32768,
+  SORT_BLOCKS = 256
+};
+
 moi_status moi_cu_gemm_choose(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
                               const char *forced, int *found, moi_cu_gemm_state *out) {
   moi_status status = moi_cu_choose(fn, plan, MOI_OP_GEMM, what, format, forced, found, &out->pick);
@@ -59,7 +67,10 @@ void moi_cu_groups_carve(moi_carve *c, const moi_cu_gemm_state *first, const moi
   g->counts = moi_take(c, n_class, 4);
   g->offsets = moi_take(c, (size_t)n_class + 1, 4);
   g->ends = moi_take(c, 2, 4);
-  g->permutation = offsets_given ? NULL : moi_take(c, (size_t)rows, 4);
+  if (!offsets_given) {
+    g->permutation = moi_take(c, (size_t)rows, 4);
+    g->histograms = moi_cu_sort_carve(c, rows, n_class);
+  }
   for (int i = 0; i < 2; i++) {
     g->max_items[i] = max_items(rows, n_experts, g->m_tile[i]);
     g->n_items[i] = moi_take(c, 1, 4);
@@ -67,23 +78,36 @@ void moi_cu_groups_carve(moi_carve *c, const moi_cu_gemm_state *first, const moi
   }
 }
 
-void moi_cu_groups_run(moi_cu_run *r, moi_cu_function function, const moi_cu_groups *g, const int32_t *ids,
-                       const uint32_t *n_tokens_device, uint32_t n_tokens, uint32_t top_k, uint32_t n_class,
-                       uint32_t n_experts) {
-  moi_cu_sort_args a = {.ids = ids,
-                        .n_tokens_device = n_tokens_device,
-                        .counts = g->counts,
-                        .offsets = g->offsets,
-                        .permutation = g->permutation,
-                        .n_items = {g->n_items[0], g->n_items[1]},
-                        .items = {g->items[0], g->items[1]},
-                        .ends = g->ends,
-                        .n_tokens = n_tokens,
-                        .top_k = top_k,
-                        .n_class = n_class,
-                        .n_experts = n_experts,
-                        .m_max = g->m_max,
-                        .m_tile = {g->m_tile[0], g->m_tile[1]}};
+static moi_cu_sort_args group_args(const moi_cu_groups *g, const int32_t *ids, uint32_t n_tokens, uint32_t top_k,
+                                   uint32_t n_class, uint32_t n_experts) {
+  return (moi_cu_sort_args){.ids = ids,
+                            .counts = g->counts,
+                            .offsets = g->offsets,
+                            .permutation = g->permutation,
+                            .histograms = g->histograms,
+                            .n_items = {g->n_items[0], g->n_items[1]},
+                            .items = {g->items[0], g->items[1]},
+                            .ends = g->ends,
+                            .n_tokens = n_tokens,
+                            .top_k = top_k,
+                            .n_class = n_class,
+                            .n_experts = n_experts,
+                            .m_max = g->m_max,
+                            .m_tile = {g->m_tile[0], g->m_tile[1]},
+                            .n_blocks = 1};
+}
+
+void moi_cu_groups_sort(moi_cu_run *r, const moi_cu_sort_state *sort, const moi_cu_groups *g, const int32_t *ids,
+                        const uint32_t *n_tokens_device, uint32_t n_tokens, uint32_t top_k, uint32_t n_class,
+                        uint32_t n_experts) {
+  moi_cu_sort_args a = group_args(g, ids, n_tokens, top_k, n_class, n_experts);
+  a.n_tokens_device = n_tokens_device;
+  moi_cu_sort(r, sort, &a);
+}
+
+void moi_cu_groups_given(moi_cu_run *r, moi_cu_function function, const moi_cu_groups *g, const int32_t *offsets,
+                         uint32_t rows, uint32_t n_experts) {
+  moi_cu_sort_args a = group_args(g, offsets, rows, 1, n_experts, n_experts);
   moi_cu_launch(r, function, &a, 1, 1, MOI_CU_SORT_THREADS);
 }
 
@@ -116,12 +140,28 @@ void moi_cu_prepare(moi_cu_run *r, moi_cu_function function, const moi_cu_prepar
 
 /* ---- for other ops */
 
-moi_status moi_cu_sort_plan(const char *fn, const moi_plan *plan, moi_cu_function *out) {
-  return moi_cu_function_get(fn, plan->context, "sort", "sort", out);
+moi_status moi_cu_sort_plan(const char *fn, const moi_plan *plan, moi_cu_sort_state *out) {
+  moi_status status = moi_cu_function_get(fn, plan->context, "sort", "sort_count", &out->count);
+  return status ? status : moi_cu_function_get(fn, plan->context, "sort", "sort", &out->sort);
 }
 
-void moi_cu_sort(moi_cu_run *r, moi_cu_function function, const moi_cu_sort_args *args) {
-  moi_cu_launch(r, function, args, 1, 1, MOI_CU_SORT_THREADS);
+/* Blocks that share a sort. Each reads the counts of all, so that those are bounded. Grows with the slots. */
+static uint32_t sort_blocks(uint64_t slots, uint32_t n_class) {
+  if (slots <= SORT_ALONE || n_class > SORT_CLASSES) return 1;
+  uint64_t blocks = (slots + SORT_PART - 1) / SORT_PART, most = SORT_COUNTS / n_class;
+  most = most < SORT_BLOCKS ? most : SORT_BLOCKS;
+  return (uint32_t)(blocks < most ? blocks : most);
+}
+
+uint32_t *moi_cu_sort_carve(moi_carve *c, uint64_t slots, uint32_t n_class) {
+  uint32_t blocks = sort_blocks(slots, n_class);
+  return moi_take(c, blocks > 1 ? (size_t)blocks * n_class : 0, 4);
+}
+
+void moi_cu_sort(moi_cu_run *r, const moi_cu_sort_state *state, moi_cu_sort_args *a) {
+  a->n_blocks = sort_blocks((uint64_t)a->n_tokens * a->top_k, a->n_class);
+  if (a->n_blocks > 1) moi_cu_launch(r, state->count, a, a->n_blocks, 1, MOI_CU_SORT_THREADS);
+  moi_cu_launch(r, state->sort, a, a->n_blocks, 1, MOI_CU_SORT_THREADS);
 }
 
 void moi_cu_product_run(moi_cu_run *r, const moi_cu_gemm_state *state, const moi_cu_product *p) {

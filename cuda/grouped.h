@@ -10,7 +10,7 @@ moi_cu_matrix moi_cu_matrix_of(const moi_weights *w, moi_format format, uint32_t
 /* ---- groups: what sort and groups make */
 
 typedef struct moi_cu_groups {
-  uint32_t *counts, *offsets, *permutation, *ends;
+  uint32_t *counts, *offsets, *permutation, *ends, *histograms;
   uint32_t *n_items[2]; /* few, many */
   moi_cu_item *items[2];
   uint64_t max_items[2];
@@ -20,10 +20,13 @@ typedef struct moi_cu_groups {
 /* rows: slots, or rows of a bare GEMM. `first` and `second` share the items, which are cut so that both can take them. */
 void moi_cu_groups_carve(moi_carve *carve, const moi_cu_gemm_state *first, const moi_cu_gemm_state *second, uint64_t rows,
                          uint32_t n_class, uint32_t n_experts, int offsets_given, moi_cu_groups *out);
-/* function: sort, or groups where the offsets are given as ids. n_tokens: tokens, or rows. */
-void moi_cu_groups_run(moi_cu_run *r, moi_cu_function function, const moi_cu_groups *groups, const int32_t *ids,
-                       const uint32_t *n_tokens_device, uint32_t n_tokens, uint32_t top_k, uint32_t n_class,
-                       uint32_t n_experts);
+/* Of slots, from their ids. */
+void moi_cu_groups_sort(moi_cu_run *r, const moi_cu_sort_state *sort, const moi_cu_groups *groups, const int32_t *ids,
+                        const uint32_t *n_tokens_device, uint32_t n_tokens, uint32_t top_k, uint32_t n_class,
+                        uint32_t n_experts);
+/* Of rows, from the offsets of their experts. function: groups */
+void moi_cu_groups_given(moi_cu_run *r, moi_cu_function function, const moi_cu_groups *groups, const int32_t *offsets,
+                         uint32_t rows, uint32_t n_experts);
 
 /* One grouped GEMM. args: all but items; groups NULL: one expert, all rows. columns: to fill (ldy of a gate and up, else
  * n). rows: of this run at most. */

@@ -1,4 +1,172 @@
+/* Routing: rows for the router, its product, each token's selection, then the slots sorted by class. */
+#include <float.h>
+
 #include "cuda/cuda.h"
-moi_status moi_cu_route_plan(const char *fn, moi_plan *plan, const char *forced, int *found) { (void)plan,(void)forced,(void)found; return moi_fail(MOI_UNSUPPORTED, fn, "no routing yet"); }
-void moi_cu_route_count(const moi_plan *plan, moi_carve *carve) { (void)plan,(void)carve; }
-void moi_cu_route_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *carve, int32_t *ids, float *weights) { (void)plan,(void)run,(void)r,(void)carve,(void)ids,(void)weights; }
+
+enum {
+  WARP_CLASSES = 1024, /* that a warp selects from; a block where there are more */
+  WARP_GROUPS = 64,
+  WARPS = 4,         /* tokens of a block of select_256 and select_1024 */
+  ANY_BLOCKS = 256,  /* of select_any where each needs keys in the workspace */
+  SORTED_TOKENS = 32 /* that are selected and sorted in one launch: one multiprocessor works on all of them */
+};
+enum { PREPARE_THREADS = 256, SELECT_THREADS = 128, ANY_THREADS = 256, SELECT_SORT_THREADS = 256 };
+
+typedef struct memory {
+  float *logits, *rows; /* if hidden > 0 */
+  uint32_t *keys;
+  uint32_t *counts, *offsets, *histograms;
+} memory;
+
+static uint32_t classes_of(const moi_route_desc *d) { return d->n_experts + d->n_identity; }
+static int by_warp(const moi_route_desc *d) { return classes_of(d) <= WARP_CLASSES && d->n_group <= WARP_GROUPS; }
+
+static memory carve_memory(const moi_plan *plan, moi_carve *c) {
+  const moi_route_desc *d = &plan->route;
+  size_t t = d->max_tokens, n_class = classes_of(d);
+  memory m = {0};
+  if (d->hidden) {
+    m.logits = moi_take(c, t * n_class, 4);
+    m.rows = moi_take(c, t, (size_t)moi_cu_kp(d->hidden) * 4);
+  }
+  if (n_class > MOI_CU_SELECT_HELD) m.keys = moi_take(c, moi_cu_min(d->max_tokens, ANY_BLOCKS), n_class * 4);
+  m.counts = moi_take(c, n_class, 4);
+  m.offsets = moi_take(c, n_class + 1, 4);
+  m.histograms = moi_cu_sort_carve(c, (uint64_t)t * d->top_k, (uint32_t)n_class);
+  return m;
+}
+
+void moi_cu_route_count(const moi_plan *plan, moi_carve *carve) { carve_memory(plan, carve); }
+
+moi_status moi_cu_route_plan(const char *fn, moi_plan *plan, const char *forced, int *found) {
+  const moi_route_desc *d = &plan->route;
+  moi_cu_route_state *state = &((moi_cu_plan *)plan->state)->route;
+  moi_cu_pick pick;
+  moi_status status = moi_cu_choose(fn, plan, MOI_OP_ROUTE, "selection", MOI_FORMAT_NONE, forced, found, &pick);
+  if (status) return status;
+  state->select = pick.many;
+  if (d->hidden) {
+    status = moi_cu_gemm_choose(fn, plan, "router", d->router_type, 0, forced, found, &state->router);
+    if (!status) status = moi_cu_function_get(fn, plan->context, "route", "route_prepare", &state->prepare);
+  }
+  const char *name = !by_warp(d) ? "select_any" : classes_of(d) <= 256 ? "select_256" : "select_1024";
+  const char *image = state->select->image;
+  if (!status) status = moi_cu_function_get(fn, plan->context, image, name, &state->select_function);
+  if (!status && by_warp(d)) status = moi_cu_function_get(fn, plan->context, image, "select_sort", &state->select_sort);
+  return status ? status : moi_cu_sort_plan(fn, plan, &state->sort);
+}
+
+/* ---- run */
+
+static void run_product(const moi_plan *plan, const moi_run *run, moi_cu_run *r, const memory *m) {
+  const moi_route_desc *d = &plan->route;
+  const moi_route_args *in = &run->route;
+  const moi_cu_route_state *state = &((const moi_cu_plan *)plan->state)->route;
+  moi_cu_route_prepare_args a = {.input = moi_view(in->hidden),
+                                 .norm_weight = d->flags & MOI_ROUTE_INPUT_NORM ? moi_view(in->norm_weight) : NULL,
+                                 .rows = m->rows,
+                                 .n_tokens_device = moi_view(in->n_tokens_device),
+                                 .n_tokens = run->n_tokens,
+                                 .k = d->hidden,
+                                 .ldx = moi_cu_kp(d->hidden),
+                                 .stride = in->hidden_stride,
+                                 .input_type = d->input_type,
+                                 .norm_type = d->router_type,
+                                 .eps = d->norm_eps,
+                                 .scale = d->norm_scale};
+  moi_cu_launch(r, state->prepare, &a, moi_cu_fill(r, run->n_tokens), 1, PREPARE_THREADS);
+  moi_cu_product product = {.x = m->rows,
+                            .w = moi_view(in->router),
+                            .y = m->logits,
+                            .n_rows_device = a.n_tokens_device,
+                            .n_rows = run->n_tokens,
+                            .n = classes_of(d),
+                            .k = d->hidden};
+  moi_cu_product_run(r, &state->router, &product);
+}
+
+/* Softmax over all classes whose weights are divided by their sum is softmax over the chosen ones, which needs no exp
+ * of the others. Their sum is at least 1 / n_class where they are the largest: a smaller renorm_eps leaves no trace. */
+static int chosen_alone(const moi_route_desc *d) {
+  int scored = d->flags & MOI_ROUTE_SELECT_BIAS || (d->n_group > 1 && d->group_score == MOI_GROUP_TOP2_SUM);
+  if (d->score != MOI_SCORE_SOFTMAX || scored || d->flags & MOI_ROUTE_HASH) return 0;
+  float eps = d->renorm_eps * (float)classes_of(d);
+  return (d->renorm == MOI_RENORM_SUM && eps < FLT_EPSILON / 8) || (d->renorm == MOI_RENORM_MAX && eps <= 0.5f);
+}
+
+static moi_cu_select_args select_args(const moi_plan *plan, const moi_run *run, const memory *m, int32_t *ids,
+                                      float *weights) {
+  const moi_route_desc *d = &plan->route;
+  const moi_route_args *in = &run->route;
+  int alone = chosen_alone(d);
+  moi_cu_select_args a = {.input = d->hidden ? m->logits : moi_view(in->logits),
+                          .n_tokens_device = moi_view(in->n_tokens_device),
+                          .ids = ids,
+                          .weights = weights,
+                          .logits_out = moi_view(in->logits_out),
+                          .keys = m->keys,
+                          .n_tokens = run->n_tokens,
+                          .top_k = d->top_k,
+                          .n_class = classes_of(d),
+                          .stride = d->hidden ? classes_of(d) : in->hidden_stride,
+                          .input_type = d->hidden ? MOI_FORMAT_F32 : (uint32_t)d->input_type,
+                          .bias_type = d->router_type,
+                          .logits_type = d->logits_type,
+                          .weight_type = d->weight_type,
+                          .score = (uint32_t)(alone ? MOI_SCORE_TOPK_SOFTMAX : d->score),
+                          .renorm = (uint32_t)(alone ? MOI_RENORM_NONE : d->renorm),
+                          .group_score = (uint32_t)d->group_score,
+                          .n_group = d->n_group,
+                          .topk_group = d->topk_group,
+                          .vocab = d->vocab,
+                          .renorm_eps = d->renorm_eps,
+                          .scale = d->scale,
+                          .logit_scale = d->logit_scale,
+                          .logit_softcap = d->logit_softcap,
+                          .jitter = d->jitter};
+  if (d->flags & MOI_ROUTE_BIAS) a.router_bias = moi_view(in->router_bias);
+  if (d->flags & MOI_ROUTE_SELECT_BIAS) a.select_bias = moi_view(in->select_bias);
+  if (d->flags & MOI_ROUTE_SELECT_BIAS_ALT) {
+    a.select_bias_alt = moi_view(in->select_bias_alt);
+    a.alt_mask = moi_view(in->alt_mask);
+  }
+  if (d->flags & MOI_ROUTE_EXPERT_SCALE) a.expert_scale = moi_view(in->expert_scale);
+  if (d->flags & MOI_ROUTE_HASH) {
+    a.hash_table = moi_view(in->hash_table);
+    a.token_ids = moi_view(in->token_ids);
+  }
+  return a;
+}
+
+void moi_cu_route_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *carve, int32_t *ids,
+                      float *weights) {
+  const moi_route_desc *d = &plan->route;
+  const moi_route_args *in = &run->route;
+  const moi_cu_route_state *state = &((const moi_cu_plan *)plan->state)->route;
+  memory m = carve_memory(plan, carve);
+  uint32_t t = run->n_tokens;
+  if (d->hidden && t) run_product(plan, run, r, &m);
+  uint32_t *counts = moi_view(in->counts), *offsets = moi_view(in->offsets), *permutation = moi_view(in->permutation);
+  moi_cu_select_sort_args a = {.select = select_args(plan, run, &m, ids, weights),
+                               .sort = {.ids = ids,
+                                        .n_tokens_device = moi_view(in->n_tokens_device),
+                                        .counts = counts ? counts : m.counts,
+                                        .offsets = offsets ? offsets : m.offsets,
+                                        .permutation = permutation,
+                                        .histograms = m.histograms,
+                                        .n_tokens = t,
+                                        .top_k = d->top_k,
+                                        .n_class = classes_of(d),
+                                        .n_blocks = 1}};
+  int sorted = counts || offsets || permutation;
+  if (sorted && by_warp(d) && t <= SORTED_TOKENS) {
+    moi_cu_launch(r, state->select_sort, &a, 1, 1, SELECT_SORT_THREADS);
+    return;
+  }
+  if (by_warp(d))
+    moi_cu_launch(r, state->select_function, &a.select, moi_cu_fill(r, moi_cu_ceil_div(t, WARPS)), 1, SELECT_THREADS);
+  else
+    moi_cu_launch(r, state->select_function, &a.select, m.keys ? moi_cu_min(t, ANY_BLOCKS) : moi_cu_fill(r, t), 1,
+                  ANY_THREADS);
+  if (sorted) moi_cu_sort(r, &state->sort, &a.sort);
+}

@@ -11,6 +11,9 @@
  *   moi_sync()                        barrier of the block, all threads of it
  *   moi_sync_warp()                   of the warp, all 32 lanes of it, as all that follow:
  *   moi_xor_f32(v, mask), moi_from_f32(v, lane), moi_xor_u32(v, mask), moi_from_u32(v, lane), moi_ballot(condition)
+ *   moi_max_u32(v), moi_min_u32(v)    over the warp, for every lane
+ *   moi_match(v)                      the lanes that have this lane's v, a bit each
+ *   moi_bits(v)                       bits that are set; of one thread alone
  *   moi_atomic_add(p, v)              on uint, in shared or global memory; returns the old value
  *   moi_keep_order()                  the compiler moves no load across it, and so holds fewer registers
  *   moi_u4, moi_f4                    16 bytes, loaded and stored at once from multiples of 16
@@ -55,6 +58,18 @@ MOI_DEVICE unsigned moi_xor_u32(unsigned v, unsigned mask) { return __shfl_xor_s
 MOI_DEVICE unsigned moi_from_u32(unsigned v, unsigned lane) { return __shfl_sync(0xffffffffu, v, lane); }
 MOI_DEVICE unsigned moi_ballot(int condition) { return __ballot_sync(0xffffffffu, condition); }
 MOI_DEVICE void moi_keep_order(void) { asm volatile("" ::: "memory"); }
+MOI_DEVICE unsigned moi_max_u32(unsigned v) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(0xffffffffu, v);
+#else
+  MOI_UNROLL
+  for (unsigned step = 16u; step > 0u; step >>= 1) v = max(v, moi_xor_u32(v, step));
+  return v;
+#endif
+}
+MOI_DEVICE unsigned moi_min_u32(unsigned v) { return ~moi_max_u32(~v); }
+MOI_DEVICE unsigned moi_match(unsigned v) { return __match_any_sync(0xffffffffu, v); }
+MOI_DEVICE unsigned moi_bits(unsigned v) { return (unsigned)__popc(v); }
 MOI_DEVICE unsigned moi_atomic_add(unsigned *p, unsigned v) { return atomicAdd(p, v); }
 
 #endif

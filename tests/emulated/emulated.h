@@ -70,6 +70,22 @@ MOI_DEVICE unsigned moi_ballot(int condition) {
   return r;
 }
 MOI_DEVICE void moi_keep_order(void) {}
+MOI_DEVICE unsigned moi_max_u32(unsigned v) {
+  const unsigned char *all = moi_emulated_meet("reduction", &v, 4);
+  for (unsigned i = 0, other; i < 32; i++) {
+    memcpy(&other, all + 64 * i, 4);
+    if (other > v) v = other;
+  }
+  return v;
+}
+MOI_DEVICE unsigned moi_min_u32(unsigned v) { return ~moi_max_u32(~v); }
+MOI_DEVICE unsigned moi_match(unsigned v) {
+  const unsigned char *all = moi_emulated_meet("match", &v, 4);
+  unsigned r = 0;
+  for (unsigned i = 0; i < 32; i++) r |= (unsigned)!memcmp(all + 64 * i, &v, 4) << i;
+  return r;
+}
+MOI_DEVICE unsigned moi_bits(unsigned v) { return (unsigned)__builtin_popcount(v); }
 MOI_DEVICE unsigned moi_atomic_add(unsigned *p, unsigned v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 
 #endif
