@@ -1,4 +1,226 @@
+/* Attention, the KV append, and the merge of parts.
+ *
+ *   1 prepare   sequences and keys clamped, tiles of each sequence counted: what the host cannot know
+ *   2 few       sequences of few rows (decode): a block for each tile, KV head and segment of the keys
+ *     many      the others: a block for each tile and KV head
+ *   3 finish    segments joined, sinks, the division, the output's type
+ *
+ * Tiles of many rows end in the output themselves. Where a row's bits may not depend on how many rows its sequence has,
+ * they go through the same segments as the few, one after another, and are finished like them. */
+#include <stdio.h>
+
+#include "core/format.h"
+#include "cuda/attention_args.h"
 #include "cuda/cuda.h"
-moi_status moi_cu_attention_plan(const char *fn, moi_plan *plan, const char *forced, int *found) { (void)plan,(void)forced,(void)found; return moi_fail(MOI_UNSUPPORTED, fn, "no attention yet"); }
-void moi_cu_attention_count(const moi_plan *plan, moi_carve *carve) { (void)plan,(void)carve; }
-void moi_cu_attention_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *carve) { (void)plan,(void)run,(void)r,(void)carve; }
+
+enum {
+  MAX_SEGMENTS = 32,
+  SEGMENT = 256 /* keys, at least; a multiple of every kernel's step */
+};
+
+static uint32_t round_up(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
+
+static uint32_t group_of(const moi_attention_desc *d) { return d->n_heads / d->n_kv_heads; }
+
+static int chains(const moi_plan *plan) { return (plan->plan_flags & MOI_BATCH_INVARIANT) != 0; }
+
+/* How many tiles there may be for so many rows and sequences. */
+static uint32_t few_tiles(const moi_attention_desc *d, const moi_cu_attention_state *state, uint32_t rows,
+                          uint32_t seqs) {
+  return moi_cu_min(rows, seqs) * moi_cu_ceil_div(state->few_rows * group_of(d), state->few_tile);
+}
+
+static uint32_t many_tiles(const moi_attention_desc *d, const moi_cu_attention_state *state, uint32_t rows,
+                           uint32_t seqs) {
+  if (rows <= state->few_rows) return 0;
+  uint64_t whole = (uint64_t)rows * group_of(d) / state->many_tile;
+  return (uint32_t)whole + moi_cu_min(rows / (state->few_rows + 1), seqs);
+}
+
+typedef struct memory {
+  moi_cu_seq *seqs;
+  float *few, *few_sums, *many, *many_sums;
+} memory;
+
+static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_cu_attention_state *state = &((const moi_cu_plan *)plan->state)->attention;
+  size_t few = (size_t)few_tiles(d, state, d->max_rows, d->max_seqs) * state->few_tile * d->n_kv_heads * state->n_segments;
+  size_t many = (size_t)many_tiles(d, state, d->max_rows, d->max_seqs) * state->many_tile * d->n_kv_heads;
+  m->seqs = moi_take(c, (size_t)d->max_seqs + 1, sizeof *m->seqs);
+  m->few = moi_take(c, few, (size_t)d->v_head_dim * 4);
+  m->few_sums = moi_take(c, few, 8);
+  m->many = m->many_sums = NULL;
+  if (!chains(plan)) return;
+  m->many = moi_take(c, many, (size_t)d->v_head_dim * 4);
+  m->many_sums = moi_take(c, many, 8);
+}
+
+void moi_cu_attention_count(const moi_plan *plan, moi_carve *c) {
+  memory m;
+  carve(plan, c, &m);
+}
+
+/* The kernel of a row for tiles of `tile` rows. */
+static moi_status attend_get(const char *fn, const moi_plan *plan, const moi_cu_kernel *row, uint32_t tile, int many,
+                             moi_cu_function *out) {
+  uint32_t columns = 1;
+  char name[64];
+  while (columns * 128 < plan->attention.v_head_dim) columns *= 2;
+  if (many) snprintf(name, sizeof name, "attend_tile_many_%u", columns);
+  else snprintf(name, sizeof name, "attend_tile_%u_%u", tile, columns);
+  return moi_cu_function_get(fn, plan->context, row->image, name, out);
+}
+
+moi_status moi_cu_attention_plan(const char *fn, moi_plan *plan, const char *forced, int *found) {
+  const moi_attention_desc *d = &plan->attention;
+  moi_cu_attention_state *state = &((moi_cu_plan *)plan->state)->attention;
+  moi_status status = moi_cu_choose(fn, plan, MOI_OP_ATTENTION, "attention", d->k_format, forced, found, &state->pick);
+  if (status) return status;
+  const moi_cu_kernel *few = state->pick.few, *many = state->pick.many;
+  uint32_t group = group_of(d);
+  state->few_tile = group <= 4 ? 4 : few->m_tile;
+  state->few_rows = group < state->few_tile ? state->few_tile / group : 1;
+  state->many_tile = many->m_tile;
+  state->segment = round_up(moi_cu_ceil_div(d->max_kv, MAX_SEGMENTS), SEGMENT);
+  state->n_segments = moi_cu_ceil_div(d->max_kv, state->segment);
+  const moi_context *c = plan->context;
+  status = moi_cu_function_get(fn, c, "attention_rows", "attention_prepare", &state->prepare);
+  if (!status) status = moi_cu_function_get(fn, c, "attention_rows", "attention_finish", &state->finish);
+  if (!status) status = moi_cu_function_get(fn, c, "attention_rows", "attention_merge", &state->merge);
+  if (!status) status = moi_cu_function_get(fn, c, "attention_append", "kv_append", &state->append);
+  if (!status) status = attend_get(fn, plan, few, state->few_tile, 0, &state->few);
+  if (!status) status = attend_get(fn, plan, many, state->many_tile, 1, &state->many);
+  return status;
+}
+
+/* ---- attention */
+
+static moi_cu_kv kv_of(const moi_attention_desc *d, const moi_kv_cache *c, int values) {
+  moi_cu_kv kv = {.data = moi_view(values ? c->v : c->k),
+                  .scale = moi_view(values ? c->v_scale : c->k_scale),
+                  .token = values ? c->v_token_stride : c->k_token_stride,
+                  .head = values ? c->v_head_stride : c->k_head_stride,
+                  .page = values ? c->v_page_stride : c->k_page_stride,
+                  .format = values ? d->v_format : d->k_format,
+                  .dim = values ? d->v_head_dim : d->head_dim};
+  kv.vectors = (((uintptr_t)kv.data | kv.token | kv.head | kv.page) & 15) == 0;
+  return kv;
+}
+
+static moi_cu_places places_of(const moi_attention_desc *d, const moi_kv_cache *c) {
+  return (moi_cu_places){.places = moi_view(d->page_size ? c->page_table : c->start),
+                         .page_size = d->page_size,
+                         .page_entries = c->page_table_stride,
+                         .capacity = c->capacity,
+                         .max_kv = d->max_kv};
+}
+
+static void attend(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *c) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_cu_attention_state *state = &((const moi_cu_plan *)plan->state)->attention;
+  const moi_attention_args *a = &run->attention;
+  memory m;
+  carve(plan, c, &m);
+  uint32_t element = d->input_type == MOI_FORMAT_F32 ? 4 : 2;
+  moi_cu_attention_args args = {
+      .q = moi_view(a->q),
+      .y = moi_view(a->output),
+      .lse = moi_view(a->lse),
+      .sinks = d->flags & MOI_ATTENTION_SINKS ? moi_view(a->sinks) : NULL,
+      .q_offsets = moi_view(a->q_offsets),
+      .kv_lens = moi_view(a->kv_lens),
+      .q_start = moi_view(a->q_start),
+      .kv_begin = moi_view(a->kv_begin),
+      .k = kv_of(d, &run->cache, 0),
+      .v = kv_of(d, &run->cache, 1),
+      .where = places_of(d, &run->cache),
+      .seqs = m.seqs,
+      .few = m.few,
+      .few_sums = m.few_sums,
+      .many = m.many,
+      .many_sums = m.many_sums,
+      .n_rows = a->n_rows,
+      .n_seqs = a->n_seqs,
+      .q_stride = a->q_stride,
+      .q_head_stride = a->q_head_stride,
+      .y_stride = a->output_stride,
+      .n_heads = d->n_heads,
+      .n_kv_heads = d->n_kv_heads,
+      .reach = run->max_kv,
+      .input_type = d->input_type,
+      .output_type = d->output_type,
+      .causal = d->mask == MOI_MASK_CAUSAL,
+      .window = d->window,
+      .chunk = d->chunk,
+      .temperature_floor = d->temperature_floor,
+      .few_rows = state->few_rows,
+      .temperature = d->temperature,
+      .scale = d->scale,
+      .softcap = d->softcap,
+      .few_tile = state->few_tile,
+      .many_tile = state->many_tile,
+      .segment = state->segment,
+      .n_segments = state->n_segments,
+      .many_segment = chains(plan) ? state->segment : UINT32_MAX,
+  };
+  args.q_vectors = (((uintptr_t)args.q | (uint64_t)a->q_stride * element | (uint64_t)a->q_head_stride * element) & 15) == 0;
+  uint32_t few = 0, many = 0;
+  if (!a->n_rows) return;
+  if (a->n_seqs) {
+    few = few_tiles(d, state, a->n_rows, a->n_seqs);
+    many = many_tiles(d, state, a->n_rows, a->n_seqs);
+    moi_cu_launch(r, state->prepare, &args, 1, 1, 256);
+    moi_cu_launch(r, state->few, &args, few, d->n_kv_heads * state->n_segments, state->pick.few->threads);
+    moi_cu_launch(r, state->many, &args, many, d->n_kv_heads, state->pick.many->threads);
+  }
+  uint32_t items = few + (chains(plan) ? many : 0); /* rows of no sequence are somebody's too */
+  moi_cu_launch(r, state->finish, &args, items > 64 ? items : 64, d->n_kv_heads, 128);
+}
+
+/* ---- append */
+
+static void append(const moi_plan *plan, const moi_run *run, moi_cu_run *r) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_cu_attention_state *state = &((const moi_cu_plan *)plan->state)->attention;
+  const moi_kv_append_args *a = &run->append;
+  moi_cu_append_args args = {
+      .sides = {{moi_view(a->k), kv_of(d, &run->cache, 0), a->k_stride, a->k_head_stride},
+                {moi_view(a->v), kv_of(d, &run->cache, 1), a->v_stride, a->v_head_stride}},
+      .q_offsets = moi_view(a->q_offsets),
+      .kv_lens = moi_view(a->kv_lens),
+      .q_start = moi_view(a->q_start),
+      .where = places_of(d, &run->cache),
+      .n_rows = a->n_rows,
+      .n_seqs = a->n_seqs,
+      .n_kv_heads = d->n_kv_heads,
+      .reach = run->max_kv,
+      .input_type = d->input_type,
+  };
+  moi_cu_launch(r, state->append, &args, a->n_rows, d->flags & MOI_ATTENTION_V_IN_K ? 1 : 2, 64);
+}
+
+/* ---- merge */
+
+static void merge(const moi_plan *plan, const moi_run *run, moi_cu_run *r) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_cu_attention_state *state = &((const moi_cu_plan *)plan->state)->attention;
+  const moi_attention_merge_args *a = &run->merge;
+  moi_cu_merge_args args = {.parts = moi_view(a->parts),
+                            .part_lse = moi_view(a->part_lse),
+                            .y = moi_view(a->output),
+                            .lse = moi_view(a->lse),
+                            .n_rows = a->n_rows,
+                            .n_parts = a->n_parts,
+                            .n_heads = d->n_heads,
+                            .dim = d->v_head_dim,
+                            .y_stride = a->output_stride,
+                            .output_type = d->output_type};
+  moi_cu_launch(r, state->merge, &args, a->n_rows, d->n_heads, 64);
+}
+
+void moi_cu_attention_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *c) {
+  if (run->attention_task == MOI_KV_APPEND) append(plan, run, r);
+  else if (run->attention_task == MOI_ATTENTION_MERGE) merge(plan, run, r);
+  else attend(plan, run, r, c);
+}
