@@ -1,8 +1,10 @@
 /* Blocks on fibers: see emulated.h. */
 #include "machine.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -214,8 +216,20 @@ static void run_block(unsigned x, unsigned y, unsigned grid_x, unsigned grid_y) 
   m->n_shared = 0;
 }
 
-void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, unsigned grid_x, unsigned grid_y,
-                         unsigned threads) {
+/* A launch that several threads share: each takes the next block. */
+static struct {
+  pthread_mutex_t turn, lock; /* turn: of the launch that has the helpers */
+  pthread_cond_t work, done;
+  const moi_emulated_kernel *kernel;
+  const void *args;
+  unsigned grid_x, grid_y, threads, helpers, busy, round;
+  _Atomic uint64_t next;
+} pool = {.turn = PTHREAD_MUTEX_INITIALIZER,
+          .lock = PTHREAD_MUTEX_INITIALIZER,
+          .work = PTHREAD_COND_INITIALIZER,
+          .done = PTHREAD_COND_INITIALIZER};
+
+static void be_machine(const moi_emulated_kernel *kernel, const void *args, unsigned threads) {
   if (!m) {
     m = calloc(1, sizeof *m);
     if (!m) abort();
@@ -225,8 +239,62 @@ void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, un
   m->n = threads;
   for (unsigned i = 0; i < threads; i++)
     if (!m->fibers[i].stack && !(m->fibers[i].stack = malloc(STACK))) die("out of memory");
-  for (unsigned y = 0; y < grid_y; y++)
-    for (unsigned x = 0; x < grid_x; x++) run_block(x, y, grid_x, grid_y);
+}
+
+static void share_blocks(void) {
+  be_machine(pool.kernel, pool.args, pool.threads);
+  uint64_t n = (uint64_t)pool.grid_x * pool.grid_y, i;
+  while ((i = pool.next++) < n)
+    run_block((unsigned)(i % pool.grid_x), (unsigned)(i / pool.grid_x), pool.grid_x, pool.grid_y);
+}
+
+static void *helper(void *arg) {
+  unsigned seen = 0;
+  (void)arg;
+  pthread_mutex_lock(&pool.lock);
+  for (;;) {
+    while (pool.round == seen) pthread_cond_wait(&pool.work, &pool.lock);
+    seen = pool.round;
+    pthread_mutex_unlock(&pool.lock);
+    share_blocks();
+    pthread_mutex_lock(&pool.lock);
+    if (!--pool.busy) pthread_cond_signal(&pool.done);
+  }
+  return NULL;
+}
+
+static void start_helpers(void) {
+  long n = sysconf(_SC_NPROCESSORS_ONLN);
+  while (pool.helpers + 1 < (unsigned)n && pool.helpers < 15) {
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, helper, NULL)) break;
+    pthread_detach(thread);
+    pool.helpers++;
+  }
+}
+
+void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, unsigned grid_x, unsigned grid_y,
+                         unsigned threads) {
+  uint64_t n = (uint64_t)grid_x * grid_y;
+  if (n < 4 || pthread_mutex_trylock(&pool.turn)) { /* little to share, or another launch has the helpers */
+    be_machine(kernel, args, threads);
+    for (unsigned y = 0; y < grid_y; y++)
+      for (unsigned x = 0; x < grid_x; x++) run_block(x, y, grid_x, grid_y);
+    return;
+  }
+  pthread_mutex_lock(&pool.lock);
+  if (!pool.helpers) start_helpers();
+  pool.kernel = kernel, pool.args = args, pool.threads = threads, pool.grid_x = grid_x, pool.grid_y = grid_y;
+  pool.next = 0;
+  pool.busy = pool.helpers;
+  pool.round++;
+  pthread_cond_broadcast(&pool.work);
+  pthread_mutex_unlock(&pool.lock);
+  share_blocks();
+  pthread_mutex_lock(&pool.lock);
+  while (pool.busy) pthread_cond_wait(&pool.done, &pool.lock);
+  pthread_mutex_unlock(&pool.lock);
+  pthread_mutex_unlock(&pool.turn);
 }
 
 /* ---- the kernels that are linked in */

@@ -12,7 +12,7 @@ typedef struct moi_emulated_kernel {
 } moi_emulated_kernel;
 
 const moi_emulated_kernel *moi_emulated_find(const char *name);
-/* One block after another, on the calling thread. */
+/* All blocks, shared among as many threads as there are processors; done when it returns. */
 void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, unsigned grid_x, unsigned grid_y,
                          unsigned threads);
 
