@@ -21,8 +21,9 @@ static struct {
   int no_addresses; /* and that it has no bufferDeviceAddress */
   int no_compute;   /* its queue families have no compute */
   int no_subgroups; /* no subgroup operations in compute */
-  int live;         /* objects made and not destroyed */
-  int calls;        /* of `failing` */
+  /* a plan's pipelines are made by several threads */
+  atomic_int live;  /* objects made and not destroyed */
+  atomic_int calls; /* of `failing` */
 } layered;
 
 static PFN_vkGetInstanceProcAddr below;
@@ -30,8 +31,7 @@ static PFN_vkGetDeviceProcAddr below_device;
 
 static int fails(const char *name) {
   if (!layered.failing || strcmp(layered.failing, name)) return 0;
-  layered.calls++;
-  return layered.calls > layered.good;
+  return atomic_fetch_add(&layered.calls, 1) >= layered.good;
 }
 
 /* A pair that makes and destroys an object of a device. */

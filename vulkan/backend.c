@@ -2,7 +2,7 @@
 #include <stdio.h>
 
 #include "core/format.h"
-#include "vulkan/vulkan.h"
+#include "vulkan/pipelines.h"
 
 static const char *needs_text(moi_vk_needs needs) {
   return needs == MOI_VK_CPU ? "software device" : needs == MOI_VK_GPU ? "gpu" : "";
@@ -152,7 +152,11 @@ static moi_status plan_vulkan(const char *fn, moi_plan *plan) {
   if (!state) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *state);
   memset(state, 0, sizeof *state);
   plan->state = state;
+  moi_vk_wants wants = {.n = 0};
+  state->wants = &wants;
   moi_status status = plan_op(fn, plan);
+  if (!status) status = moi_vk_pipelines_make(fn, plan);
+  state->wants = NULL;
   if (!status) {
     name_kernels(plan, state);
     moi_carve carve = {NULL, 0, 0};
