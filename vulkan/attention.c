@@ -159,8 +159,8 @@ static moi_status attend_get(const char *fn, const moi_plan *plan, const moi_vk_
   if (!is_lanes(row)) {
     uint32_t constants[] = {
         tile, (d->v_head_dim + 127) / 128, (uint32_t)d->k_format, (uint32_t)d->v_format, d->softcap > 0, many != 0};
-    moi_status status = moi_vk_pipeline_want(fn, plan, row->shader, constants, 6, &out[0]);
-    return status ? status : moi_vk_pipeline_want(fn, plan, row->shader, constants, 6, &out[1]);
+    moi_status status = moi_vk_row_want(fn, plan, row, constants, 6, &out[0]);
+    return status ? status : moi_vk_row_want(fn, plan, row, constants, 6, &out[1]);
   }
   uint32_t subgroup = v->traits.subgroup, keys, groups;
   lanes_shape(v, tile, &keys, &groups);
@@ -177,8 +177,7 @@ static moi_status attend_get(const char *fn, const moi_plan *plan, const moi_vk_
                             many != 0,
                             many && state->n_segments > 1,
                             v->traits.is_cpu};
-    moi_status status =
-        moi_vk_pipeline_want(fn, plan, row->shader, constants, sizeof constants / sizeof *constants, &out[words]);
+    moi_status status = moi_vk_row_want(fn, plan, row, constants, sizeof constants / sizeof *constants, &out[words]);
     if (status) return status;
   }
   return MOI_OK;

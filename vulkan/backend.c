@@ -37,6 +37,7 @@ static moi_format pack_preferred(moi_format format) {
 static const char *refusal(const moi_vk_kernel *row, const moi_plan *plan, int forced) {
   const moi_vulkan *v = plan->context->state;
   if (!moi_vk_shader_exists(row->shader)) return "a shader that this build has not";
+  if (row->flags & MOI_VK_WHOLE && !v->traits.exact) return "subgroups of a certain size (subgroupSizeControl)";
   if (!forced && row->needs == MOI_VK_CPU && !v->traits.is_cpu) return "a software device";
   if (!forced && row->needs == MOI_VK_GPU && v->traits.is_cpu) return "a GPU";
   if ((plan->plan_flags & MOI_NO_FALLBACK) && row->flags & MOI_VK_FALLBACK) return "no MOI_NO_FALLBACK";

@@ -106,7 +106,8 @@ static const moi_vk_shader *shader_find(const char *name) {
 int moi_vk_shader_exists(const char *shader) { return shader_find(shader) != NULL; }
 
 static int same(const moi_vk_key *a, const moi_vk_key *b) {
-  return a->shader == b->shader && a->n == b->n && !memcmp(a->constants, b->constants, sizeof a->constants);
+  return a->shader == b->shader && a->n == b->n && a->subgroup == b->subgroup &&
+         !memcmp(a->constants, b->constants, sizeof a->constants);
 }
 
 static moi_vk_pipeline *find(const struct moi_vk_pipelines *all, const moi_vk_key *key) {
@@ -138,8 +139,12 @@ static void make(const moi_vulkan *v, job *j) {
   VkShaderModuleCreateInfo module = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
                                      .codeSize = p->key.shader->n_words * 4,
                                      .pCode = p->key.shader->words};
+  VkPipelineShaderStageRequiredSubgroupSizeCreateInfoEXT size = {
+      .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO_EXT,
+      .requiredSubgroupSize = p->key.subgroup};
   VkComputePipelineCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
                                       .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
+                                                .pNext = p->key.subgroup ? &size : NULL,
                                                 .stage = VK_SHADER_STAGE_COMPUTE_BIT,
                                                 .pName = "main",
                                                 .pSpecializationInfo = p->key.n ? &special : NULL},
@@ -175,15 +180,26 @@ static void keep(const moi_context *context, moi_vk_pipeline *p) {
   moi_release(context, p, sizeof *p);
 }
 
-moi_status moi_vk_pipeline_want(const char *fn, const moi_plan *plan, const char *name, const uint32_t *constants,
-                                uint32_t n, VkPipeline *out) {
+static moi_status want(const char *fn, const moi_plan *plan, const char *name, uint32_t subgroup,
+                       const uint32_t *constants, uint32_t n, VkPipeline *out) {
   moi_vk_wants *wants = ((moi_vk_plan *)plan->state)->wants;
-  moi_vk_key key = {.shader = shader_find(name), .n = n};
+  moi_vk_key key = {.shader = shader_find(name), .n = n, .subgroup = subgroup};
   if (!key.shader || n > MOI_VK_MAX_CONSTANTS) return moi_fail(MOI_INTERNAL, fn, "this build has no shader '%s'", name);
   if (wants->n == MOI_VK_MAX_WANTS) return moi_fail(MOI_INTERNAL, fn, "a plan of more than %u pipelines", wants->n);
   if (n) memcpy(key.constants, constants, n * sizeof *constants);
   wants->list[wants->n++] = (moi_vk_want){key, out};
   return MOI_OK;
+}
+
+moi_status moi_vk_pipeline_want(const char *fn, const moi_plan *plan, const char *shader, const uint32_t *constants,
+                                uint32_t n, VkPipeline *out) {
+  return want(fn, plan, shader, 0, constants, n, out);
+}
+
+moi_status moi_vk_row_want(const char *fn, const moi_plan *plan, const moi_vk_kernel *row, const uint32_t *constants,
+                           uint32_t n, VkPipeline *out) {
+  const moi_vk_traits *t = &((const moi_vulkan *)plan->context->state)->traits;
+  return want(fn, plan, row->shader, row->flags & MOI_VK_WHOLE && t->size_control ? t->subgroup : 0, constants, n, out);
 }
 
 /* A job for each pipeline that the context has not, once. */

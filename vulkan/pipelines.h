@@ -11,6 +11,7 @@ enum { MOI_VK_MAX_WANTS = 32, MOI_VK_MAX_CONSTANTS = 16 };
 typedef struct moi_vk_key {
   const moi_vk_shader *shader;
   uint32_t constants[MOI_VK_MAX_CONSTANTS], n;
+  uint32_t subgroup; /* the size that it asks for; 0: any */
 } moi_vk_key;
 
 typedef struct moi_vk_want {

@@ -39,6 +39,9 @@ typedef struct moi_vk_functions {
 typedef struct moi_vk_traits {
   uint32_t is_cpu;        /* a software device, lavapipe */
   uint32_t subgroup;      /* subgroupSize: a power of two, 4 to 128 */
+  uint32_t exact;         /* no pipeline is compiled for subgroups of another size, or none that asks for it */
+  uint32_t size_control;  /* pipelines may ask: the feature is enabled */
+  uint32_t max_threads;   /* of a workgroup along x; at least 128 */
   uint32_t shared_memory; /* bytes of a workgroup */
   uint32_t max_groups[3]; /* maxComputeWorkGroupCount */
 } moi_vk_traits;
@@ -81,6 +84,9 @@ void moi_vk_pipelines_close(moi_context *context);
  * context makes each once and keeps it. */
 moi_status moi_vk_pipeline_want(const char *function, const moi_plan *plan, const char *shader,
                                 const uint32_t *constants, uint32_t n, VkPipeline *out);
+/* A row's pipeline: the same, with subgroups of subgroupSize where it is WHOLE. */
+moi_status moi_vk_row_want(const char *function, const moi_plan *plan, const moi_vk_kernel *row,
+                           const uint32_t *constants, uint32_t n, VkPipeline *out);
 /* Makes what was asked for, several at a time: the most of a plan's time is the driver's compiler. */
 moi_status moi_vk_pipelines_make(const char *function, const moi_plan *plan);
 /* 1 if the build has this shader. */
