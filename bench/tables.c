@@ -16,7 +16,7 @@ typedef struct support_row {
 } support_row;
 
 /* The CPU's list holds the rows of this architecture; the table is to be the same on all. */
-enum { STEADY = 0, FALLBACK = 1 };
+enum { STEADY = 0, FALLBACK = 1, WHOLE = 0 };
 static const support_row cpu_rows[] = {
 #define MOI_EVERY_ARCHITECTURE
 #define GEMM(name, format, needs, form, m_max, scratch, flags, fn)                                                     \

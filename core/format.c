@@ -64,7 +64,8 @@ moi_status moi_format_size(moi_format format, uint32_t n, uint32_t k, moi_format
     sizes.scales = count * row->scale_bytes;
     sizes.zeros = count * row->zero_bits / 8;
   }
-  if (sizes.data > UINT32_MAX || (uint64_t)n * k > UINT32_MAX)
+  /* bytes are counted in 32 bits, on devices from the word that the first of them lies in */
+  if (sizes.data > UINT32_MAX - 3 || (uint64_t)n * k > UINT32_MAX)
     return moi_fail(MOI_INVALID_ARGUMENT, fn, "n, k: %u x %u in %s exceeds 4 GiB or 2^32 elements for one matrix", n, k, row->name);
   *out = sizes;
   return MOI_OK;

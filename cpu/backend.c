@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/format.h"
+#include "core/threads.h"
 #include "cpu/cpu.h"
 #include "cpu/kv.h"
 
@@ -24,7 +25,7 @@ static moi_status device_get(uint32_t index, moi_device_info *info) {
     if (isa & bit)
       at += (size_t)snprintf(info->features + at, sizeof info->features - at, "%s%s", at ? " " : "", moi_isa_name(bit));
   moi_cpu_memory(info);
-  info->n_workers = moi_cpu_cores();
+  info->n_workers = moi_cores();
   return MOI_OK;
 }
 

@@ -12,8 +12,6 @@
 
 /* What to call this CPU: its model, or board and cores; "CPU" where the system does not tell. */
 void moi_cpu_name(char *name, size_t size);
-/* Cores this process may use; at least 1. */
-uint32_t moi_cpu_cores(void);
 /* Sets info's memory and cache (third level), where the system tells. */
 void moi_cpu_memory(moi_device_info *info);
 

@@ -1,7 +1,4 @@
-/* What the system says of this machine: the CPU's name, its cores, memory and cache. */
-#if !defined(_WIN32) && !defined(_GNU_SOURCE)
-#define _GNU_SOURCE /* sched_getaffinity */
-#endif
+/* What the system says of this machine: the CPU's name, memory and cache. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +9,6 @@
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
 #else
-#include <sched.h>
 #include <unistd.h>
 #endif
 #if defined(__APPLE__)
@@ -140,21 +136,3 @@ void moi_cpu_memory(moi_device_info *info) {
 #endif
 }
 #endif
-
-uint32_t moi_cpu_cores(void) {
-#if defined(_WIN32)
-  DWORD_PTR ours = 0, all;
-  uint32_t n = 0;
-  if (GetActiveProcessorGroupCount() == 1 && GetProcessAffinityMask(GetCurrentProcess(), &ours, &all))
-    for (; ours; ours &= ours - 1) n++;
-  if (!n) n = GetActiveProcessorCount(ALL_PROCESSOR_GROUPS);
-  return n ? n : 1;
-#else
-#if defined(__linux__)
-  cpu_set_t set;
-  if (!sched_getaffinity(0, sizeof set, &set)) return (uint32_t)CPU_COUNT(&set);
-#endif
-  long n = sysconf(_SC_NPROCESSORS_ONLN);
-  return n > 0 ? (uint32_t)n : 1;
-#endif
-}

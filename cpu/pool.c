@@ -10,6 +10,7 @@
 #include <dlfcn.h>
 #endif
 
+#include "core/threads.h"
 #include "cpu/cpu.h"
 
 #define MAX_WORKERS 1024
@@ -133,7 +134,7 @@ moi_status moi_pool_open(const char *fn, moi_context *context, moi_pool **out) {
     if (!d->n_workers) return moi_fail(MOI_INVALID_ARGUMENT, fn, "desc->n_workers: 0, must be > 0 with parallel_for");
     return MOI_OK;
   }
-  if (!d->n_workers) d->n_workers = moi_cpu_cores();
+  if (!d->n_workers) d->n_workers = moi_cores();
   if (d->n_workers > MAX_WORKERS) d->n_workers = MAX_WORKERS;
   if (d->n_workers == 1) return MOI_OK;
   moi_pool *pool = moi_allocate(context, sizeof *pool);

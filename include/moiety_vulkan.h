@@ -24,7 +24,9 @@
  *   exit    outputs and workspace are written by COMPUTE_SHADER (SHADER_WRITE); no barrier follows. Another run needs none;
  *           every other reader is the engine's to wait for.
  *
- * Threads: contexts and plans as moiety.h says; a VkCommandBuffer, as ever, by one thread at a time. */
+ * Threads: contexts and plans as moiety.h says; a VkCommandBuffer, as ever, by one thread at a time. The pipelines of a
+ * plan are compiled while it is made, by up to 8 threads that have ended when the call returns; allocator and log are
+ * called by the caller's thread alone. */
 #ifndef MOIETY_VULKAN_H
 #define MOIETY_VULKAN_H
 

@@ -5,6 +5,9 @@
 
 #include <math.h>
 #include <pthread.h>
+#if !defined(_WIN32)
+#include <sys/mman.h>
+#endif
 
 #include "tests/vulkan.h"
 
@@ -535,20 +538,158 @@ static void test_no_tokens(void **state) {
   engine_drop(&e, &memory);
 }
 
+/* ---- large memory */
+
+/* One matrix beyond what a storage buffer of a descriptor may have everywhere, 128 MiB. */
+static void test_a_large_matrix(void **state) {
+  (void)state;
+  enum { N = 8200, K = 4128 };
+  static const char *const kernels[] = {NULL, "f32-stream", "f32-tile"};
+  static float x[K];
+  const size_t bytes = (size_t)N * K * 4;
+  assert_true(bytes > 128u << 20);
+  engine_buffer w = engine_take(&e, bytes), rows = engine_take(&e, (K + N + 2) * 4);
+  float *matrix = w.mapped, *row = rows.mapped, *y = row + K;
+  int32_t *offsets = (int32_t *)(void *)(y + N);
+  memset(matrix, 0, bytes);
+  layer_fill(x, K, 3);
+  layer_fill(matrix, K, 4);
+  layer_fill(matrix + (size_t)(N - 1) * K, K, 5);
+  double first = 0, last = 0;
+  for (int k = 0; k < K; k++) {
+    first += (double)x[k] * matrix[k];
+    last += (double)x[k] * matrix[(size_t)(N - 1) * K + k];
+  }
+  for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++) {
+    moi_gemm_desc d = MOI_GEMM_DESC_INIT;
+    d.max_rows = 1, d.n = N, d.k = K, d.n_experts = 1, d.format = MOI_FORMAT_F32, d.kernel = kernels[i];
+    moi_weights weights = MOI_WEIGHTS_INIT;
+    weights.data = engine_view(&w);
+    moi_gemm_args a = MOI_GEMM_ARGS_INIT;
+    a.n_rows = 1;
+    a.weights = &weights;
+    a.input = a.output = a.offsets = engine_view(&rows);
+    a.input.size = K * 4;
+    a.output.offset = K * 4, a.output.size = N * 4;
+    a.offsets.offset = (K + N) * 4, a.offsets.size = 8;
+    memcpy(row, x, sizeof x);
+    memset(y, 0xff, N * 4);
+    offsets[0] = 0, offsets[1] = 1;
+    moi_plan *plan = NULL;
+    passes(moi_gemm_plan(context, &d, &plan));
+    engine_buffer workspace = take_device_workspace(plan);
+    engine_commands commands = engine_begin(&e);
+    passes(moi_gemm_run(plan, &a, sized(&workspace, plan), (moi_queue){commands.buffer}));
+    engine_end(&e, &commands);
+    engine_submit(&e, &commands);
+    assert_true(first != last && fabs(y[0] - first) < 1e-3 && fabs(y[N - 1] - last) < 1e-3);
+    for (int n = 1; n < N - 1; n++) assert_true(y[n] == 0);
+    engine_forget(&e, &commands);
+    engine_drop(&e, &workspace);
+    moi_plan_destroy(plan);
+  }
+  engine_drop(&e, &rows);
+  engine_drop(&e, &w);
+}
+
+#if !defined(_WIN32)
+static void run_once(moi_op op, const layer *l) {
+  moi_plan *plan = NULL;
+  passes(layer_plan(l, op, context, &plan));
+  engine_buffer workspace = take_device_workspace(plan);
+  engine_commands commands = engine_begin(&e);
+  passes(layer_record(l, op, plan, sized(&workspace, plan), &commands));
+  engine_end(&e, &commands);
+  engine_submit(&e, &commands);
+  engine_forget(&e, &commands);
+  engine_drop(&e, &workspace);
+  moi_plan_destroy(plan);
+}
+
+/* Views and experts more than 4 GiB behind where their buffer begins. No software device has buffers of that size: there
+ * an address is the process's own, and what lies behind one buffer is reached from it although it is another. */
+static void test_memory_beyond_4_gib(void **state) {
+  (void)state;
+  const size_t gap = (size_t)9 << 30;
+  static layer host, device;
+  PFN_vkGetBufferDeviceAddress address_of =
+      (PFN_vkGetBufferDeviceAddress)e.GetDeviceProcAddr(e.device, "vkGetBufferDeviceAddress");
+  engine_buffer one = engine_take(&e, 64 << 20); /* a mapping of its own */
+  void *between = mmap(NULL, gap, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  engine_buffer two = engine_take(&e, 64 << 20);
+  const engine_buffer *low = one.mapped < two.mapped ? &one : &two, *high = low == &one ? &two : &one;
+  uint64_t far = (uint64_t)((uint8_t *)high->mapped - (uint8_t *)low->mapped);
+  int direct = 1;
+  for (int i = 0; i < 2; i++) {
+    const engine_buffer *b = i ? &two : &one;
+    VkBufferDeviceAddressInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO, .buffer = b->buffer};
+    direct &= address_of(e.device, &info) == (uint64_t)(uintptr_t)b->mapped;
+  }
+  int there = direct && between != MAP_FAILED && far >= gap && far % 8 == 0;
+  if (there) {
+    /* every view of a layer lies so far behind the buffer that it names */
+    layer_make(&host);
+    layer_make(&device);
+    engine_buffer behind = *low;
+    behind.mapped = high->mapped;
+    layer_to_device(&device, &behind);
+    moi_buffer *views[] = {&device.route_args.hidden,
+                           &device.route_args.router,
+                           &device.route_args.ids,
+                           &device.route_args.weights,
+                           &device.route_args.counts,
+                           &device.route_args.offsets,
+                           &device.route_args.permutation,
+                           &device.gate_w.data,
+                           &device.up_w.data,
+                           &device.route_args.logits_out,
+                           &device.experts_args.input,
+                           &device.experts_args.output,
+                           &device.down_w.data,
+                           &device.shared_gate_w.data,
+                           &device.shared_up_w.data,
+                           &device.shared_down_w.data,
+                           &device.moe_args.shared_gate};
+    for (size_t i = 0; i < sizeof views / sizeof *views; i++) views[i]->offset += far;
+    run_once(MOI_OP_MOE, &device);
+    agree(MOI_OP_MOE, &host, high->mapped);
+    /* expert 2 lies so far behind expert 0; 1 has no rows */
+    layer_make(&host);
+    layer_make(&device);
+    layer_to_device(&device, low);
+    memcpy((uint8_t *)low->mapped + far + offsetof(layer, up), host.up + 2 * LAYER_I * LAYER_H,
+           LAYER_I * LAYER_H * sizeof(float));
+    memset(((layer *)low->mapped)->up + LAYER_I * LAYER_H, 0xff, 2 * LAYER_I * LAYER_H * sizeof(float));
+    device.up_w.data_stride = far / 2;
+    device.up_w.data.size = far + LAYER_I * LAYER_H * sizeof(float);
+    run_once(MOI_OP_GEMM, &device);
+    agree(MOI_OP_GEMM, &host, low->mapped);
+  }
+  if (between != MAP_FAILED) munmap(between, gap);
+  engine_drop(&e, &one);
+  engine_drop(&e, &two);
+  if (!there) skip();
+}
+#endif
+
 int main(void) {
   if (!engine_open(&e, 1)) return 77;
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_ops_agree_with_the_cpu),
-      cmocka_unit_test(test_a_recording_is_submitted_again),
-      cmocka_unit_test(test_requirements),
-      cmocka_unit_test(test_a_context_of_its_own),
-      cmocka_unit_test(test_refused_devices),
-      cmocka_unit_test(test_chains),
-      cmocka_unit_test(test_pipeline_cache),
-      cmocka_unit_test(test_two_contexts_on_one_device),
-      cmocka_unit_test(test_threads_record_one_plan),
-      cmocka_unit_test(test_refused_views),
-      cmocka_unit_test(test_no_tokens),
+    cmocka_unit_test(test_ops_agree_with_the_cpu),
+    cmocka_unit_test(test_a_recording_is_submitted_again),
+    cmocka_unit_test(test_requirements),
+    cmocka_unit_test(test_a_context_of_its_own),
+    cmocka_unit_test(test_refused_devices),
+    cmocka_unit_test(test_chains),
+    cmocka_unit_test(test_pipeline_cache),
+    cmocka_unit_test(test_two_contexts_on_one_device),
+    cmocka_unit_test(test_threads_record_one_plan),
+    cmocka_unit_test(test_refused_views),
+    cmocka_unit_test(test_no_tokens),
+    cmocka_unit_test(test_a_large_matrix),
+#if !defined(_WIN32)
+    cmocka_unit_test(test_memory_beyond_4_gib),
+#endif
   };
   int failed = cmocka_run_group_tests(tests, open_shared, close_shared);
   engine_close(&e);

@@ -7,6 +7,8 @@
 
 #if defined(MOI_HAVE_VULKAN) && defined(__linux__)
 
+#include <math.h>
+
 #include "tests/vulkan.h"
 
 /* ---- the layer */
@@ -21,8 +23,12 @@ static struct {
   int no_addresses; /* and that it has no bufferDeviceAddress */
   int no_compute;   /* its queue families have no compute */
   int no_subgroups; /* no subgroup operations in compute */
-  int live;         /* objects made and not destroyed */
-  int calls;        /* of `failing` */
+  int several;      /* it is a GPU with subgroups of more sizes than one */
+  uint32_t told;    /* subgroupSize, whatever it is; 0: as it is */
+  /* a plan's pipelines are made by several threads */
+  atomic_int live;  /* objects made and not destroyed */
+  atomic_int calls; /* of `failing` */
+  atomic_int asked; /* for subgroups of a size */
 } layered;
 
 static PFN_vkGetInstanceProcAddr below;
@@ -30,8 +36,7 @@ static PFN_vkGetDeviceProcAddr below_device;
 
 static int fails(const char *name) {
   if (!layered.failing || strcmp(layered.failing, name)) return 0;
-  layered.calls++;
-  return layered.calls > layered.good;
+  return atomic_fetch_add(&layered.calls, 1) >= layered.good;
 }
 
 /* A pair that makes and destroys an object of a device. */
@@ -62,6 +67,9 @@ static VkResult on_CreateComputePipelines(VkDevice device, VkPipelineCache cache
     for (uint32_t i = 0; i < n; i++) out[i] = VK_NULL_HANDLE; /* as the specification has it */
     return layered.result;
   }
+  const VkBaseInStructure *next = info->stage.pNext;
+  layered.asked +=
+      next && next->sType == VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO_EXT;
   VkResult result = real_CreateComputePipelines(device, cache, n, info, allocator, out);
   layered.live += result == VK_SUCCESS ? (int)n : 0;
   return result;
@@ -121,6 +129,17 @@ static void on_GetPhysicalDeviceProperties2(VkPhysicalDevice physical, VkPhysica
   for (VkBaseOutStructure *s = out->pNext; s && layered.no_subgroups; s = s->pNext)
     if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_PROPERTIES)
       ((VkPhysicalDeviceVulkan11Properties *)(void *)s)->subgroupSupportedOperations = VK_SUBGROUP_FEATURE_BASIC_BIT;
+  for (VkBaseOutStructure *s = out->pNext; s && layered.told; s = s->pNext)
+    if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_PROPERTIES)
+      ((VkPhysicalDeviceVulkan11Properties *)(void *)s)->subgroupSize = layered.told;
+  if (!layered.several) return;
+  out->properties.deviceType = VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU;
+  for (VkBaseOutStructure *s = out->pNext; s; s = s->pNext)
+    if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES_EXT) {
+      VkPhysicalDeviceSubgroupSizeControlPropertiesEXT *sizes = (void *)s;
+      sizes->minSubgroupSize /= 2;
+      sizes->maxSubgroupSize *= 2;
+    }
 }
 
 static PFN_vkGetPhysicalDeviceFeatures2 real_GetPhysicalDeviceFeatures2;
@@ -325,6 +344,83 @@ static void test_devices_that_lack_something(void **state) {
   nothing_is_left();
 }
 
+/* Rows that need subgroups of a certain size ask for it, and are refused where that cannot be asked. */
+static void test_subgroups_of_several_sizes(void **state) {
+  (void)state;
+  static layer l;
+  moi_vulkan_requirement r = MOI_VULKAN_REQUIREMENT_INIT;
+  for (uint32_t k = 0; strcmp(r.name ? r.name : "", "subgroupSizeControl"); k++)
+    passes(moi_vulkan_requirements((moi_vulkan_function)e.get, e.instance, e.physical, k, &r));
+  if (!r.supported) skip();
+  layer_make(&l);
+  layered.several = 1;
+  for (int on_engine = 0; on_engine < 2; on_engine++) { /* which has not enabled it */
+    moi_context *c = NULL;
+    moi_plan *plan = NULL;
+    passes(open_context(on_engine, &c));
+    l.gemm.kernel = "f32-lanes";
+    moi_status status = layer_plan(&l, MOI_OP_GEMM, c, &plan);
+    if (on_engine) refused(status, MOI_UNSUPPORTED, "subgroupSizeControl");
+    else passes(status);
+    assert_int_equal(layered.asked, on_engine ? 0 : 2); /* streams at words, and anywhere */
+    moi_plan_destroy(plan);
+    plan = NULL;
+    l.gemm.kernel = NULL;
+    l.gemm.format = MOI_FORMAT_BF16; /* of which there are no pipelines yet */
+    passes(layer_plan(&l, MOI_OP_GEMM, c, &plan));
+    assert_string_equal(moi_plan_kernel(plan), "bf16-stream+bf16-tile");
+    assert_int_equal(layered.asked, on_engine ? 0 : 2);
+    layered.asked = 0;
+    l.gemm.format = MOI_FORMAT_F32;
+    moi_plan_destroy(plan);
+    moi_context_destroy(c);
+    nothing_is_left();
+  }
+}
+
+/* The other rows ask nothing of a subgroup's size: not even that it is the one that the device tells. */
+static void test_subgroups_of_another_size_than_told(void **state) {
+  static layer host, device;
+  moi_context *cpu = open_cpu(1);
+  moi_plan *plan = NULL;
+  layer_make(&host);
+  passes(layer_plan(&host, MOI_OP_MOE, cpu, &plan));
+  moi_buffer room = take_workspace(plan);
+  passes(layer_run(&host, MOI_OP_MOE, plan, room));
+  drop_aligned(room.ptr);
+  moi_plan_destroy(plan);
+  moi_context_destroy(cpu);
+  for (uint32_t told = 4; told <= 64; told *= 4) {
+    moi_context *c = NULL;
+    plan = NULL;
+    clear(state);
+    layered.several = 1;
+    layered.told = told;
+    engine_buffer memory = engine_take(&e, sizeof(layer));
+    layer_make(&device);
+    layer_to_device(&device, &memory);
+    passes(open_context(1, &c));
+    passes(layer_plan(&device, MOI_OP_MOE, c, &plan));
+    size_t align, size = moi_plan_workspace(plan, &align);
+    engine_buffer workspace = engine_take(&e, size);
+    engine_commands commands = engine_begin(&e);
+    passes(layer_record(&device, MOI_OP_MOE, plan, engine_view(&workspace), &commands));
+    engine_end(&e, &commands);
+    engine_submit(&e, &commands);
+    const layer *result = memory.mapped;
+    assert_memory_equal(result->ids, host.ids, sizeof host.ids);
+    for (size_t i = 0; i < LAYER_T * LAYER_H; i++)
+      if (!(fabsf(result->y[i] - host.y[i]) <= 1e-4f * (1 + fabsf(host.y[i]))))
+        fail_msg("subgroups of %u: y[%zu] is %g, the CPU has %g", told, i, result->y[i], host.y[i]);
+    engine_forget(&e, &commands);
+    engine_drop(&e, &workspace);
+    engine_drop(&e, &memory);
+    moi_plan_destroy(plan);
+    moi_context_destroy(c);
+    nothing_is_left();
+  }
+}
+
 static void test_functions_that_are_not_there(void **state) {
   (void)state;
   static const char *const names[] = {"vkCmdDispatchIndirect", "vkGetBufferDeviceAddress", "vkCreateComputePipelines",
@@ -436,6 +532,8 @@ int main(void) {
       cmocka_unit_test_setup(test_contexts_that_cannot_be_made, clear),
       cmocka_unit_test_setup(test_listing_fails, clear),
       cmocka_unit_test_setup(test_devices_that_lack_something, clear),
+      cmocka_unit_test_setup(test_subgroups_of_several_sizes, clear),
+      cmocka_unit_test_setup(test_subgroups_of_another_size_than_told, clear),
       cmocka_unit_test_setup(test_functions_that_are_not_there, clear),
       cmocka_unit_test_setup(test_plans_that_cannot_be_made, clear),
       cmocka_unit_test_setup(test_the_pipeline_cache_cannot_be_read, clear),

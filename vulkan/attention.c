@@ -159,9 +159,8 @@ static moi_status attend_get(const char *fn, const moi_plan *plan, const moi_vk_
   if (!is_lanes(row)) {
     uint32_t constants[] = {
         tile, (d->v_head_dim + 127) / 128, (uint32_t)d->k_format, (uint32_t)d->v_format, d->softcap > 0, many != 0};
-    moi_status status = moi_vk_pipeline_get(fn, plan->context, row->shader, constants, 6, &out[0]);
-    out[1] = out[0];
-    return status;
+    moi_status status = moi_vk_row_want(fn, plan, row, constants, 6, &out[0]);
+    return status ? status : moi_vk_row_want(fn, plan, row, constants, 6, &out[1]);
   }
   uint32_t subgroup = v->traits.subgroup, keys, groups;
   lanes_shape(v, tile, &keys, &groups);
@@ -178,8 +177,7 @@ static moi_status attend_get(const char *fn, const moi_plan *plan, const moi_vk_
                             many != 0,
                             many && state->n_segments > 1,
                             v->traits.is_cpu};
-    moi_status status = moi_vk_pipeline_get(fn, plan->context, row->shader, constants,
-                                            sizeof constants / sizeof *constants, &out[words]);
+    moi_status status = moi_vk_row_want(fn, plan, row, constants, sizeof constants / sizeof *constants, &out[words]);
     if (status) return status;
   }
   return MOI_OK;
@@ -198,21 +196,20 @@ moi_status moi_vk_attention_plan(const char *fn, moi_plan *plan, const char *for
   state->pass_keys = min_u32(pass_keys(v, d, state->pick.few), pass_keys(v, d, state->pick.many));
   state->segment = round_up((d->max_kv + MAX_SEGMENTS - 1) / MAX_SEGMENTS, SEGMENT);
   state->n_segments = (d->max_kv + state->segment - 1) / state->segment;
-  const moi_context *c = plan->context;
   uint32_t append[3] = {0, (uint32_t)d->input_type, 0}, output = (uint32_t)d->output_type;
   uint32_t finish[3] = {v->traits.subgroup, output, 0};
-  status = moi_vk_pipeline_get(fn, c, "attention_prepare", NULL, 0, &state->prepare);
+  status = moi_vk_pipeline_want(fn, plan, "attention_prepare", NULL, 0, &state->prepare);
   if (!status) status = attend_get(fn, plan, state->pick.few, state->few_tile, 0, state->few);
   if (!status) status = attend_get(fn, plan, state->pick.many, state->many_tile, 1, state->many);
   for (uint32_t words = 0; words < 2; words++) {
     finish[2] = append[2] = words;
-    if (!status) status = moi_vk_pipeline_get(fn, c, "attention_finish", finish, 3, &state->finish[words]);
+    if (!status) status = moi_vk_pipeline_want(fn, plan, "attention_finish", finish, 3, &state->finish[words]);
     append[0] = (uint32_t)d->k_format;
-    if (!status) status = moi_vk_pipeline_get(fn, c, "kv_append", append, 3, &state->append_k[words]);
+    if (!status) status = moi_vk_pipeline_want(fn, plan, "kv_append", append, 3, &state->append_k[words]);
     append[0] = (uint32_t)d->v_format;
-    if (!status) status = moi_vk_pipeline_get(fn, c, "kv_append", append, 3, &state->append_v[words]);
+    if (!status) status = moi_vk_pipeline_want(fn, plan, "kv_append", append, 3, &state->append_v[words]);
   }
-  if (!status) status = moi_vk_pipeline_get(fn, c, "attention_merge", &output, 1, &state->merge);
+  if (!status) status = moi_vk_pipeline_want(fn, plan, "attention_merge", &output, 1, &state->merge);
   return status;
 }
 

@@ -2,7 +2,7 @@
 #include <stdio.h>
 
 #include "core/format.h"
-#include "vulkan/vulkan.h"
+#include "vulkan/pipelines.h"
 
 static const char *needs_text(moi_vk_needs needs) {
   return needs == MOI_VK_CPU ? "software device" : needs == MOI_VK_GPU ? "gpu" : "";
@@ -37,6 +37,7 @@ static moi_format pack_preferred(moi_format format) {
 static const char *refusal(const moi_vk_kernel *row, const moi_plan *plan, int forced) {
   const moi_vulkan *v = plan->context->state;
   if (!moi_vk_shader_exists(row->shader)) return "a shader that this build has not";
+  if (row->flags & MOI_VK_WHOLE && !v->traits.exact) return "subgroups of a certain size (subgroupSizeControl)";
   if (!forced && row->needs == MOI_VK_CPU && !v->traits.is_cpu) return "a software device";
   if (!forced && row->needs == MOI_VK_GPU && v->traits.is_cpu) return "a GPU";
   if ((plan->plan_flags & MOI_NO_FALLBACK) && row->flags & MOI_VK_FALLBACK) return "no MOI_NO_FALLBACK";
@@ -152,7 +153,11 @@ static moi_status plan_vulkan(const char *fn, moi_plan *plan) {
   if (!state) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *state);
   memset(state, 0, sizeof *state);
   plan->state = state;
+  moi_vk_wants wants = {.n = 0};
+  state->wants = &wants;
   moi_status status = plan_op(fn, plan);
+  if (!status) status = moi_vk_pipelines_make(fn, plan);
+  state->wants = NULL;
   if (!status) {
     name_kernels(plan, state);
     moi_carve carve = {NULL, 0, 0};

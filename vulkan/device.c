@@ -138,7 +138,22 @@ typedef struct identity {
   VkPhysicalDeviceDriverProperties driver;
   VkPhysicalDeviceFeatures2 features;
   VkPhysicalDeviceVulkan12Features v12;
+  VkPhysicalDeviceSubgroupSizeControlPropertiesEXT sizes; /* 0 without the extension */
+  VkPhysicalDeviceSubgroupSizeControlFeaturesEXT size_control;
 } identity;
+
+static const char *const size_control_name = "VK_EXT_subgroup_size_control"; /* listed by devices of 1.3 too */
+
+static int has_device_extension(const moi_vk_functions *vk, VkPhysicalDevice device, const char *name) {
+  uint32_t n = 0;
+  if (vk->EnumerateDeviceExtensionProperties(device, NULL, &n, NULL) != VK_SUCCESS || !n) return 0;
+  VkExtensionProperties *list = malloc(n * sizeof *list);
+  int found = 0;
+  if (list && vk->EnumerateDeviceExtensionProperties(device, NULL, &n, list) >= VK_SUCCESS)
+    for (uint32_t i = 0; i < n; i++) found |= !strcmp(list[i].extensionName, name);
+  free(list);
+  return found;
+}
 
 /* A device of Vulkan 1.1 or older is asked for its first properties only. */
 static void identify(const moi_vk_functions *vk, VkPhysicalDevice device, identity *id) {
@@ -150,6 +165,12 @@ static void identify(const moi_vk_functions *vk, VkPhysicalDevice device, identi
   id->v11.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_PROPERTIES;
   id->v11.pNext = &id->driver;
   id->driver.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES;
+  id->sizes.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES_EXT;
+  id->size_control.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES_EXT;
+  if (has_device_extension(vk, device, size_control_name)) {
+    id->driver.pNext = &id->sizes;
+    id->v12.pNext = &id->size_control;
+  }
   vk->GetPhysicalDeviceProperties2(device, &id->properties);
   id->features.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2;
   id->features.pNext = &id->v12;
@@ -170,6 +191,11 @@ static uint32_t has_subgroups(const identity *id) {
          id->v11.subgroupSize <= 128;
 }
 static uint32_t has_addresses(const identity *id) { return id->v12.bufferDeviceAddress; }
+/* whether pipelines may ask for subgroupSize */
+static uint32_t has_size_control(const identity *id) {
+  return id->size_control.subgroupSizeControl && id->sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT &&
+         id->sizes.minSubgroupSize <= id->v11.subgroupSize && id->v11.subgroupSize <= id->sizes.maxSubgroupSize;
+}
 
 static const struct {
   const char *kind, *name, *of, *use;
@@ -181,6 +207,9 @@ static const struct {
      "basic, ballot, shuffle and arithmetic in compute, subgroups of 4 to 128", 1, has_subgroups},
     {"feature", "bufferDeviceAddress", "VkPhysicalDeviceVulkan12Features",
      "all memory is reached by address: no descriptors, no bound on a buffer's size", 1, has_addresses},
+    {"feature", "subgroupSizeControl", "VkPhysicalDeviceSubgroupSizeControlFeatures",
+     "rows that need subgroups of one size, where a device has several; of 1.3 or VK_EXT_subgroup_size_control", 0,
+     has_size_control},
 };
 enum { N_REQUIREMENTS = sizeof requirements / sizeof requirements[0] };
 
@@ -282,10 +311,17 @@ moi_status moi_vk_device_get(uint32_t index, moi_device_info *info) {
 
 /* ---- contexts */
 
-static void read_traits(const identity *id, moi_vk_traits *t) {
+static void read_traits(const identity *id, int size_control, moi_vk_traits *t) {
   const VkPhysicalDeviceProperties *p = &id->properties.properties;
+  const VkPhysicalDeviceLimits *limits = &p->limits;
   t->is_cpu = p->deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
   t->subgroup = id->v11.subgroupSize;
+  t->size_control = size_control && has_size_control(id);
+  t->exact = t->is_cpu || t->size_control ||
+             (id->sizes.minSubgroupSize == t->subgroup && id->sizes.maxSubgroupSize == t->subgroup);
+  t->max_threads = limits->maxComputeWorkGroupInvocations < limits->maxComputeWorkGroupSize[0]
+                       ? limits->maxComputeWorkGroupInvocations
+                       : limits->maxComputeWorkGroupSize[0];
   t->shared_memory = p->limits.maxComputeSharedMemorySize;
   for (int i = 0; i < 3; i++) t->max_groups[i] = p->limits.maxComputeWorkGroupCount[i];
 }
@@ -298,6 +334,21 @@ static int enabled_addresses(const void *features) {
       return 1;
     if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_BUFFER_DEVICE_ADDRESS_FEATURES &&
         ((const VkPhysicalDeviceBufferDeviceAddressFeatures *)(const void *)s)->bufferDeviceAddress)
+      return 1;
+  }
+  return 0;
+}
+
+/* Whether it has subgroupSizeControl on. */
+static int enabled_size_control(const void *features) {
+  for (const VkBaseInStructure *s = features; s; s = s->pNext) {
+#if defined(VK_API_VERSION_1_3)
+    if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_3_FEATURES &&
+        ((const VkPhysicalDeviceVulkan13Features *)(const void *)s)->subgroupSizeControl)
+      return 1;
+#endif
+    if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES_EXT &&
+        ((const VkPhysicalDeviceSubgroupSizeControlFeaturesEXT *)(const void *)s)->subgroupSizeControl)
       return 1;
   }
   return 0;
@@ -333,7 +384,7 @@ static moi_status open_engines(const char *fn, moi_vulkan *v, const moi_vulkan_d
     return moi_fail(MOI_UNSUPPORTED, fn,
                     "desc->next: features: bufferDeviceAddress was not enabled on this device "
                     "(moi_vulkan_requirements lists what to enable)");
-  read_traits(&id, &v->traits);
+  read_traits(&id, enabled_size_control(e->features), &v->traits);
   status = check_family(fn, v, "desc->next: queue_family", v->family);
   if (status) return status;
   status = load_device(fn, &v->vk, e->device);
@@ -348,7 +399,7 @@ static int agrees(const identity *id, const moi_vulkan_choice *choice) {
   return !choice->uuid || !memcmp(choice->uuid, id->v11.deviceUUID, VK_UUID_SIZE);
 }
 
-static moi_status make_device(const char *fn, moi_vulkan *v, const identity *id) {
+static moi_status make_device(const char *fn, moi_vulkan *v) {
   VkQueueFamilyProperties list[32];
   uint32_t n = 32;
   v->vk.GetPhysicalDeviceQueueFamilyProperties(v->physical, &n, list);
@@ -368,19 +419,15 @@ static moi_status make_device(const char *fn, moi_vulkan *v, const identity *id)
                              .pNext = &features,
                              .queueCreateInfoCount = 1,
                              .pQueueCreateInfos = &queue};
-  (void)id;
+  VkPhysicalDeviceSubgroupSizeControlFeaturesEXT size_control = {
+      .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES_EXT, .subgroupSizeControl = VK_TRUE};
   static const char *const portability = "VK_KHR_portability_subset"; /* must be enabled where it is */
-  uint32_t n_extensions = 0;
-  if (v->vk.EnumerateDeviceExtensionProperties(v->physical, NULL, &n_extensions, NULL) == VK_SUCCESS && n_extensions) {
-    VkExtensionProperties *extensions = malloc(n_extensions * sizeof *extensions);
-    if (!extensions) return moi_fail(MOI_OUT_OF_MEMORY, fn, "the list of device extensions");
-    if (v->vk.EnumerateDeviceExtensionProperties(v->physical, NULL, &n_extensions, extensions) >= VK_SUCCESS)
-      for (uint32_t i = 0; i < n_extensions; i++)
-        if (!strcmp(extensions[i].extensionName, portability)) {
-          info.enabledExtensionCount = 1;
-          info.ppEnabledExtensionNames = &portability;
-        }
-    free(extensions);
+  const char *extensions[2];
+  info.ppEnabledExtensionNames = extensions;
+  if (has_device_extension(&v->vk, v->physical, portability)) extensions[info.enabledExtensionCount++] = portability;
+  if (v->traits.size_control) {
+    extensions[info.enabledExtensionCount++] = size_control_name;
+    features.pNext = &size_control;
   }
   PFN_vkDestroyDevice destroy;
   VkResult result = v->vk.CreateDevice(v->physical, &info, NULL, &v->device);
@@ -415,8 +462,8 @@ static moi_status open_own(const char *fn, moi_vulkan *v, uint32_t index, const 
     if (lacks)
       return moi_fail(MOI_UNSUPPORTED, fn, "desc->device: %s lacks %s", id.properties.properties.deviceName, lacks);
     v->physical = devices[i];
-    read_traits(&id, &v->traits);
-    return make_device(fn, v, &id);
+    read_traits(&id, 1, &v->traits);
+    return make_device(fn, v);
   }
   return moi_fail(MOI_NO_DEVICE, fn, "desc->device: %u, Vulkan has %u devices%s", index, count,
                   choice ? ", and not so many that agree with the choice in desc->next" : "");

@@ -63,8 +63,8 @@ moi_status moi_vk_ffn_plan(const char *fn, moi_plan *plan, const char *forced, i
     *found |= forced && served;
   }
   moi_status status = moi_vk_sort_plan(fn, plan, &state->sort);
-  if (!status) status = moi_vk_pipeline_get(fn, plan->context, "prepare", NULL, 0, &state->prepare);
-  if (!status) status = moi_vk_pipeline_get(fn, plan->context, "combine", NULL, 0, &state->combine);
+  if (!status) status = moi_vk_pipeline_want(fn, plan, "prepare", NULL, 0, &state->prepare);
+  if (!status) status = moi_vk_pipeline_want(fn, plan, "combine", NULL, 0, &state->combine);
   return status;
 }
 

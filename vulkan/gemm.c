@@ -31,9 +31,9 @@ moi_status moi_vk_gemm_plan(const char *fn, moi_plan *plan, const char *forced, 
   moi_vk_plan *state = plan->state;
   const uint32_t offsets_given = 1;
   moi_status status = moi_vk_gemm_choose(fn, plan, "gemm", plan->gemm.format, 0, forced, found, &state->gemm);
-  if (!status) status = moi_vk_pipeline_get(fn, plan->context, "sort", &offsets_given, 1, &state->sort);
-  if (!status) status = moi_vk_pipeline_get(fn, plan->context, "prepare", NULL, 0, &state->prepare);
-  if (!status) status = moi_vk_pipeline_get(fn, plan->context, "store_rows", NULL, 0, &state->store);
+  if (!status) status = moi_vk_pipeline_want(fn, plan, "sort", &offsets_given, 1, &state->sort);
+  if (!status) status = moi_vk_pipeline_want(fn, plan, "prepare", NULL, 0, &state->prepare);
+  if (!status) status = moi_vk_pipeline_want(fn, plan, "store_rows", NULL, 0, &state->store);
   return status;
 }
 

@@ -21,9 +21,10 @@ moi_status moi_vk_gemm_choose(const char *fn, moi_plan *plan, const char *what, 
   for (int which = 0; which < 2 && !status; which++) {
     const moi_vk_kernel *row = which ? out->pick.many : out->pick.few;
     for (uint32_t aligned = 0; aligned < 2 && !status; aligned++) {
-      uint32_t threads = row->n_tile ? row->n_tile * v->traits.subgroup : v->traits.subgroup;
-      uint32_t constants[4] = {aligned, gate_up != 0, threads, row->m_tile};
-      status = moi_vk_pipeline_get(fn, plan->context, row->shader, constants, 4, &out->pipeline[which][aligned]);
+      uint32_t threads = min_u32(n_tile(v, row) * v->traits.subgroup, v->traits.max_threads);
+      if (row->flags & MOI_VK_WHOLE) threads = v->traits.subgroup;
+      uint32_t constants[5] = {aligned, gate_up != 0, threads, row->m_tile, row->n_tile};
+      status = moi_vk_row_want(fn, plan, row, constants, 5, &out->pipeline[which][aligned]);
     }
   }
   return status;
@@ -180,7 +181,7 @@ void moi_vk_prepare(const moi_vk_record *r, VkPipeline pipeline, uint64_t args, 
 
 moi_status moi_vk_sort_plan(const char *fn, const moi_plan *plan, VkPipeline *out) {
   uint32_t offsets_given = 0;
-  return moi_vk_pipeline_get(fn, plan->context, "sort", &offsets_given, 1, out);
+  return moi_vk_pipeline_want(fn, plan, "sort", &offsets_given, 1, out);
 }
 
 size_t moi_vk_sort_count(moi_carve *carve, uint32_t n_class) {

@@ -4,12 +4,14 @@
 
 #include <moiety.h>
 
-#define MOI_VK_FALLBACK 0x100u /* in flags: right everywhere, fast nowhere; MOI_NO_FALLBACK refuses it */
+/* in flags */
+#define MOI_VK_FALLBACK 0x100u /* right everywhere, fast nowhere; MOI_NO_FALLBACK refuses it */
+#define MOI_VK_WHOLE 0x200u    /* its workgroup is one subgroup, whose size must be certain */
 
 /* What a row asks of a device beyond what the backend requires. */
 typedef enum moi_vk_needs {
   MOI_VK_ANY,
-  MOI_VK_CPU, /* chosen for software devices alone; runs on any */
+  MOI_VK_CPU, /* chosen for software devices alone; runs on any whose subgroups are right for it */
   MOI_VK_GPU  /* chosen for real ones alone; runs on any */
 } moi_vk_needs;
 
@@ -21,7 +23,7 @@ typedef struct moi_vk_kernel {
   uint32_t m_max;  /* rows of an expert (query rows of a KV head) up to which it is meant; 0: no bound */
   uint32_t m_tile; /* rows of a work item */
   uint32_t n_tile; /* columns of a workgroup */
-  uint32_t flags;  /* MOI_DETERMINISTIC | MOI_BATCH_INVARIANT | MOI_VK_FALLBACK */
+  uint32_t flags;  /* MOI_DETERMINISTIC | MOI_BATCH_INVARIANT, and those above */
   const char *shader; /* as moi_vk_shader names it */
 } moi_vk_kernel;
 

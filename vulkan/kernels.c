@@ -4,6 +4,7 @@
 
 #define STEADY (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT)
 #define FALLBACK MOI_VK_FALLBACK
+#define WHOLE MOI_VK_WHOLE
 
 const moi_vk_kernel moi_vk_kernels[] = {
 #define GEMM_ROW(FORMAT, format, name, needs, m_max, m_tile, n_tile, flags, shader)                                    \

@@ -1,4 +1,6 @@
 /* Pipelines: one layout for all of them, each made once for a context and kept until it is destroyed. */
+#include <stdatomic.h>
+
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
@@ -6,15 +8,15 @@
 #include <pthread.h>
 #endif
 
+#include "core/threads.h"
+#include "vulkan/pipelines.h"
 #include "vulkan/shaders.h"
-#include "vulkan/vulkan.h"
 
-enum { MAX_CONSTANTS = 16 };
+enum { MAX_THREADS = 8 };
 
 struct moi_vk_pipeline {
   moi_vk_pipeline *next;
-  const moi_vk_shader *shader;
-  uint32_t constants[MAX_CONSTANTS], n;
+  moi_vk_key key;
   VkPipeline pipeline;
 };
 
@@ -103,69 +105,135 @@ static const moi_vk_shader *shader_find(const char *name) {
 
 int moi_vk_shader_exists(const char *shader) { return shader_find(shader) != NULL; }
 
-static moi_vk_pipeline *find(const struct moi_vk_pipelines *all, const moi_vk_shader *shader, const uint32_t *constants,
-                             uint32_t n) {
+static int same(const moi_vk_key *a, const moi_vk_key *b) {
+  return a->shader == b->shader && a->n == b->n && a->subgroup == b->subgroup &&
+         !memcmp(a->constants, b->constants, sizeof a->constants);
+}
+
+static moi_vk_pipeline *find(const struct moi_vk_pipelines *all, const moi_vk_key *key) {
   for (moi_vk_pipeline *p = all->first; p; p = p->next)
-    if (p->shader == shader && p->n == n && (!n || !memcmp(p->constants, constants, n * sizeof *constants))) return p;
+    if (same(&p->key, key)) return p;
   return NULL;
 }
 
-static moi_status make(const char *fn, const moi_vulkan *v, moi_vk_pipeline *p) {
-  VkSpecializationMapEntry entries[MAX_CONSTANTS];
-  for (uint32_t i = 0; i < p->n; i++) entries[i] = (VkSpecializationMapEntry){i, i * 4, 4};
-  VkSpecializationInfo special = {p->n, entries, p->n * 4, p->constants};
+/* ---- making: what fails is told by the thread that plans, since the text of an error is a thread's own */
+
+typedef struct job {
+  moi_vk_pipeline *p;
+  const char *what; /* failed */
+  VkResult result;
+} job;
+
+typedef struct jobs {
+  const moi_vulkan *v;
+  job list[MOI_VK_MAX_WANTS];
+  uint32_t n;
+  atomic_int failed;
+} jobs;
+
+static void make(const moi_vulkan *v, job *j) {
+  moi_vk_pipeline *p = j->p;
+  VkSpecializationMapEntry entries[MOI_VK_MAX_CONSTANTS];
+  for (uint32_t i = 0; i < p->key.n; i++) entries[i] = (VkSpecializationMapEntry){i, i * 4, 4};
+  VkSpecializationInfo special = {p->key.n, entries, p->key.n * 4, p->key.constants};
   VkShaderModuleCreateInfo module = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
-                                     .codeSize = p->shader->n_words * 4,
-                                     .pCode = p->shader->words};
+                                     .codeSize = p->key.shader->n_words * 4,
+                                     .pCode = p->key.shader->words};
+  VkPipelineShaderStageRequiredSubgroupSizeCreateInfoEXT size = {
+      .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO_EXT,
+      .requiredSubgroupSize = p->key.subgroup};
   VkComputePipelineCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
                                       .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
+                                                .pNext = p->key.subgroup ? &size : NULL,
                                                 .stage = VK_SHADER_STAGE_COMPUTE_BIT,
                                                 .pName = "main",
-                                                .pSpecializationInfo = p->n ? &special : NULL},
+                                                .pSpecializationInfo = p->key.n ? &special : NULL},
                                       .layout = v->layout};
-  VkResult result = v->vk.CreateShaderModule(v->device, &module, NULL, &info.stage.module);
-  if (result != VK_SUCCESS) return moi_vk_fail(fn, "vkCreateShaderModule", result);
-  result = v->vk.CreateComputePipelines(v->device, v->cache, 1, &info, NULL, &p->pipeline);
+  j->what = "vkCreateShaderModule";
+  j->result = v->vk.CreateShaderModule(v->device, &module, NULL, &info.stage.module);
+  if (j->result != VK_SUCCESS) return;
+  j->what = "vkCreateComputePipelines";
+  j->result = v->vk.CreateComputePipelines(v->device, v->cache, 1, &info, NULL, &p->pipeline);
+  if (j->result != VK_SUCCESS) p->pipeline = VK_NULL_HANDLE;
   v->vk.DestroyShaderModule(v->device, info.stage.module, NULL);
-  return result == VK_SUCCESS ? MOI_OK : moi_vk_fail(fn, "vkCreateComputePipelines", result);
 }
 
-moi_status moi_vk_pipeline_get(const char *fn, const moi_context *context, const char *name, const uint32_t *constants,
-                               uint32_t n, VkPipeline *out) {
+static void make_one(void *arg, uint32_t i) {
+  jobs *all = arg;
+  if (atomic_load(&all->failed)) return;
+  make(all->v, &all->list[i]);
+  if (all->list[i].result != VK_SUCCESS) atomic_store(&all->failed, 1);
+}
+
+/* Into the context, if no other plan was faster. */
+static void keep(const moi_context *context, moi_vk_pipeline *p) {
   const moi_vulkan *v = context->state;
-  const moi_vk_shader *shader = shader_find(name);
-  if (!shader || n > MAX_CONSTANTS) return moi_fail(MOI_INTERNAL, fn, "this build has no shader '%s'", name);
   lock(v->pipelines);
-  moi_vk_pipeline *found = find(v->pipelines, shader, constants, n);
-  unlock(v->pipelines);
-  if (found) {
-    *out = found->pipeline;
-    return MOI_OK;
-  }
-  moi_vk_pipeline *p = moi_allocate(context, sizeof *p);
-  if (!p) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *p);
-  memset(p, 0, sizeof *p);
-  p->shader = shader;
-  p->n = n;
-  if (n) memcpy(p->constants, constants, n * sizeof *constants);
-  moi_status status = make(fn, v, p);
-  if (status) {
-    moi_release(context, p, sizeof *p);
-    return status;
-  }
-  lock(v->pipelines);
-  found = find(v->pipelines, shader, constants, n); /* another thread may have been faster */
-  if (!found) {
+  int there = find(v->pipelines, &p->key) != NULL;
+  if (!there && p->pipeline) {
     p->next = v->pipelines->first;
     v->pipelines->first = p;
-    *out = p->pipeline;
   }
   unlock(v->pipelines);
-  if (found) {
-    *out = found->pipeline;
-    v->vk.DestroyPipeline(v->device, p->pipeline, NULL);
-    moi_release(context, p, sizeof *p);
+  if (!there && p->pipeline) return;
+  if (p->pipeline) v->vk.DestroyPipeline(v->device, p->pipeline, NULL);
+  moi_release(context, p, sizeof *p);
+}
+
+static moi_status want(const char *fn, const moi_plan *plan, const char *name, uint32_t subgroup,
+                       const uint32_t *constants, uint32_t n, VkPipeline *out) {
+  moi_vk_wants *wants = ((moi_vk_plan *)plan->state)->wants;
+  moi_vk_key key = {.shader = shader_find(name), .n = n, .subgroup = subgroup};
+  if (!key.shader || n > MOI_VK_MAX_CONSTANTS) return moi_fail(MOI_INTERNAL, fn, "this build has no shader '%s'", name);
+  if (wants->n == MOI_VK_MAX_WANTS) return moi_fail(MOI_INTERNAL, fn, "a plan of more than %u pipelines", wants->n);
+  if (n) memcpy(key.constants, constants, n * sizeof *constants);
+  wants->list[wants->n++] = (moi_vk_want){key, out};
+  return MOI_OK;
+}
+
+moi_status moi_vk_pipeline_want(const char *fn, const moi_plan *plan, const char *shader, const uint32_t *constants,
+                                uint32_t n, VkPipeline *out) {
+  return want(fn, plan, shader, 0, constants, n, out);
+}
+
+moi_status moi_vk_row_want(const char *fn, const moi_plan *plan, const moi_vk_kernel *row, const uint32_t *constants,
+                           uint32_t n, VkPipeline *out) {
+  const moi_vk_traits *t = &((const moi_vulkan *)plan->context->state)->traits;
+  return want(fn, plan, row->shader, row->flags & MOI_VK_WHOLE && t->size_control ? t->subgroup : 0, constants, n, out);
+}
+
+/* A job for each pipeline that the context has not, once. */
+static moi_status list_jobs(const char *fn, const moi_context *context, const moi_vk_wants *wants, jobs *all) {
+  for (uint32_t i = 0; i < wants->n; i++) {
+    const moi_vk_key *key = &wants->list[i].key;
+    uint32_t at = 0;
+    while (at < all->n && !same(&all->list[at].p->key, key)) at++;
+    lock(all->v->pipelines);
+    int there = at < all->n || find(all->v->pipelines, key);
+    unlock(all->v->pipelines);
+    if (there) continue;
+    moi_vk_pipeline *p = moi_allocate(context, sizeof *p);
+    if (!p) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *p);
+    *p = (moi_vk_pipeline){.key = *key};
+    all->list[all->n++].p = p;
   }
+  return MOI_OK;
+}
+
+moi_status moi_vk_pipelines_make(const char *fn, const moi_plan *plan) {
+  const moi_context *context = plan->context;
+  const moi_vk_wants *wants = ((const moi_vk_plan *)plan->state)->wants;
+  jobs all = {.v = context->state};
+  moi_status status = list_jobs(fn, context, wants, &all);
+  if (!status) moi_threads_run(all.n, MAX_THREADS, make_one, &all);
+  for (uint32_t i = 0; i < all.n; i++) {
+    if (!status && all.list[i].result != VK_SUCCESS) status = moi_vk_fail(fn, all.list[i].what, all.list[i].result);
+    keep(context, all.list[i].p); /* those that were made serve the next try */
+  }
+  if (status) return status;
+  lock(all.v->pipelines);
+  for (uint32_t i = 0; i < wants->n; i++) *wants->list[i].out = find(all.v->pipelines, &wants->list[i].key)->pipeline;
+  unlock(all.v->pipelines);
   return MOI_OK;
 }
 

@@ -97,7 +97,7 @@ moi_status moi_vk_route_plan(const char *function, moi_plan *plan, const char *f
     uint32_t prepare[] = {traits->is_cpu && d->hidden <= 1u << 16 ? traits->subgroup : 128, d->input_type,
                           d->flags & MOI_ROUTE_INPUT_NORM ? (uint32_t)d->router_type : 0};
     status = moi_vk_gemm_choose(function, plan, "router", d->router_type, 0, forced, found, &state->router);
-    if (!status) status = moi_vk_pipeline_get(function, plan->context, "route_prepare", prepare, 3, &state->prepare);
+    if (!status) status = moi_vk_pipeline_want(function, plan, "route_prepare", prepare, 3, &state->prepare);
   }
   /* Less shared memory, more tokens at once; a software device has no such bound. */
   uint32_t size = select_size(traits, d);
@@ -107,7 +107,7 @@ moi_status moi_vk_route_plan(const char *function, moi_plan *plan, const char *f
   else if (!traits->is_cpu && n_class <= SHARED_CLASSES / 2) constants[1] = n_class <= 256 ? 256 : 512;
   if (!traits->is_cpu && d->n_group > 1 && d->n_group <= FEW_GROUPS) constants[2] = FEW_GROUPS;
   if (!status)
-    status = moi_vk_pipeline_get(function, plan->context, state->select->shader, constants, 5, &state->select_pipeline);
+    status = moi_vk_pipeline_want(function, plan, state->select->shader, constants, 5, &state->select_pipeline);
   return status ? status : moi_vk_sort_plan(function, plan, &state->sort);
 }
 

@@ -39,11 +39,15 @@ typedef struct moi_vk_functions {
 typedef struct moi_vk_traits {
   uint32_t is_cpu;        /* a software device, lavapipe */
   uint32_t subgroup;      /* subgroupSize: a power of two, 4 to 128 */
+  uint32_t exact;         /* no pipeline is compiled for subgroups of another size, or none that asks for it */
+  uint32_t size_control;  /* pipelines may ask: the feature is enabled */
+  uint32_t max_threads;   /* of a workgroup along x; at least 128 */
   uint32_t shared_memory; /* bytes of a workgroup */
   uint32_t max_groups[3]; /* maxComputeWorkGroupCount */
 } moi_vk_traits;
 
 typedef struct moi_vk_pipeline moi_vk_pipeline; /* pipelines.c */
+typedef struct moi_vk_wants moi_vk_wants;
 
 /* a context's state */
 typedef struct moi_vulkan {
@@ -75,10 +79,16 @@ void moi_vk_close(moi_context *context);
 /* cache: what an earlier context gave, or none */
 moi_status moi_vk_pipelines_open(const char *function, moi_context *context, const void *cache, size_t cache_size);
 void moi_vk_pipelines_close(moi_context *context);
-/* The pipeline of a shader (the name of its file, or <file>_<format> for those that are compiled for each format) with
- * its specialization constants 0..n-1; made once for each context, lives as long as it. */
-moi_status moi_vk_pipeline_get(const char *function, const moi_context *context, const char *shader,
-                               const uint32_t *constants, uint32_t n, VkPipeline *out);
+/* Asks for the pipeline of a shader (the name of its file, or <file>_<format> for those that are compiled for each format)
+ * with its specialization constants 0..n-1: once the plan's pipelines are made it is in *out, which lies in its state. A
+ * context makes each once and keeps it. */
+moi_status moi_vk_pipeline_want(const char *function, const moi_plan *plan, const char *shader,
+                                const uint32_t *constants, uint32_t n, VkPipeline *out);
+/* A row's pipeline: the same, with subgroups of subgroupSize where it is WHOLE. */
+moi_status moi_vk_row_want(const char *function, const moi_plan *plan, const moi_vk_kernel *row,
+                           const uint32_t *constants, uint32_t n, VkPipeline *out);
+/* Makes what was asked for, several at a time: the most of a plan's time is the driver's compiler. */
+moi_status moi_vk_pipelines_make(const char *function, const moi_plan *plan);
 /* 1 if the build has this shader. */
 int moi_vk_shader_exists(const char *shader);
 
@@ -143,7 +153,7 @@ size_t moi_vk_product_count(moi_carve *carve, uint32_t max_rows);
 void moi_vk_product_record(const moi_vk_record *r, const moi_vk_gemm_state *gemm, size_t at, uint32_t max_rows,
                            const moi_vk_product *product);
 
-/* ---- plans. Every op has: _plan, which chooses rows, gets pipelines and counts its workspace with `carve`; _run, which
+/* ---- plans. Every op has: _plan, which chooses rows, asks for pipelines and counts its workspace with `carve`; _run, which
  * records with the same carve. State is embedded in moi_vk_plan. */
 
 /* The rows of one weight matrix: `few` serves experts with at most few->m_max rows, `many` the others; may be the same. */
@@ -159,7 +169,7 @@ struct moi_vk_gemm_state { /* one grouped GEMM */
   moi_vk_pick pick;
   VkPipeline pipeline[2][2]; /* [few, many][streams begin anywhere, at words] */
 };
-/* Chooses rows for a weight matrix and gets their pipelines. gate_up: 1: two matrices and an activation. */
+/* Chooses rows for a weight matrix and asks for their pipelines. gate_up: 1: two matrices and an activation. */
 moi_status moi_vk_gemm_choose(const char *function, moi_plan *plan, const char *what, moi_format format, int gate_up,
                               const char *forced, int *found, moi_vk_gemm_state *out);
 
@@ -187,6 +197,7 @@ typedef struct moi_vk_plan {
   moi_vk_gemm_state gemm;
   VkPipeline sort, prepare, combine, store;
   moi_vk_attention_state attention;
+  moi_vk_wants *wants; /* while it is made */
 } moi_vk_plan;
 
 /* ids [t, top_k] and weights [t, top_k]: device addresses, always written; n_tokens_device as the run says. */

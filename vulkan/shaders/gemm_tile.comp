@@ -9,16 +9,16 @@ layout(local_size_x = 128) in;
 #define M 64
 #define N 64
 #define CHUNK 32
-#define PAD 65 /* odd: rows of a tile begin in different banks */
 
-shared float w_tile[CHUNK * PAD], x_tile[CHUNK * PAD];
+/* 16 KiB, which is all that every device has; [k][row]: threads side by side are in different banks */
+shared float w_tile[CHUNK * N], x_tile[CHUNK * M];
 
 /* acc[r][c] += x rows (ty, ty + 16, ...) times columns (tx, tx + 8, ...) of the tiles */
 #define MULTIPLY(acc)                                                                                                  \
   for (int k = 0; k < CHUNK; k++) {                                                                                    \
     float x[4], w[8];                                                                                                  \
-    [[unroll]] for (int r = 0; r < 4; r++) x[r] = x_tile[k * PAD + ty + 16 * r];                                       \
-    [[unroll]] for (int c = 0; c < 8; c++) w[c] = w_tile[k * PAD + tx + 8 * c];                                        \
+    [[unroll]] for (int r = 0; r < 4; r++) x[r] = x_tile[k * M + ty + 16 * r];                                       \
+    [[unroll]] for (int c = 0; c < 8; c++) w[c] = w_tile[k * N + tx + 8 * c];                                        \
     [[unroll]] for (int r = 0; r < 4; r++)                                                                             \
       [[unroll]] for (int c = 0; c < 8; c++) acc[r * 8 + c] = fma(x[r], w[c], acc[r * 8 + c]);                         \
   }
@@ -43,14 +43,14 @@ void main() {
       if (thread < 64u) {
         float w[CHUNK];
         moi_fetch_any(su.d, su.s, su.z, n_up, k0, a.up.rows, a.k, w);
-        [[unroll]] for (int k = 0; k < CHUNK; k++) w_tile[k * PAD + int(lane)] = w[k];
+        [[unroll]] for (int k = 0; k < CHUNK; k++) w_tile[k * N + int(lane)] = w[k];
       } else {
         [[unroll]] for (int q = 0; q < CHUNK / 4; q++) {
           vec4 x = Vectors(row).v[(k0 >> 2) + uint(q)];
-          x_tile[(4 * q) * PAD + int(lane)] = x.x;
-          x_tile[(4 * q + 1) * PAD + int(lane)] = x.y;
-          x_tile[(4 * q + 2) * PAD + int(lane)] = x.z;
-          x_tile[(4 * q + 3) * PAD + int(lane)] = x.w;
+          x_tile[(4 * q) * M + int(lane)] = x.x;
+          x_tile[(4 * q + 1) * M + int(lane)] = x.y;
+          x_tile[(4 * q + 2) * M + int(lane)] = x.z;
+          x_tile[(4 * q + 3) * M + int(lane)] = x.w;
         }
       }
       barrier();
@@ -60,7 +60,7 @@ void main() {
         if (thread < 64u) {
           float w[CHUNK];
           moi_fetch_any(sg.d, sg.s, sg.z, n_gate, k0, a.gate.rows, a.k, w);
-          [[unroll]] for (int k = 0; k < CHUNK; k++) w_tile[k * PAD + int(lane)] = w[k];
+          [[unroll]] for (int k = 0; k < CHUNK; k++) w_tile[k * N + int(lane)] = w[k];
         }
         barrier();
         MULTIPLY(acc_gate)

@@ -17,7 +17,7 @@ layout(push_constant) uniform Push {
 
 layout(buffer_reference, std430, buffer_reference_align = 8) buffer Pairs { vec2 v[]; };
 
-shared float parts[32]; /* one for each subgroup */
+shared float parts[128]; /* one for each subgroup */
 
 float sum_of_all(float x) {
   x = subgroupAdd(x);

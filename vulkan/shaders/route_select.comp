@@ -55,7 +55,7 @@ shared uint cut_key, cut_group; /* the last group that stays */
 shared int slot_id[64];
 shared uint slot_logit[64]; /* key */
 shared float slot_weight[64];
-shared uint part_key[32], part_at[32]; /* one for each subgroup */
+shared uint part_key[128], part_at[128]; /* one for each subgroup */
 
 const uint NONE = 0xffffffffu;
 

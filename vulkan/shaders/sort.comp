@@ -4,8 +4,8 @@
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 
-#define THREADS 256u
-layout(local_size_x = 256) in;
+#define THREADS 128u /* every device has as many */
+layout(local_size_x = 128) in;
 
 layout(constant_id = 0) const uint OFFSETS = 0u; /* 1: rows lie sorted, groups come as offsets */
 
@@ -141,11 +141,13 @@ void main() {
     ids_of[thread] = id;
     all_seen();
     uint rank = 0u, later = 0u;
-    for (uint t0 = 0u; t0 < THREADS; t0 += 32u) { /* llvmpipe leaves loops after 65535 rounds, those of all of them added up */
+    for (uint t0 = 0u; t0 < THREADS; t0 += 64u) { /* llvmpipe leaves loops after 65535 rounds, those of all of them added up */
       [[unroll]] for (uint i = 0u; i < 32u; i++) {
-        uint same = ids_of[t0 + i] == id ? 1u : 0u;
-        rank += t0 + i < thread ? same : 0u;
-        later += t0 + i > thread ? same : 0u;
+        [[unroll]] for (uint t = t0 + i; t < t0 + 64u; t += 32u) {
+          uint same = ids_of[t] == id ? 1u : 0u;
+          rank += t < thread ? same : 0u;
+          later += t > thread ? same : 0u;
+        }
       }
     }
     uint place = 0u;
