@@ -61,15 +61,62 @@ void moi_cu_attention_count(const moi_plan *plan, moi_carve *c) {
   carve(plan, c, &m);
 }
 
-/* The kernel of a row for tiles of `tile` rows. */
-static moi_status attend_get(const char *fn, const moi_plan *plan, const moi_cu_kernel *row, uint32_t tile, int many,
-                             moi_cu_function *out) {
-  uint32_t columns = 1;
+/* ---- rows of kernels.def */
+
+static int is_mma(const moi_cu_kernel *row) { return !strcmp(row->image, "attention_mma"); }
+
+/* attention_mma.cu: the sizes of heads that there are kernels for, and 64 rows of a tile of many, so many times. */
+typedef struct mma_shape {
+  uint32_t k, v, blocks;
+} mma_shape;
+
+static const mma_shape *mma_shape_of(const moi_attention_desc *d) {
+  static const mma_shape shapes[] = {{64, 64, 2}, {128, 128, 2}, {192, 128, 1}, {256, 256, 1}};
+  for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
+    if (d->head_dim <= shapes[i].k && d->v_head_dim <= shapes[i].v) return &shapes[i];
+  return NULL;
+}
+
+/* What a launch asks for: queries, keys, values, their rows 16 bytes apart from each other. */
+static uint32_t mma_shared(const mma_shape *shape, uint32_t tile) {
+  return 2 * ((tile + 64) * (shape->k + 8) + 64 * (shape->v + 8));
+}
+
+static int holds_bf16(moi_format format) { return format == MOI_FORMAT_BF16 || format == MOI_FORMAT_FP8; }
+
+const char *moi_cu_attention_refusal(const moi_cu_kernel *row, const moi_plan *plan) {
+  const moi_attention_desc *d = &plan->attention;
+  const moi_cuda *c = plan->context->state;
+  if (!is_mma(row)) return NULL;
+  if (d->input_type != MOI_FORMAT_BF16 || !holds_bf16(d->k_format) || !holds_bf16(d->v_format))
+    return "queries that are bf16, and a cache of bf16 or fp8";
+  const mma_shape *shape = mma_shape_of(d);
+  if (!shape || d->head_dim % 8 || d->v_head_dim % 8) return "heads of at most 256, a multiple of 8";
+  if (mma_shared(shape, 64 * shape->blocks) + 4096 > c->traits.shared_memory) return "more shared memory of a block";
+  return NULL;
+}
+
+/* The kernel of a row for tiles of few, or many rows: how many rows, and what its launches ask for. */
+static moi_status attend_get(const char *fn, const moi_plan *plan, const moi_cu_kernel *row, int many,
+                             moi_cu_function *out, uint32_t *tile, uint32_t *shared) {
+  const moi_attention_desc *d = &plan->attention;
   char name[64];
-  while (columns * 128 < plan->attention.v_head_dim) columns *= 2;
-  if (many) snprintf(name, sizeof name, "attend_tile_many_%u", columns);
-  else snprintf(name, sizeof name, "attend_tile_%u_%u", tile, columns);
-  return moi_cu_function_get(fn, plan->context, row->image, name, out);
+  *shared = 0;
+  if (is_mma(row)) {
+    const mma_shape *shape = mma_shape_of(d);
+    *tile = many ? 64 * shape->blocks : 64;
+    *shared = mma_shared(shape, *tile);
+    snprintf(name, sizeof name, "attend_mma_%s%u_%u", many ? "many_" : "", shape->k, shape->v);
+  } else {
+    uint32_t columns = 1;
+    while (columns * 128 < d->v_head_dim) columns *= 2;
+    *tile = columns == 8 ? row->m_tile / 2 : row->m_tile;
+    if (!many && group_of(d) <= 4) *tile = 4;
+    if (many) snprintf(name, sizeof name, "attend_tile_many_%u", columns);
+    else snprintf(name, sizeof name, "attend_tile_%u_%u", *tile, columns);
+  }
+  moi_status status = moi_cu_function_get(fn, plan->context, row->image, name, out);
+  return status || !*shared ? status : moi_cu_function_shared(fn, plan->context, *out, *shared);
 }
 
 moi_status moi_cu_attention_plan(const char *fn, moi_plan *plan, const char *forced, int *found) {
@@ -77,20 +124,18 @@ moi_status moi_cu_attention_plan(const char *fn, moi_plan *plan, const char *for
   moi_cu_attention_state *state = &((moi_cu_plan *)plan->state)->attention;
   moi_status status = moi_cu_choose(fn, plan, MOI_OP_ATTENTION, "attention", d->k_format, forced, found, &state->pick);
   if (status) return status;
-  const moi_cu_kernel *few = state->pick.few, *many = state->pick.many;
+  status = attend_get(fn, plan, state->pick.few, 0, &state->few, &state->few_tile, &state->few_shared);
+  if (!status)
+    status = attend_get(fn, plan, state->pick.many, 1, &state->many, &state->many_tile, &state->many_shared);
   uint32_t group = group_of(d);
-  state->few_tile = group <= 4 ? 4 : few->m_tile;
   state->few_rows = group < state->few_tile ? state->few_tile / group : 1;
-  state->many_tile = many->m_tile;
   state->segment = round_up(moi_cu_ceil_div(d->max_kv, MAX_SEGMENTS), SEGMENT);
   state->n_segments = moi_cu_ceil_div(d->max_kv, state->segment);
   const moi_context *c = plan->context;
-  status = moi_cu_function_get(fn, c, "attention_rows", "attention_prepare", &state->prepare);
+  if (!status) status = moi_cu_function_get(fn, c, "attention_rows", "attention_prepare", &state->prepare);
   if (!status) status = moi_cu_function_get(fn, c, "attention_rows", "attention_finish", &state->finish);
   if (!status) status = moi_cu_function_get(fn, c, "attention_rows", "attention_merge", &state->merge);
   if (!status) status = moi_cu_function_get(fn, c, "attention_append", "kv_append", &state->append);
-  if (!status) status = attend_get(fn, plan, few, state->few_tile, 0, &state->few);
-  if (!status) status = attend_get(fn, plan, many, state->many_tile, 1, &state->many);
   return status;
 }
 
@@ -165,14 +210,18 @@ static void attend(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_
       .many_segment = chains(plan) ? state->segment : UINT32_MAX,
   };
   args.q_vectors = (((uintptr_t)args.q | (uint64_t)a->q_stride * element | (uint64_t)a->q_head_stride * element) & 15) == 0;
+  uint32_t y_element = d->output_type == MOI_FORMAT_F32 ? 4 : 2;
+  args.y_pairs = (((uintptr_t)args.y | (uint64_t)a->output_stride * y_element | (uint64_t)d->v_head_dim * y_element) &
+                  (2 * y_element - 1)) == 0;
   uint32_t few = 0, many = 0;
   if (!a->n_rows) return;
   if (a->n_seqs) {
     few = few_tiles(d, state, a->n_rows, a->n_seqs);
     many = many_tiles(d, state, a->n_rows, a->n_seqs);
     moi_cu_launch(r, state->prepare, &args, 1, 1, 256);
-    moi_cu_launch(r, state->few, &args, few, d->n_kv_heads * state->n_segments, state->pick.few->threads);
-    moi_cu_launch(r, state->many, &args, many, d->n_kv_heads, state->pick.many->threads);
+    moi_cu_launch_shared(r, state->few, &args, few, d->n_kv_heads * state->n_segments, state->pick.few->threads,
+                         state->few_shared);
+    moi_cu_launch_shared(r, state->many, &args, many, d->n_kv_heads, state->pick.many->threads, state->many_shared);
   }
   uint32_t items = few + (chains(plan) ? many : 0); /* rows of no sequence are somebody's too */
   moi_cu_launch(r, state->finish, &args, items > 64 ? items : 64, d->n_kv_heads, 128);

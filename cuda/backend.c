@@ -62,6 +62,7 @@ static const char *refusal(const moi_cu_kernel *row, const moi_plan *plan) {
   if ((plan->plan_flags & MOI_NO_FALLBACK) && row->flags & MOI_CU_FALLBACK) return "no MOI_NO_FALLBACK";
   if ((plan->plan_flags & MOI_DETERMINISTIC) && !(row->flags & MOI_DETERMINISTIC)) return "no MOI_DETERMINISTIC";
   if ((plan->plan_flags & MOI_BATCH_INVARIANT) && !(row->flags & MOI_BATCH_INVARIANT)) return "no MOI_BATCH_INVARIANT";
+  if (row->op == MOI_OP_ATTENTION) return moi_cu_attention_refusal(row, plan);
   return NULL;
 }
 

@@ -49,6 +49,8 @@ void moi_cu_modules_close(moi_context *context);
 /* A kernel of an image. Loaded once for each context, lives as long as it. The context must be current. */
 moi_status moi_cu_function_get(const char *function, const moi_context *context, const char *image, const char *name,
                                moi_cu_function *out);
+/* Lets launches of a function ask for `bytes` of shared memory. */
+moi_status moi_cu_function_shared(const char *function, const moi_context *context, moi_cu_function f, uint32_t bytes);
 /* 1 if the build has this image. */
 int moi_cu_image_exists(const char *image);
 
@@ -63,6 +65,9 @@ typedef struct moi_cu_run {
 
 /* One block for each x and y; args: the struct of cuda/args.h that the kernel takes. A dimension of 0 launches nothing. */
 void moi_cu_launch(moi_cu_run *r, moi_cu_function function, const void *args, uint32_t x, uint32_t y, uint32_t threads);
+/* The same with the bytes of shared memory that the kernel has not by itself. */
+void moi_cu_launch_shared(moi_cu_run *r, moi_cu_function function, const void *args, uint32_t x, uint32_t y,
+                          uint32_t threads, uint32_t shared);
 
 /* Blocks that fill the device a few times over: for kernels that go through their work in strides. */
 static inline uint32_t moi_cu_fill(const moi_cu_run *r, uint64_t work) {
@@ -134,6 +139,7 @@ typedef struct moi_cu_attention_state {
   moi_cu_pick pick;
   moi_cu_function prepare, merge, few, many, finish, append;
   uint32_t few_rows, few_tile, many_tile; /* rows of a sequence that count as few; query rows of a block */
+  uint32_t few_shared, many_shared;       /* memory that launches ask for */
   uint32_t segment, n_segments;           /* keys that are summed up by themselves */
 } moi_cu_attention_state;
 
@@ -162,6 +168,8 @@ void moi_cu_gemm_count(const moi_plan *plan, moi_carve *carve);
 void moi_cu_bare_gemm_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *carve);
 
 moi_status moi_cu_attention_plan(const char *function, moi_plan *plan, const char *forced, int *found);
+/* NULL if a row of kernels.def serves the plan's heads and types, else what it needs. */
+const char *moi_cu_attention_refusal(const moi_cu_kernel *row, const moi_plan *plan);
 void moi_cu_attention_count(const moi_plan *plan, moi_carve *carve);
 void moi_cu_attention_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *carve);
 

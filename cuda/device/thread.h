@@ -7,6 +7,7 @@
  *   MOI_BLOCKS                        of a multiprocessor at once that a file's kernels leave registers for: it may define
  *                                     it before it includes this one
  *   MOI_SHARED(type, name, n)         shared memory of the block, `type *name`; its contents begin undefined
+ *   MOI_SHARED_ASKED(name)            `unsigned char *name`: the bytes that the launch asks for, a multiple of 128
  *   moi_thread(), moi_warp(), moi_lane(), moi_block_x(), moi_block_y(), moi_grid_x(), moi_grid_y()
  *   moi_sync()                        barrier of the block, all threads of it
  *   moi_sync_warp()                   of the warp, all 32 lanes of it, as all that follow:
@@ -16,8 +17,10 @@
  *   moi_bits(v)                       bits that are set; of one thread alone
  *   moi_atomic_add(p, v)              on uint, in shared or global memory; returns the old value
  *   moi_keep_order()                  the compiler moves no load across it, and so holds fewer registers
- *   moi_u4, moi_f4                    16 bytes, loaded and stored at once from multiples of 16
+ *   moi_u4, moi_f4, moi_u2, moi_f2    16 and 8 bytes, loaded and stored at once from multiples of their size
  *   MOI_UNROLL, MOI_ROLLED            before a loop of fixed length; before one that must stay a loop
+ *   moi_fresh(v)                      v, for the compiler another number each time: what is computed from it is not kept in
+ *                                     registers from turn to turn of a loop
  */
 #ifndef MOI_CUDA_THREAD_H
 #define MOI_CUDA_THREAD_H
@@ -37,12 +40,19 @@
   extern "C" __global__ void __launch_bounds__(threads, MOI_BLOCKS) name(const __grid_constant__ type args) { name##_body(&args); } \
   MOI_DEVICE void name##_body(const type *a)
 #define MOI_SHARED(type, name, n) __shared__ __align__(16) type name[n]
+#define MOI_SHARED_ASKED(name) extern __shared__ __align__(128) unsigned char name[]
 #define MOI_UNROLL _Pragma("unroll")
 #define MOI_ROLLED _Pragma("unroll 1")
 
 typedef struct __align__(16) moi_u4 { unsigned x, y, z, w; } moi_u4;
 typedef struct __align__(16) moi_f4 { float x, y, z, w; } moi_f4;
+typedef struct __align__(8) moi_u2 { unsigned x, y; } moi_u2;
+typedef struct __align__(8) moi_f2 { float x, y; } moi_f2;
 
+MOI_DEVICE unsigned moi_fresh(unsigned v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
 MOI_DEVICE unsigned moi_thread(void) { return threadIdx.x; }
 MOI_DEVICE unsigned moi_warp(void) { return threadIdx.x >> 5; }
 MOI_DEVICE unsigned moi_lane(void) { return threadIdx.x & 31u; }

@@ -22,9 +22,11 @@ MOI_DEVICE float element(unsigned type, const void *x, uint64_t i, const float *
 
 MOI_DEVICE void store_block(unsigned type, const void *x, uint64_t i, const float *scale, uint8_t *to) {
   float most = 0.0f;
+  MOI_ROLLED
   for (unsigned j = 0; j < 32u; j++) most = fmaxf(most, fabsf(element(type, x, i + j, scale))); /* NaN is passed over */
   float d = most / 127.0f, by = d != 0.0f ? 1.0f / d : 0.0f;
   *(uint16_t *)(void *)to = (uint16_t)moi_f16_code(d);
+  MOI_ROLLED
   for (unsigned j = 0; j < 32u; j += 2u) {
     unsigned pair = 0;
     for (unsigned k = 0; k < 2u; k++) {

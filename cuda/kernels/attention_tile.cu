@@ -11,7 +11,7 @@
 #define PARTS 8u         /* threads that sum up a row */
 #define TILE 4096u       /* floats: keys, then values */
 
-/* R rows, 4 or 16; DV: v_head_dim / 128, rounded up to 1, 2, 4 or 8; many: a block goes through all segments, else
+/* R rows, 4, 8 or 16; DV: v_head_dim / 128, rounded up to 1, 2, 4 or 8; many: a block goes through all segments, else
  * through one. */
 MOI_DEVICE void attend_tile(const moi_cu_attention_args *a, const unsigned R, const unsigned DV, const int many) {
   MOI_SHARED(float, tile, TILE);
@@ -100,6 +100,7 @@ MOI_DEVICE void attend_tile(const moi_cu_attention_args *a, const unsigned R, co
       for (unsigned c = 0; c < dk; c += CK) {
         moi_sync();
         moi_kv_stage(&a->k, k_rows, N, c, CK, T, tile, LDK);
+        MOI_ROLLED
         for (unsigned i = thread; i < R * CK; i += T) {
           unsigned e = c + i % CK, r = moi_min_u(first + i / CK, rows - 1u);
           uint64_t at = (uint64_t)(s->row + r / group) * a->q_stride +
@@ -107,7 +108,7 @@ MOI_DEVICE void attend_tile(const moi_cu_attention_args *a, const unsigned R, co
           queries[i] = e < dk ? moi_load(a->input_type, a->q, at) : 0.0f;
         }
         moi_sync();
-        MOI_UNROLL
+        MOI_ROLLED
         for (unsigned e = 0; e < CK; e += 4u) {
           moi_f4 x = *(const moi_f4 *)(const void *)&tile[key * LDK + e];
           MOI_UNROLL
@@ -172,6 +173,7 @@ MOI_DEVICE void attend_tile(const moi_cu_attention_args *a, const unsigned R, co
         moi_sync();
         if (thread == 0u) odd[chunk ^ 1u] = 0u;
         int careful = odd[chunk] != 0u;
+        MOI_ROLLED
         for (unsigned k = 0; k < VK; k++) {
           const float *p = &weights[(k0 + k) * LDP], *f = &tile[k * T * DV + thread];
           MOI_UNROLL
@@ -209,11 +211,12 @@ MOI_DEVICE void attend_tile(const moi_cu_attention_args *a, const unsigned R, co
       adds[thread] = add;
     }
     moi_sync();
+    unsigned thread_now = moi_fresh(thread);
     MOI_UNROLL
     for (unsigned r = 0; r < R; r++) {
       MOI_UNROLL
       for (unsigned c = 0; c < DV; c++) {
-        unsigned e = c * T + thread;
+        unsigned e = c * T + thread_now;
         if (e >= dv) continue;
         float *x = &to_acc[r * dv + e];
         if (!joins) *x = acc[r * DV + c];
@@ -242,11 +245,11 @@ MOI_DEVICE void attend_tile(const moi_cu_attention_args *a, const unsigned R, co
   }
 }
 
-#define KERNELS(DV)                                                                                                    \
+#define KERNELS(R, DV)                                                                                                 \
   MOI_KERNEL(attend_tile_4_##DV, 128, moi_cu_attention_args) { attend_tile(a, 4, DV, 0); }                             \
-  MOI_KERNEL(attend_tile_16_##DV, 128, moi_cu_attention_args) { attend_tile(a, 16, DV, 0); }                           \
-  MOI_KERNEL(attend_tile_many_##DV, 128, moi_cu_attention_args) { attend_tile(a, 16, DV, 1); }
-KERNELS(1)
-KERNELS(2)
-KERNELS(4)
-KERNELS(8)
+  MOI_KERNEL(attend_tile_##R##_##DV, 128, moi_cu_attention_args) { attend_tile(a, R, DV, 0); }                         \
+  MOI_KERNEL(attend_tile_many_##DV, 128, moi_cu_attention_args) { attend_tile(a, R, DV, 1); }
+KERNELS(16, 1)
+KERNELS(16, 2)
+KERNELS(16, 4)
+KERNELS(8, 8) /* as many registers as 16, 4 */

@@ -18,9 +18,16 @@
 
 _Thread_local moi_emulated_thread moi_emulated_now;
 
-enum { MAX_THREADS = 1024, STACK = 128 << 10, MAX_SHARED = 64, SHARED_LIMIT = 227 << 10 };
+enum { MAX_THREADS = 1024, STACK = 128 << 10, MAX_SHARED = 64, SHARED_LIMIT = 227 << 10, MAX_COPIES = 256 };
 
 typedef enum fiber_state { READY, AT_BARRIER, AT_MEETING, DONE } fiber_state;
+
+/* One copy of 16 bytes, or the end of a group. */
+typedef struct copy {
+  unsigned char *to; /* null: the end */
+  const unsigned char *from;
+  unsigned valid;
+} copy;
 
 typedef struct fiber {
 #if defined(__x86_64__)
@@ -31,6 +38,8 @@ typedef struct fiber {
   unsigned char *stack;
   void *fake; /* AddressSanitizer's */
   fiber_state state;
+  copy *copies; /* [MAX_COPIES], in the order of their making */
+  unsigned n_copies;
 } fiber;
 
 typedef struct warp {
@@ -51,7 +60,7 @@ static _Thread_local struct machine {
   size_t scheduler_size;
   warp warps[MAX_THREADS / 32];
   shared shared[MAX_SHARED];
-  unsigned n_shared, n, done, waiting, current;
+  unsigned n_shared, n, done, waiting, current, asked;
   unsigned long long random;
   const moi_emulated_kernel *kernel;
   const void *args;
@@ -115,6 +124,7 @@ static void fiber_main(void) {
 #endif
   m->kernel->entry(m->args);
   fiber *self = &m->fibers[m->current];
+  if (self->n_copies) die("ends while its copies are on their way");
   self->state = DONE;
   m->done++;
   go(self, &m->scheduler, 1);
@@ -144,6 +154,53 @@ void *moi_emulated_shared(const void *key, size_t bytes) {
   memset(memory, 0xff, bytes);
   m->shared[m->n_shared++] = (shared){key, memory, bytes};
   return memory;
+}
+
+void *moi_emulated_asked(void) {
+  static const char key;
+  if (!m->asked) die("shared memory that the launch does not ask for");
+  return moi_emulated_shared(&key, m->asked);
+}
+
+void moi_emulated_aligned(const char *what, const void *p, size_t alignment) {
+  char text[80];
+  if (!((uintptr_t)p & (alignment - 1))) return;
+  snprintf(text, sizeof text, "%s at an address that is no multiple of %zu", what, alignment);
+  die(text);
+}
+
+static copy *copy_new(void) {
+  fiber *self = &m->fibers[m->current];
+  if (!self->copies && !(self->copies = malloc(MAX_COPIES * sizeof *self->copies))) die("out of memory");
+  if (self->n_copies == MAX_COPIES) die("too many copies on their way");
+  return &self->copies[self->n_copies++];
+}
+
+void moi_emulated_copy16(void *to, const void *from, int valid) {
+  moi_emulated_aligned("an asynchronous copy to", to, 16);
+  moi_emulated_aligned("an asynchronous copy from", from, 16);
+  if (valid < 0 || valid > 16) die("an asynchronous copy of more than 16 bytes");
+  *copy_new() = (copy){to, from, (unsigned)valid};
+  memset(to, 0xff, 16);
+}
+
+void moi_emulated_copy_commit(void) { *copy_new() = (copy){NULL, NULL, 0}; }
+
+void moi_emulated_copy_wait(unsigned groups) {
+  fiber *self = &m->fibers[m->current];
+  unsigned ends = 0, n = 0, at = 0;
+  for (unsigned i = 0; i < self->n_copies; i++) ends += !self->copies[i].to;
+  for (; ends > groups; n++) {
+    const copy *c = &self->copies[n];
+    if (!c->to) {
+      ends--;
+      continue;
+    }
+    memset(c->to, 0, 16);
+    memcpy(c->to, c->from, c->valid);
+  }
+  for (; n < self->n_copies; n++) self->copies[at++] = self->copies[n];
+  self->n_copies = at;
 }
 
 void moi_emulated_sync(void) {
@@ -222,14 +279,14 @@ static struct {
   pthread_cond_t work, done;
   const moi_emulated_kernel *kernel;
   const void *args;
-  unsigned grid_x, grid_y, threads, helpers, busy, round;
+  unsigned grid_x, grid_y, threads, asked, helpers, busy, round;
   _Atomic uint64_t next;
 } pool = {.turn = PTHREAD_MUTEX_INITIALIZER,
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .work = PTHREAD_COND_INITIALIZER,
           .done = PTHREAD_COND_INITIALIZER};
 
-static void be_machine(const moi_emulated_kernel *kernel, const void *args, unsigned threads) {
+static void be_machine(const moi_emulated_kernel *kernel, const void *args, unsigned threads, unsigned asked) {
   if (!m) {
     m = calloc(1, sizeof *m);
     if (!m) abort();
@@ -237,12 +294,13 @@ static void be_machine(const moi_emulated_kernel *kernel, const void *args, unsi
   m->kernel = kernel;
   m->args = args;
   m->n = threads;
+  m->asked = asked;
   for (unsigned i = 0; i < threads; i++)
     if (!m->fibers[i].stack && !(m->fibers[i].stack = malloc(STACK))) die("out of memory");
 }
 
 static void share_blocks(void) {
-  be_machine(pool.kernel, pool.args, pool.threads);
+  be_machine(pool.kernel, pool.args, pool.threads, pool.asked);
   uint64_t n = (uint64_t)pool.grid_x * pool.grid_y, i;
   while ((i = pool.next++) < n)
     run_block((unsigned)(i % pool.grid_x), (unsigned)(i / pool.grid_x), pool.grid_x, pool.grid_y);
@@ -274,17 +332,17 @@ static void start_helpers(void) {
 }
 
 void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, unsigned grid_x, unsigned grid_y,
-                         unsigned threads) {
+                         unsigned threads, unsigned asked) {
   uint64_t n = (uint64_t)grid_x * grid_y;
   if (n < 4 || pthread_mutex_trylock(&pool.turn)) { /* little to share, or another launch has the helpers */
-    be_machine(kernel, args, threads);
+    be_machine(kernel, args, threads, asked);
     for (unsigned y = 0; y < grid_y; y++)
       for (unsigned x = 0; x < grid_x; x++) run_block(x, y, grid_x, grid_y);
     return;
   }
   pthread_mutex_lock(&pool.lock);
   if (!pool.helpers) start_helpers();
-  pool.kernel = kernel, pool.args = args, pool.threads = threads, pool.grid_x = grid_x, pool.grid_y = grid_y;
+  pool.kernel = kernel, pool.args = args, pool.threads = threads, pool.asked = asked, pool.grid_x = grid_x, pool.grid_y = grid_y;
   pool.next = 0;
   pool.busy = pool.helpers;
   pool.round++;

@@ -12,8 +12,9 @@ typedef struct moi_emulated_kernel {
 } moi_emulated_kernel;
 
 const moi_emulated_kernel *moi_emulated_find(const char *name);
-/* All blocks, shared among as many threads as there are processors; done when it returns. */
+/* All blocks, shared among as many threads as there are processors; done when it returns. asked: bytes that
+ * MOI_SHARED_ASKED names. */
 void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, unsigned grid_x, unsigned grid_y,
-                         unsigned threads);
+                         unsigned threads, unsigned asked);
 
 #endif
