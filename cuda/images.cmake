@@ -12,11 +12,25 @@ function(moi_cuda_images)
   set(folder "${CMAKE_CURRENT_BINARY_DIR}/cuda")
   file(MAKE_DIRECTORY "${folder}")
   set(code)
-  foreach(arch ${MOI_CUDA_ARCHITECTURES})
-    list(APPEND code "-gencode=arch=compute_${arch},code=sm_${arch}")
-  endforeach()
-  list(GET MOI_CUDA_ARCHITECTURES -1 last)
-  list(APPEND code "-gencode=arch=compute_${last},code=compute_${last}")
+  if(A_MACHINE_CODE) # older toolkits know fewer architectures, and compress in one way alone
+    execute_process(COMMAND "${MOI_NVCC}" --list-gpu-code OUTPUT_VARIABLE known)
+    execute_process(COMMAND "${MOI_NVCC}" --help OUTPUT_VARIABLE help)
+    foreach(arch ${MOI_CUDA_ARCHITECTURES})
+      if(known MATCHES "sm_${arch}[^0-9a-z]")
+        list(APPEND code "-gencode=arch=compute_${arch},code=sm_${arch}")
+        set(last ${arch})
+      else()
+        message(STATUS "MOI_CUDA_ARCHITECTURES: ${arch} left out, this nvcc does not know it")
+      endif()
+    endforeach()
+    if(NOT code)
+      message(FATAL_ERROR "MOI_CUDA_ARCHITECTURES: nvcc knows none of ${MOI_CUDA_ARCHITECTURES}")
+    endif()
+    list(APPEND code "-gencode=arch=compute_${last},code=compute_${last}")
+    if(help MATCHES "--compress-mode")
+      list(APPEND code -compress-mode=size)
+    endif()
+  endif()
   set(strict)
   if(MOI_WERROR) # registers that spill, arrays in local memory: not in this library's kernels
     set(strict -Werror=all-warnings -Xptxas=-warn-spills,-warn-lmem-usage,-Werror)
@@ -46,7 +60,7 @@ function(moi_cuda_images)
       set(output "${folder}/${full}.fatbin")
       # -fmad=false: the same source gives the same bits as from every other compiler; what wants FMA says so
       add_custom_command(OUTPUT "${output}" VERBATIM
-                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -diag-suppress=550 -compress-mode=size ${strict} ${code} ${define}
+                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -diag-suppress=550 ${strict} ${code} ${define}
                                  -I "${PROJECT_SOURCE_DIR}" -MD -MF "${output}.d" -MT "${output}"
                                  -o "${output}" "${kernel}"
                          DEPENDS "${kernel}" DEPFILE "${output}.d" COMMENT "CUDA ${full}")
