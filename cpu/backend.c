@@ -2,7 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/format.h"
+#include "core/choose.h"
 #include "core/threads.h"
 #include "cpu/cpu.h"
 #include "cpu/kv.h"
@@ -83,74 +83,47 @@ static void close_cpu(moi_context *context) {
 
 /* ---- choice */
 
-/* NULL if the row can serve, else why not. */
-static const char *refusal(const moi_cpu_kernel *row, const moi_plan *plan, int exact_bf16) {
+static moi_row row_of(uint32_t i) {
+  const moi_cpu_kernel *k = &moi_cpu_kernels[i];
+  return (moi_row){k->name, k->op, k->format, k->m_max, k->flags};
+}
+
+/* exact_bf16: an int */
+static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void *exact_bf16) {
   const moi_cpu *cpu = plan->context->state;
+  const moi_cpu_kernel *row = &moi_cpu_kernels[i];
+  (void)asked;
   if (row->needs & ~cpu->isa) return moi_isa_name(row->needs);
-  if (row->form == MOI_FORM_BF16 && !exact_bf16) return "activations that are bf16";
-  if ((plan->plan_flags & MOI_NO_FALLBACK) && row->flags & MOI_ROW_FALLBACK) return "no MOI_NO_FALLBACK";
-  if ((plan->plan_flags & MOI_DETERMINISTIC) && !(row->flags & MOI_DETERMINISTIC)) return "no MOI_DETERMINISTIC";
-  if ((plan->plan_flags & MOI_BATCH_INVARIANT) && !(row->flags & MOI_BATCH_INVARIANT)) return "no MOI_BATCH_INVARIANT";
+  if (row->form == MOI_FORM_BF16 && !*(const int *)exact_bf16) return "activations that are bf16";
   return NULL;
 }
 
-static int serves(const moi_cpu_kernel *row, moi_op op, moi_format format) {
-  return row->op == op && !(row->flags & MOI_ROW_REFERENCE) &&
-         (row->format == format || row->format == MOI_FORMAT_NONE);
+static moi_choice choice_of(moi_op op, const char *what, moi_format format, const int *exact_bf16, const char *forced) {
+  return (moi_choice){"CPU", what, op, format, forced, moi_cpu_kernel_count, row_of, needs, exact_bf16};
 }
 
 moi_status moi_cpu_choose(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format, int exact_bf16,
                           const char *forced, int *found, moi_pick *pick) {
-  pick->few = pick->many = NULL;
-  for (uint32_t i = 0; forced && i < moi_cpu_kernel_count; i++) {
-    const moi_cpu_kernel *row = &moi_cpu_kernels[i];
-    if (!serves(row, op, format) || strcmp(row->name, forced)) continue;
-    const char *why = refusal(row, plan, exact_bf16);
-    if (why) return moi_fail(MOI_UNSUPPORTED, fn, "kernel: %s for %s needs %s", forced, what, why);
-    pick->few = pick->many = row;
-    *found = 1;
-    return moi_plan_say(plan, "%s (%s): %s, as asked for\n", what, moi_format_name(format), row->name);
-  }
-  char refused[384] = "";
-  size_t at = 0;
-  for (uint32_t i = 0; i < moi_cpu_kernel_count && !pick->many; i++) {
-    const moi_cpu_kernel *row = &moi_cpu_kernels[i];
-    if (!serves(row, op, format)) continue;
-    const char *why = refusal(row, plan, exact_bf16);
-    if (why) {
-      if (at < sizeof refused)
-        at += (size_t)snprintf(refused + at, sizeof refused - at, "  refused %s: needs %s\n", row->name, why);
-    } else if (!row->m_max) {
-      pick->many = row;
-    } else if (!pick->few && !(plan->plan_flags & MOI_BATCH_INVARIANT)) {
-      pick->few = row; /* a batch-invariant plan must not change rows with the number of tokens */
-    }
-  }
-  if (!pick->many)
-    return moi_fail(MOI_UNSUPPORTED, fn, "format: no CPU kernel for %s (%s) meets plan_flags\n%s", what,
-                    moi_format_name(format), refused);
-  if (!pick->few) pick->few = pick->many;
-  moi_status status =
-      pick->few == pick->many
-          ? moi_plan_say(plan, "%s (%s): %s\n", what, moi_format_name(format), pick->many->name)
-          : moi_plan_say(plan, "%s (%s): %s for up to %u rows of %s, %s for more\n", what,
-                         moi_format_name(format), pick->few->name, pick->few->m_max,
-                         op == MOI_OP_ATTENTION ? "a KV head" : "an expert", pick->many->name);
-  if (!status && refused[0]) status = moi_plan_say(plan, "%s", refused);
-  if (!status && pick->many->flags & MOI_ROW_FALLBACK)
-    moi_log_line(plan->context, MOI_LOG_WARNING, "%s: %s (%s) falls back to the kernel '%s'", fn, what,
-                 moi_format_name(format), pick->many->name);
-  return status;
+  moi_choice choice = choice_of(op, what, format, &exact_bf16, forced);
+  uint32_t few, many;
+  moi_status status = moi_choose(fn, plan, &choice, found, &few, &many);
+  if (status) return status;
+  pick->few = &moi_cpu_kernels[few];
+  pick->many = &moi_cpu_kernels[many];
+  return MOI_OK;
 }
 
 static moi_status choose_route(const char *fn, moi_plan *plan, const char *forced, int *found, moi_cpu_plan *state) {
   const moi_route_desc *d = &plan->route;
+  const int exact_bf16 = 0;
+  const moi_choice choice = choice_of(MOI_OP_ROUTE, "selection", MOI_FORMAT_NONE, &exact_bf16, forced);
   state->route.select = NULL;
   for (uint32_t i = 0; i < moi_cpu_kernel_count; i++) {
     const moi_cpu_kernel *row = &moi_cpu_kernels[i];
-    if (!serves(row, MOI_OP_ROUTE, MOI_FORMAT_NONE)) continue;
+    moi_row seen = row_of(i);
+    if (!moi_row_serves(&seen, MOI_OP_ROUTE, MOI_FORMAT_NONE)) continue;
     int asked = forced && !strcmp(forced, row->name);
-    const char *why = refusal(row, plan, 0);
+    const char *why = moi_row_refusal(plan, &choice, i, asked);
     if (asked && why) return moi_fail(MOI_UNSUPPORTED, fn, "kernel: %s needs %s", row->name, why);
     if (asked || (!why && !state->route.select)) state->route.select = row;
     if (asked) {

@@ -127,12 +127,9 @@ typedef struct moi_cpu_kernel {
   uint32_t m_max;        /* meant for up to m_max rows of one expert or KV head (right for any m); 0: no
                             bound */
   uint32_t scratch_rows; /* see moi_gemm_tile */
-  uint32_t flags;        /* MOI_DETERMINISTIC, MOI_BATCH_INVARIANT, and MOI_ROW_* */
+  uint32_t flags;        /* MOI_DETERMINISTIC, MOI_BATCH_INVARIANT, and core's MOI_ROW_* */
   void (*fn)(void);      /* moi_gemm_fn, moi_select_fn, moi_attend_fn, or NULL for the reference */
 } moi_cpu_kernel;
-
-#define MOI_ROW_FALLBACK 0x100u   /* the generic kernel and the reference: chosen with a warning */
-#define MOI_ROW_REFERENCE 0x200u  /* cpu/ref runs the whole op */
 
 extern const moi_cpu_kernel moi_cpu_kernels[];
 extern const uint32_t moi_cpu_kernel_count;

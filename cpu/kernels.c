@@ -1,4 +1,5 @@
 /* kernels.def as a table. */
+#include "core/choose.h"
 #include "cpu/cpu.h"
 
 #define GEMM(name, format, needs, form, m_max, scratch_rows, flags, fn) void fn(const moi_gemm_tile *tile);

@@ -52,7 +52,7 @@ typedef struct moi_vulkan_device {
   void *physical_device; /* VkPhysicalDevice */
   void *device;          /* VkDevice */
   uint32_t queue_family; /* of the command buffers that runs record into; needs VK_QUEUE_COMPUTE_BIT */
-  uint32_t n_extensions; /* device extensions that were enabled */
+  uint32_t n_extensions; /* device extensions that were enabled: none is used yet, only the pointer is checked */
   const char *const *extensions;
   const void *features;  /* VkPhysicalDeviceFeatures2 with its chain, or the first struct of such a chain, as given to
                             vkCreateDevice: what is not found in it counts as not enabled */
@@ -86,11 +86,11 @@ typedef struct moi_vulkan_choice {
 /* One thing that a physical device should have, for the engine to enable before it makes its device. */
 typedef struct moi_vulkan_requirement {
   size_t struct_size;
-  const char *kind;   /* "version", "feature" or "extension" */
-  const char *name;   /* "1.2", "bufferDeviceAddress", "VK_KHR_..." */
-  const char *of;     /* of a feature: its struct, "VkPhysicalDeviceVulkan12Features"; else "" */
+  const char *kind;   /* "version", "property" (nothing to enable), "feature" or "extension" */
+  const char *name;   /* "1.2", "subgroupSupportedOperations", "bufferDeviceAddress", "VK_KHR_..." */
+  const char *of;     /* of a property or feature: its struct, "VkPhysicalDeviceVulkan12Features"; else "" */
   const char *use;    /* what it is for */
-  uint32_t required;  /* 1: moi_context_create refuses without it; 0: faster with it */
+  uint32_t required;  /* 1: moi_context_create refuses without it; 0: more rows, or faster ones, with it */
   uint32_t supported; /* 1: this physical device has it */
 } moi_vulkan_requirement;
 #define MOI_VULKAN_REQUIREMENT_INIT { sizeof(moi_vulkan_requirement) }

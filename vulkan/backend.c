@@ -1,7 +1,5 @@
 /* The Vulkan backend's face to core: devices, kernel list, plans, runs. */
-#include <stdio.h>
-
-#include "core/format.h"
+#include "core/choose.h"
 #include "vulkan/pipelines.h"
 
 static const char *needs_text(moi_vk_needs needs) {
@@ -17,7 +15,7 @@ static moi_status kernel_get(uint32_t index, moi_kernel_info *info) {
   info->format = row->format;
   info->needs = needs_text(row->needs);
   info->plan_flags = row->flags & (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT);
-  if (!(row->flags & MOI_VK_FALLBACK)) info->plan_flags |= MOI_NO_FALLBACK;
+  if (!(row->flags & MOI_ROW_FALLBACK)) info->plan_flags |= MOI_NO_FALLBACK;
   info->runs_here = 1; /* what a row is chosen for is not what it needs: all run wherever the backend does */
   return MOI_OK;
 }
@@ -33,66 +31,32 @@ static moi_format pack_preferred(moi_format format) {
 
 /* ---- choice */
 
-/* NULL if the row may be chosen, else why not. forced: it is asked for by name, so that its kind of device is no matter. */
-static const char *refusal(const moi_vk_kernel *row, const moi_plan *plan, int forced) {
-  const moi_vulkan *v = plan->context->state;
-  if (!moi_vk_shader_exists(row->shader)) return "a shader that this build has not";
-  if (row->flags & MOI_VK_WHOLE && !v->traits.exact) return "subgroups of a certain size (subgroupSizeControl)";
-  if (!forced && row->needs == MOI_VK_CPU && !v->traits.is_cpu) return "a software device";
-  if (!forced && row->needs == MOI_VK_GPU && v->traits.is_cpu) return "a GPU";
-  if ((plan->plan_flags & MOI_NO_FALLBACK) && row->flags & MOI_VK_FALLBACK) return "no MOI_NO_FALLBACK";
-  if ((plan->plan_flags & MOI_DETERMINISTIC) && !(row->flags & MOI_DETERMINISTIC)) return "no MOI_DETERMINISTIC";
-  if ((plan->plan_flags & MOI_BATCH_INVARIANT) && !(row->flags & MOI_BATCH_INVARIANT)) return "no MOI_BATCH_INVARIANT";
-  return NULL;
+static moi_row row_of(uint32_t i) {
+  const moi_vk_kernel *k = &moi_vk_kernels[i];
+  return (moi_row){k->name, k->op, k->format, k->m_max, k->flags};
 }
 
-static int serves(const moi_vk_kernel *row, moi_op op, moi_format format) {
-  return row->op == op && (row->format == format || row->format == MOI_FORMAT_NONE);
+/* A row that is asked for runs on either kind of device. */
+static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void *user) {
+  const moi_vulkan *v = plan->context->state;
+  const moi_vk_kernel *row = &moi_vk_kernels[i];
+  (void)user;
+  if (!moi_vk_shader_exists(row->shader)) return "a shader that this build has not";
+  if (row->flags & MOI_VK_WHOLE && !v->traits.exact) return "subgroups of a certain size (subgroupSizeControl)";
+  if (!asked && row->needs == MOI_VK_CPU && !v->traits.is_cpu) return "a software device";
+  if (!asked && row->needs == MOI_VK_GPU && v->traits.is_cpu) return "a GPU";
+  return NULL;
 }
 
 moi_status moi_vk_choose(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format,
                          const char *forced, int *found, moi_vk_pick *pick) {
-  const char *format_name = moi_format_name(format);
-  if (!format_name) format_name = "any router";
-  pick->few = pick->many = NULL;
-  for (uint32_t i = 0; forced && i < moi_vk_kernel_count; i++) {
-    const moi_vk_kernel *row = &moi_vk_kernels[i];
-    if (!serves(row, op, format) || strcmp(row->name, forced)) continue;
-    const char *why = refusal(row, plan, 1);
-    if (why) return moi_fail(MOI_UNSUPPORTED, fn, "kernel: %s for %s needs %s", forced, what, why);
-    pick->few = pick->many = row;
-    *found = 1;
-    return moi_plan_say(plan, "%s (%s): %s, as asked for\n", what, format_name, row->name);
-  }
-  char refused[384] = "";
-  size_t at = 0;
-  for (uint32_t i = 0; i < moi_vk_kernel_count && !pick->many; i++) {
-    const moi_vk_kernel *row = &moi_vk_kernels[i];
-    if (!serves(row, op, format)) continue;
-    const char *why = refusal(row, plan, 0);
-    if (why) {
-      if (at < sizeof refused)
-        at += (size_t)snprintf(refused + at, sizeof refused - at, "  refused %s: needs %s\n", row->name, why);
-    } else if (!row->m_max) {
-      pick->many = row;
-    } else if (!pick->few && !(plan->plan_flags & MOI_BATCH_INVARIANT)) {
-      pick->few = row; /* a batch-invariant plan must not change rows with the number of tokens */
-    }
-  }
-  if (!pick->many)
-    return moi_fail(MOI_UNSUPPORTED, fn, "format: no Vulkan kernel for %s (%s) meets plan_flags\n%s", what, format_name,
-                    refused);
-  if (!pick->few) pick->few = pick->many;
-  moi_status status =
-      pick->few == pick->many
-          ? moi_plan_say(plan, "%s (%s): %s\n", what, format_name, pick->many->name)
-          : moi_plan_say(plan, "%s (%s): %s for up to %u rows of %s, %s for more\n", what, format_name, pick->few->name,
-                         pick->few->m_max, op == MOI_OP_ATTENTION ? "a KV head" : "an expert", pick->many->name);
-  if (!status && refused[0]) status = moi_plan_say(plan, "%s", refused);
-  if (!status && pick->many->flags & MOI_VK_FALLBACK)
-    moi_log_line(plan->context, MOI_LOG_WARNING, "%s: %s (%s) falls back to the kernel '%s'", fn, what, format_name,
-                 pick->many->name);
-  return status;
+  moi_choice choice = {"Vulkan", what, op, format, forced, moi_vk_kernel_count, row_of, needs, NULL};
+  uint32_t few, many;
+  moi_status status = moi_choose(fn, plan, &choice, found, &few, &many);
+  if (status) return status;
+  pick->few = &moi_vk_kernels[few];
+  pick->many = &moi_vk_kernels[many];
+  return MOI_OK;
 }
 
 /* The names in moi_plan_kernel: the GEMM's, the routed experts', or for a route plan the selection's. */

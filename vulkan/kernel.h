@@ -4,9 +4,7 @@
 
 #include <moiety.h>
 
-/* in flags */
-#define MOI_VK_FALLBACK 0x100u /* right everywhere, fast nowhere; MOI_NO_FALLBACK refuses it */
-#define MOI_VK_WHOLE 0x200u    /* its workgroup is one subgroup, whose size must be certain */
+#define MOI_VK_WHOLE 0x1000u /* in flags: its workgroup is one subgroup, whose size must be certain */
 
 /* What a row asks of a device beyond what the backend requires. */
 typedef enum moi_vk_needs {
@@ -23,7 +21,7 @@ typedef struct moi_vk_kernel {
   uint32_t m_max;  /* rows of an expert (query rows of a KV head) up to which it is meant; 0: no bound */
   uint32_t m_tile; /* rows of a work item */
   uint32_t n_tile; /* columns of a workgroup */
-  uint32_t flags;  /* MOI_DETERMINISTIC | MOI_BATCH_INVARIANT, and those above */
+  uint32_t flags;  /* MOI_DETERMINISTIC | MOI_BATCH_INVARIANT, core's (core/choose.h) and the above */
   const char *shader; /* as moi_vk_shader names it */
 } moi_vk_kernel;
 

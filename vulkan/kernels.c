@@ -1,9 +1,10 @@
+#include "core/choose.h"
 #include "vulkan/kernel.h"
 
 #include "vulkan_formats.h" /* generated: MOI_VK_EVERY_FORMAT(X, ...) is X(NAME, "name", ...) for each format */
 
 #define STEADY (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT)
-#define FALLBACK MOI_VK_FALLBACK
+#define FALLBACK MOI_ROW_FALLBACK
 #define WHOLE MOI_VK_WHOLE
 
 const moi_vk_kernel moi_vk_kernels[] = {
