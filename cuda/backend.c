@@ -1,7 +1,5 @@
 /* The CUDA backend's face to core: devices, kernel list, plans, runs. */
-#include <stdio.h>
-
-#include "core/format.h"
+#include "core/choose.h"
 #include "cuda/cuda.h"
 
 static const char *needs_text(uint32_t needs) {
@@ -38,7 +36,7 @@ static moi_status kernel_get(uint32_t index, moi_kernel_info *info) {
   info->format = row->format;
   info->needs = needs_text(row->needs);
   info->plan_flags = row->flags & (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT);
-  if (!(row->flags & MOI_CU_FALLBACK)) info->plan_flags |= MOI_NO_FALLBACK;
+  if (!(row->flags & MOI_ROW_FALLBACK)) info->plan_flags |= MOI_NO_FALLBACK;
   info->runs_here = capability_here() >= row->needs;
   return MOI_OK;
 }
@@ -54,65 +52,29 @@ static moi_format pack_preferred(moi_format format) {
 
 /* ---- choice */
 
-/* NULL if the row may be chosen, else why not. */
-static const char *refusal(const moi_cu_kernel *row, const moi_plan *plan) {
-  const moi_cuda *c = plan->context->state;
-  if (!moi_cu_image_exists(row->image)) return "a kernel that this build has not";
-  if (row->needs > c->traits.sm) return needs_text(row->needs);
-  if ((plan->plan_flags & MOI_NO_FALLBACK) && row->flags & MOI_CU_FALLBACK) return "no MOI_NO_FALLBACK";
-  if ((plan->plan_flags & MOI_DETERMINISTIC) && !(row->flags & MOI_DETERMINISTIC)) return "no MOI_DETERMINISTIC";
-  if ((plan->plan_flags & MOI_BATCH_INVARIANT) && !(row->flags & MOI_BATCH_INVARIANT)) return "no MOI_BATCH_INVARIANT";
-  if (row->op == MOI_OP_ATTENTION) return moi_cu_attention_refusal(row, plan);
-  return NULL;
+static moi_row row_of(uint32_t i) {
+  const moi_cu_kernel *r = &moi_cu_kernels[i];
+  return (moi_row){r->name, r->op, r->format, r->m_max, r->flags};
 }
 
-static int serves(const moi_cu_kernel *row, moi_op op, moi_format format) {
-  return row->op == op && (row->format == format || row->format == MOI_FORMAT_NONE);
+static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void *user) {
+  const moi_cuda *c = plan->context->state;
+  const moi_cu_kernel *row = &moi_cu_kernels[i];
+  (void)asked, (void)user;
+  if (!moi_cu_image_exists(row->image)) return "a kernel that this build has not";
+  if (row->needs > c->traits.sm) return needs_text(row->needs);
+  return row->op == MOI_OP_ATTENTION ? moi_cu_attention_refusal(row, plan) : NULL;
 }
 
 moi_status moi_cu_choose(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format,
                          const char *forced, int *found, moi_cu_pick *pick) {
-  const char *format_name = moi_format_name(format);
-  if (!format_name) format_name = "any router";
-  pick->few = pick->many = NULL;
-  for (uint32_t i = 0; forced && i < moi_cu_kernel_count; i++) {
-    const moi_cu_kernel *row = &moi_cu_kernels[i];
-    if (!serves(row, op, format) || strcmp(row->name, forced)) continue;
-    const char *why = refusal(row, plan);
-    if (why) return moi_fail(MOI_UNSUPPORTED, fn, "kernel: %s for %s needs %s", forced, what, why);
-    pick->few = pick->many = row;
-    *found = 1;
-    return moi_plan_say(plan, "%s (%s): %s, as asked for\n", what, format_name, row->name);
-  }
-  char refused[384] = "";
-  size_t at = 0;
-  for (uint32_t i = 0; i < moi_cu_kernel_count && !pick->many; i++) {
-    const moi_cu_kernel *row = &moi_cu_kernels[i];
-    if (!serves(row, op, format)) continue;
-    const char *why = refusal(row, plan);
-    if (why) {
-      if (at < sizeof refused)
-        at += (size_t)snprintf(refused + at, sizeof refused - at, "  refused %s: needs %s\n", row->name, why);
-    } else if (!row->m_max) {
-      pick->many = row;
-    } else if (!pick->few && !(plan->plan_flags & MOI_BATCH_INVARIANT)) {
-      pick->few = row; /* a batch-invariant plan must not change rows with the number of tokens */
-    }
-  }
-  if (!pick->many)
-    return moi_fail(MOI_UNSUPPORTED, fn, "format: no CUDA kernel for %s (%s) meets plan_flags\n%s", what, format_name,
-                    refused);
-  if (!pick->few) pick->few = pick->many;
-  moi_status status =
-      pick->few == pick->many
-          ? moi_plan_say(plan, "%s (%s): %s\n", what, format_name, pick->many->name)
-          : moi_plan_say(plan, "%s (%s): %s for up to %u rows of %s, %s for more\n", what, format_name, pick->few->name,
-                         pick->few->m_max, op == MOI_OP_ATTENTION ? "a KV head" : "an expert", pick->many->name);
-  if (!status && refused[0]) status = moi_plan_say(plan, "%s", refused);
-  if (!status && pick->many->flags & MOI_CU_FALLBACK)
-    moi_log_line(plan->context, MOI_LOG_WARNING, "%s: %s (%s) falls back to the kernel '%s'", fn, what, format_name,
-                 pick->many->name);
-  return status;
+  moi_choice choice = {"CUDA", what, op, format, forced, moi_cu_kernel_count, row_of, needs, NULL};
+  uint32_t few, many;
+  moi_status status = moi_choose(fn, plan, &choice, found, &few, &many);
+  if (status) return status;
+  pick->few = &moi_cu_kernels[few];
+  pick->many = &moi_cu_kernels[many];
+  return MOI_OK;
 }
 
 /* The names in moi_plan_kernel: the GEMM's, the routed experts', or for a route plan the selection's. */

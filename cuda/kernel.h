@@ -4,8 +4,6 @@
 
 #include <moiety.h>
 
-#define MOI_CU_FALLBACK 0x100u /* in flags: right everywhere, fast nowhere; MOI_NO_FALLBACK refuses it */
-
 typedef struct moi_cu_kernel {
   const char *name;
   moi_op op;         /* ROUTE, GEMM, ATTENTION */
@@ -15,7 +13,7 @@ typedef struct moi_cu_kernel {
   uint32_t m_tile;   /* rows of a work item */
   uint32_t n_tile;   /* columns of a block */
   uint32_t threads;  /* of a block */
-  uint32_t flags;    /* MOI_DETERMINISTIC | MOI_BATCH_INVARIANT | MOI_CU_FALLBACK */
+  uint32_t flags;    /* MOI_DETERMINISTIC | MOI_BATCH_INVARIANT | MOI_ROW_FALLBACK */
   const char *image; /* as moi_cu_function_get names it */
 } moi_cu_kernel;
 

@@ -1,9 +1,11 @@
 #include "cuda/kernel.h"
 
+#include "core/choose.h"
+
 #include "cuda_formats.h" /* generated: MOI_CU_EVERY_FORMAT(X, ...) is X(NAME, "name", ...) for each format */
 
 #define STEADY (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT)
-#define FALLBACK MOI_CU_FALLBACK
+#define FALLBACK MOI_ROW_FALLBACK
 
 const moi_cu_kernel moi_cu_kernels[] = {
 #define GEMM_ROW(FORMAT, format, name, needs, m_max, m_tile, n_tile, threads, flags, image)                            \

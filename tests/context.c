@@ -32,12 +32,15 @@ static void test_backends(void **state) {
     moi_backend backend;
     const char *name;
   } absent[] = {
+      {MOI_BACKEND_COUNT, NULL}, /* where all are there */
+#if !defined(MOI_HAVE_CUDA)
       {MOI_BACKEND_CUDA, "CUDA"},
+#endif
 #if !defined(MOI_HAVE_VULKAN)
       {MOI_BACKEND_VULKAN, "Vulkan"},
 #endif
   };
-  for (size_t i = 0; i < sizeof absent / sizeof absent[0]; i++) {
+  for (size_t i = 1; i < sizeof absent / sizeof absent[0]; i++) {
     moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
     desc.backend = absent[i].backend;
     moi_context *c = (moi_context *)&l;

@@ -1,13 +1,7 @@
 /* Pipelines: one layout for all of them, each made once for a context and kept until it is destroyed. */
 #include <stdatomic.h>
 
-#if defined(_WIN32)
-#define WIN32_LEAN_AND_MEAN
-#include <windows.h>
-#else
-#include <pthread.h>
-#endif
-
+#include "core/lock.h"
 #include "core/threads.h"
 #include "vulkan/pipelines.h"
 #include "vulkan/shaders.h"
@@ -21,25 +15,9 @@ struct moi_vk_pipeline {
 };
 
 struct moi_vk_pipelines {
-#if defined(_WIN32)
-  SRWLOCK lock;
-#else
-  pthread_mutex_t lock;
-#endif
+  moi_lock lock;
   moi_vk_pipeline *first;
 };
-
-#if defined(_WIN32)
-static void lock_open(struct moi_vk_pipelines *p) { InitializeSRWLock(&p->lock); }
-static void lock_close(struct moi_vk_pipelines *p) { (void)p; }
-static void lock(struct moi_vk_pipelines *p) { AcquireSRWLockExclusive(&p->lock); }
-static void unlock(struct moi_vk_pipelines *p) { ReleaseSRWLockExclusive(&p->lock); }
-#else
-static void lock_open(struct moi_vk_pipelines *p) { pthread_mutex_init(&p->lock, NULL); }
-static void lock_close(struct moi_vk_pipelines *p) { pthread_mutex_destroy(&p->lock); }
-static void lock(struct moi_vk_pipelines *p) { pthread_mutex_lock(&p->lock); }
-static void unlock(struct moi_vk_pipelines *p) { pthread_mutex_unlock(&p->lock); }
-#endif
 
 /* Whether data begins as a pipeline cache of this device does; drivers are to check it, and not all of them do. */
 static int is_cache_of(const moi_vulkan *v, const uint8_t *data, size_t size) {
@@ -57,7 +35,7 @@ moi_status moi_vk_pipelines_open(const char *fn, moi_context *context, const voi
   v->pipelines = moi_allocate(context, sizeof *v->pipelines);
   if (!v->pipelines) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *v->pipelines);
   memset(v->pipelines, 0, sizeof *v->pipelines);
-  lock_open(v->pipelines);
+  moi_lock_open(&v->pipelines->lock);
   VkPushConstantRange push = {.stageFlags = VK_SHADER_STAGE_COMPUTE_BIT, .size = MOI_VK_PUSH_BYTES};
   VkPipelineLayoutCreateInfo layout = {.sType = VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO,
                                        .pushConstantRangeCount = 1,
@@ -92,7 +70,7 @@ void moi_vk_pipelines_close(moi_context *context) {
   }
   if (v->cache) v->vk.DestroyPipelineCache(v->device, v->cache, NULL);
   if (v->layout) v->vk.DestroyPipelineLayout(v->device, v->layout, NULL);
-  lock_close(v->pipelines);
+  moi_lock_close(&v->pipelines->lock);
   moi_release(context, v->pipelines, sizeof *v->pipelines);
   v->pipelines = NULL;
 }
@@ -168,13 +146,13 @@ static void make_one(void *arg, uint32_t i) {
 /* Into the context, if no other plan was faster. */
 static void keep(const moi_context *context, moi_vk_pipeline *p) {
   const moi_vulkan *v = context->state;
-  lock(v->pipelines);
+  moi_lock_take(&v->pipelines->lock);
   int there = find(v->pipelines, &p->key) != NULL;
   if (!there && p->pipeline) {
     p->next = v->pipelines->first;
     v->pipelines->first = p;
   }
-  unlock(v->pipelines);
+  moi_lock_give(&v->pipelines->lock);
   if (!there && p->pipeline) return;
   if (p->pipeline) v->vk.DestroyPipeline(v->device, p->pipeline, NULL);
   moi_release(context, p, sizeof *p);
@@ -208,9 +186,9 @@ static moi_status list_jobs(const char *fn, const moi_context *context, const mo
     const moi_vk_key *key = &wants->list[i].key;
     uint32_t at = 0;
     while (at < all->n && !same(&all->list[at].p->key, key)) at++;
-    lock(all->v->pipelines);
+    moi_lock_take(&all->v->pipelines->lock);
     int there = at < all->n || find(all->v->pipelines, key);
-    unlock(all->v->pipelines);
+    moi_lock_give(&all->v->pipelines->lock);
     if (there) continue;
     moi_vk_pipeline *p = moi_allocate(context, sizeof *p);
     if (!p) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *p);
@@ -231,9 +209,9 @@ moi_status moi_vk_pipelines_make(const char *fn, const moi_plan *plan) {
     keep(context, all.list[i].p); /* those that were made serve the next try */
   }
   if (status) return status;
-  lock(all.v->pipelines);
+  moi_lock_take(&all.v->pipelines->lock);
   for (uint32_t i = 0; i < wants->n; i++) *wants->list[i].out = find(all.v->pipelines, &wants->list[i].key)->pipeline;
-  unlock(all.v->pipelines);
+  moi_lock_give(&all.v->pipelines->lock);
   return MOI_OK;
 }
 
