@@ -60,7 +60,7 @@ function(moi_cuda_images)
       set(output "${folder}/${full}.fatbin")
       # -fmad=false: the same source gives the same bits as from every other compiler; what wants FMA says so
       add_custom_command(OUTPUT "${output}" VERBATIM
-                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -diag-suppress=550 ${strict} ${code} ${define}
+                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -diag-suppress=550,177 ${strict} ${code} ${define}
                                  -I "${PROJECT_SOURCE_DIR}" -MD -MF "${output}.d" -MT "${output}"
                                  -o "${output}" "${kernel}"
                          DEPENDS "${kernel}" DEPFILE "${output}.d" COMMENT "CUDA ${full}")
