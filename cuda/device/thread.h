@@ -5,13 +5,15 @@
  *   MOI_DEVICE                        prefix of a function
  *   MOI_KERNEL(name, threads, type)   begins a kernel of `threads` threads a block; its arguments are `a`, a const type *
  *   MOI_SHARED(type, name, n)         shared memory of the block, `type *name`; its contents begin undefined
+ *   MOI_SHARED_ASKED(name)            `unsigned char *name`: the bytes that the launch asks for, a multiple of 128
  *   moi_thread(), moi_warp(), moi_lane(), moi_block_x(), moi_block_y(), moi_grid_x(), moi_grid_y()
  *   moi_sync()                        barrier of the block, all threads of it
  *   moi_sync_warp()                   of the warp, all 32 lanes of it, as all that follow:
  *   moi_xor_f32(v, mask), moi_from_f32(v, lane), moi_xor_u32(v, mask), moi_from_u32(v, lane), moi_ballot(condition)
+ *   moi_global(p)                     p, which is in global memory: for addresses that come out of memory
  *   moi_atomic_add(p, v)              on uint, in shared or global memory; returns the old value
- *   moi_u4, moi_f4                    16 bytes, loaded and stored at once from multiples of 16
- *   MOI_UNROLL                        before a loop of fixed length
+ *   moi_u4, moi_f4, moi_u2, moi_f2    16 and 8 bytes, loaded and stored at once from multiples of their size
+ *   MOI_UNROLL, MOI_ROLLED            before a loop of fixed length; before one that must stay a loop
  */
 #ifndef MOI_CUDA_THREAD_H
 #define MOI_CUDA_THREAD_H
@@ -21,16 +23,23 @@
 #else
 
 #define MOI_DEVICE static __device__ __forceinline__
+#define MOI_BLOCKS /* or `, n`: how many blocks of its kernels a file wants a multiprocessor to have room for */
 #define MOI_KERNEL(name, threads, type) MOI_KERNEL_OF(name, threads, type) /* a name may be a macro */
 #define MOI_KERNEL_OF(name, threads, type)                                                                             \
   MOI_DEVICE void name##_body(const type *a);                                                                          \
-  extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ type args) { name##_body(&args); } \
+  extern "C" __global__ void __launch_bounds__(threads MOI_BLOCKS) name(const __grid_constant__ type args) {           \
+    name##_body(&args);                                                                                                \
+  }                                                                                                                    \
   MOI_DEVICE void name##_body(const type *a)
 #define MOI_SHARED(type, name, n) __shared__ __align__(16) type name[n]
+#define MOI_SHARED_ASKED(name) extern __shared__ __align__(128) unsigned char name[]
 #define MOI_UNROLL _Pragma("unroll")
+#define MOI_ROLLED _Pragma("unroll 1")
 
 typedef struct __align__(16) moi_u4 { unsigned x, y, z, w; } moi_u4;
 typedef struct __align__(16) moi_f4 { float x, y, z, w; } moi_f4;
+typedef struct __align__(8) moi_u2 { unsigned x, y; } moi_u2;
+typedef struct __align__(8) moi_f2 { float x, y; } moi_f2;
 
 MOI_DEVICE unsigned moi_thread(void) { return threadIdx.x; }
 MOI_DEVICE unsigned moi_warp(void) { return threadIdx.x >> 5; }
@@ -47,6 +56,10 @@ MOI_DEVICE unsigned moi_xor_u32(unsigned v, unsigned mask) { return __shfl_xor_s
 MOI_DEVICE unsigned moi_from_u32(unsigned v, unsigned lane) { return __shfl_sync(0xffffffffu, v, lane); }
 MOI_DEVICE unsigned moi_ballot(int condition) { return __ballot_sync(0xffffffffu, condition); }
 MOI_DEVICE unsigned moi_atomic_add(unsigned *p, unsigned v) { return atomicAdd(p, v); }
+MOI_DEVICE const void *moi_global(const void *p) {
+  __builtin_assume(__isGlobal(p));
+  return p;
+}
 
 #endif
 

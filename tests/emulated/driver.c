@@ -151,7 +151,7 @@ API int cuFuncSetAttribute(const moi_emulated_kernel *function, int attribute, i
 
 typedef struct launch {
   const moi_emulated_kernel *kernel;
-  unsigned grid_x, grid_y, threads;
+  unsigned grid_x, grid_y, threads, shared;
   void *args;
 } launch;
 
@@ -210,13 +210,14 @@ API int cuGraphLaunch(void *instance, void *stream) {
   IN_CONTEXT;
   const graph *g = instance;
   for (size_t i = 0; i < g->n; i++)
-    moi_emulated_launch(g->list[i].kernel, g->list[i].args, g->list[i].grid_x, g->list[i].grid_y, g->list[i].threads);
+    moi_emulated_launch(g->list[i].kernel, g->list[i].args, g->list[i].grid_x, g->list[i].grid_y, g->list[i].threads,
+                        g->list[i].shared);
   return SUCCESS;
 }
 
 API int cuLaunchKernel(const moi_emulated_kernel *k, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                        unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **params, void **extra) {
-  (void)shared, (void)stream, (void)extra;
+  (void)stream, (void)extra;
   IN_CONTEXT;
   if (!grid_x || !grid_y || grid_z != 1 || grid_x > 2147483647u || grid_y > 65535u || block_y != 1 || block_z != 1 ||
       block_x != k->threads || k->args_size > 4096) {
@@ -226,13 +227,13 @@ API int cuLaunchKernel(const moi_emulated_kernel *k, unsigned grid_x, unsigned g
   }
   MAY_FAIL;
   if (!capture) {
-    moi_emulated_launch(k, params[0], grid_x, grid_y, block_x);
+    moi_emulated_launch(k, params[0], grid_x, grid_y, block_x, shared);
     return SUCCESS;
   }
   launch *list = realloc(capture->list, (capture->n + 1) * sizeof *list);
   if (!list) return OUT_OF_MEMORY;
   capture->list = list;
-  launch l = {k, grid_x, grid_y, block_x, malloc(k->args_size)};
+  launch l = {k, grid_x, grid_y, block_x, shared, malloc(k->args_size)};
   if (!l.args) return OUT_OF_MEMORY;
   memcpy(l.args, params[0], k->args_size);
   list[capture->n++] = l;

@@ -18,7 +18,13 @@ extern _Thread_local moi_emulated_thread moi_emulated_now;
 /* name: of the kernel; entry takes its arguments */
 void moi_emulated_register(const char *name, void (*entry)(const void *args), size_t args_size, unsigned threads);
 void *moi_emulated_shared(const void *key, size_t bytes);
+void *moi_emulated_asked(void); /* the launch's */
 void moi_emulated_sync(void);
+/* A thread's copies: made when they are waited for; until then shared memory is NaN there. */
+void moi_emulated_copy16(void *to, const void *from, int valid);
+void moi_emulated_copy_commit(void);
+void moi_emulated_copy_wait(unsigned groups);
+void moi_emulated_aligned(const char *what, const void *p, size_t alignment); /* or the program ends */
 /* The lanes of a warp meet, each with `size` bytes (at most 64); returns what they brought, 64 bytes a lane, until the
  * next meeting. what: the kind of exchange, the same for all lanes. */
 const unsigned char *moi_emulated_meet(const char *what, const void *value, size_t size);
@@ -35,10 +41,14 @@ const unsigned char *moi_emulated_meet(const char *what, const void *value, size
 #define MOI_SHARED(type, name, n)                                                                                      \
   static char name##_key;                                                                                              \
   type *const name = (type *)moi_emulated_shared(&name##_key, (n) * sizeof(type))
+#define MOI_SHARED_ASKED(name) unsigned char *const name = (unsigned char *)moi_emulated_asked()
 #define MOI_UNROLL
+#define MOI_ROLLED
 
 typedef struct moi_u4 { unsigned x, y, z, w; } __attribute__((aligned(16))) moi_u4;
 typedef struct moi_f4 { float x, y, z, w; } __attribute__((aligned(16))) moi_f4;
+typedef struct moi_u2 { unsigned x, y; } __attribute__((aligned(8))) moi_u2;
+typedef struct moi_f2 { float x, y; } __attribute__((aligned(8))) moi_f2;
 
 MOI_DEVICE unsigned moi_thread(void) { return moi_emulated_now.thread; }
 MOI_DEVICE unsigned moi_warp(void) { return moi_emulated_now.thread >> 5; }
@@ -68,6 +78,102 @@ MOI_DEVICE unsigned moi_ballot(int condition) {
   for (unsigned i = 0; i < 32; i++) r |= (unsigned)all[64 * i] << i;
   return r;
 }
+MOI_DEVICE const void *moi_global(const void *p) { return p; }
 MOI_DEVICE unsigned moi_atomic_add(unsigned *p, unsigned v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
+
+/* ---- cuda/device/copy.h */
+
+MOI_DEVICE void moi_copy16_async(void *to, const void *from, int valid) { moi_emulated_copy16(to, from, valid); }
+MOI_DEVICE void moi_copy_commit(void) { moi_emulated_copy_commit(); }
+MOI_DEVICE void moi_copy_wait(unsigned groups) { moi_emulated_copy_wait(groups); }
+
+/* ---- cuda/device/mma.h: the lanes of a warp bring their fragments, and each computes what it gets */
+
+/* bf16: 1, or f16: 0 */
+MOI_DEVICE float moi_emulated_half(unsigned word, unsigned high, int bf16) {
+  unsigned h = high ? word >> 16 : word & 0xffffu, e = (h >> 10) & 31u, bits = h << 16;
+  float f;
+  if (!bf16) {
+    float magnitude = e == 31u ? (h & 1023u ? NAN : INFINITY)
+                               : ldexpf((float)((h & 1023u) + (e ? 1024u : 0u)), (e ? (int)e : 1) - 25);
+    return h & 0x8000u ? -magnitude : magnitude;
+  }
+  memcpy(&f, &bits, 4);
+  return f;
+}
+/* D = A B + D of m16n8k<k>: element A[i][j] is in register a[i / 8 + 2 (j / 8)] of lane 4 (i % 8) + (j % 8) / 2,
+ * element B[j][i] in b[j / 8] of lane 4 i + (j % 8) / 2. */
+MOI_DEVICE void moi_emulated_mma(const char *what, float *d, const unsigned *a, const unsigned *b, unsigned k,
+                                 int bf16) {
+  unsigned mine[6], n_a = k / 4u, n_b = k / 8u, lane = moi_lane();
+  memcpy(mine, a, 4 * n_a);
+  memcpy(mine + n_a, b, 4 * n_b);
+  const unsigned char *all = moi_emulated_meet(what, mine, 4 * (n_a + n_b));
+  for (unsigned i = 0; i < 4; i++) {
+    unsigned row = lane / 4u + 8u * (i / 2u), column = 2u * (lane % 4u) + i % 2u;
+    float sum = d[i];
+    for (unsigned j = 0; j < k; j++) {
+      unsigned pair = (j % 8u) / 2u, wa, wb;
+      memcpy(&wa, all + 64 * (4u * (row % 8u) + pair) + 4 * (row / 8u + 2u * (j / 8u)), 4);
+      memcpy(&wb, all + 64 * (4u * column + pair) + 4 * (n_a + j / 8u), 4);
+      sum += moi_emulated_half(wa, j % 2u, bf16) * moi_emulated_half(wb, j % 2u, bf16);
+    }
+    d[i] = sum;
+  }
+}
+MOI_DEVICE void moi_mma_bf16_16816(float *d, const unsigned *a, const unsigned *b) {
+  moi_emulated_mma("mma bf16 m16n8k16", d, a, b, 16, 1);
+}
+MOI_DEVICE void moi_mma_bf16_16816_first(float *d, const unsigned *a, const unsigned *b) {
+  d[0] = d[1] = d[2] = d[3] = 0.0f;
+  moi_emulated_mma("mma bf16 m16n8k16", d, a, b, 16, 1);
+}
+MOI_DEVICE void moi_mma_f16_16816(float *d, const unsigned *a, const unsigned *b) {
+  moi_emulated_mma("mma f16 m16n8k16", d, a, b, 16, 0);
+}
+MOI_DEVICE void moi_mma_f16_1688(float *d, const unsigned *a, const unsigned *b) {
+  moi_emulated_mma("mma f16 m16n8k8", d, a, b, 8, 0);
+}
+MOI_DEVICE void moi_emulated_ldmatrix(const char *what, unsigned *r, const void *row, int transposed) {
+  moi_emulated_aligned("ldmatrix", row, 16);
+  const unsigned char *all = moi_emulated_meet(what, &row, sizeof row);
+  unsigned g = moi_lane() / 4u, q = moi_lane() % 4u;
+  for (unsigned i = 0; i < 4; i++) {
+    uint16_t half[2];
+    for (unsigned j = 0; j < 2; j++) {
+      const unsigned char *from;
+      unsigned line = transposed ? 2u * q + j : g, element = transposed ? g : 2u * q + j;
+      memcpy(&from, all + 64 * (8u * i + line), sizeof from);
+      memcpy(&half[j], from + 2u * element, 2);
+    }
+    r[i] = half[0] | (unsigned)half[1] << 16;
+  }
+}
+MOI_DEVICE void moi_ldmatrix_x4(unsigned *r, const void *row) { moi_emulated_ldmatrix("ldmatrix x4", r, row, 0); }
+MOI_DEVICE void moi_ldmatrix_x4_trans(unsigned *r, const void *row) {
+  moi_emulated_ldmatrix("ldmatrix x4 trans", r, row, 1);
+}
+MOI_DEVICE unsigned moi_bytes(unsigned a, unsigned b, unsigned selector) {
+  uint64_t both = (uint64_t)b << 32 | a;
+  unsigned r = 0;
+  for (unsigned i = 0; i < 4; i++) r |= (unsigned)(both >> (8u * ((selector >> (4u * i)) & 7u)) & 255u) << (8u * i);
+  return r;
+}
+MOI_DEVICE unsigned moi_bf16x2_fma(unsigned a, unsigned b, unsigned c) {
+  unsigned r = 0;
+  for (unsigned i = 0; i < 2; i++) {
+    double v = (double)moi_emulated_half(a, i, 1) * moi_emulated_half(b, i, 1) + moi_emulated_half(c, i, 1);
+    float f = (float)v;
+    unsigned u;
+    memcpy(&u, &f, 4);
+    if ((double)f != v && v == v) { /* to odd, so that the second rounding is the only one */
+      double away = fabs((double)f) > fabs(v);
+      u = (away ? u - 1u : u) | 1u;
+    }
+    u = v != v ? 0x7fff0000u : u + 0x7fffu + ((u >> 16) & 1u);
+    r |= (u >> 16) << (16u * i);
+  }
+  return r;
+}
 
 #endif

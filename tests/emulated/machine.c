@@ -16,9 +16,16 @@
 
 _Thread_local moi_emulated_thread moi_emulated_now;
 
-enum { MAX_THREADS = 1024, STACK = 128 << 10, MAX_SHARED = 64, SHARED_LIMIT = 227 << 10 };
+enum { MAX_THREADS = 1024, STACK = 128 << 10, MAX_SHARED = 64, SHARED_LIMIT = 227 << 10, MAX_COPIES = 256 };
 
 typedef enum fiber_state { READY, AT_BARRIER, AT_MEETING, DONE } fiber_state;
+
+/* One copy of 16 bytes, or the end of a group. */
+typedef struct copy {
+  unsigned char *to; /* null: the end */
+  const unsigned char *from;
+  unsigned valid;
+} copy;
 
 typedef struct fiber {
 #if defined(__x86_64__)
@@ -29,6 +36,8 @@ typedef struct fiber {
   unsigned char *stack;
   void *fake; /* AddressSanitizer's */
   fiber_state state;
+  copy *copies; /* [MAX_COPIES], in the order of their making */
+  unsigned n_copies;
 } fiber;
 
 typedef struct warp {
@@ -49,7 +58,7 @@ static _Thread_local struct machine {
   size_t scheduler_size;
   warp warps[MAX_THREADS / 32];
   shared shared[MAX_SHARED];
-  unsigned n_shared, n, done, waiting, current;
+  unsigned n_shared, n, done, waiting, current, asked;
   const moi_emulated_kernel *kernel;
   const void *args;
 } *m;
@@ -112,6 +121,7 @@ static void fiber_main(void) {
 #endif
   m->kernel->entry(m->args);
   fiber *self = &m->fibers[m->current];
+  if (self->n_copies) die("ends while its copies are on their way");
   self->state = DONE;
   m->done++;
   go(self, &m->scheduler, 1);
@@ -141,6 +151,53 @@ void *moi_emulated_shared(const void *key, size_t bytes) {
   memset(memory, 0xff, bytes);
   m->shared[m->n_shared++] = (shared){key, memory, bytes};
   return memory;
+}
+
+void *moi_emulated_asked(void) {
+  static const char key;
+  if (!m->asked) die("shared memory that the launch does not ask for");
+  return moi_emulated_shared(&key, m->asked);
+}
+
+void moi_emulated_aligned(const char *what, const void *p, size_t alignment) {
+  char text[80];
+  if (!((uintptr_t)p & (alignment - 1))) return;
+  snprintf(text, sizeof text, "%s at an address that is no multiple of %zu", what, alignment);
+  die(text);
+}
+
+static copy *copy_new(void) {
+  fiber *self = &m->fibers[m->current];
+  if (!self->copies && !(self->copies = malloc(MAX_COPIES * sizeof *self->copies))) die("out of memory");
+  if (self->n_copies == MAX_COPIES) die("too many copies on their way");
+  return &self->copies[self->n_copies++];
+}
+
+void moi_emulated_copy16(void *to, const void *from, int valid) {
+  moi_emulated_aligned("an asynchronous copy to", to, 16);
+  moi_emulated_aligned("an asynchronous copy from", from, 16);
+  if (valid < 0 || valid > 16) die("an asynchronous copy of more than 16 bytes");
+  *copy_new() = (copy){to, from, (unsigned)valid};
+  memset(to, 0xff, 16);
+}
+
+void moi_emulated_copy_commit(void) { *copy_new() = (copy){NULL, NULL, 0}; }
+
+void moi_emulated_copy_wait(unsigned groups) {
+  fiber *self = &m->fibers[m->current];
+  unsigned ends = 0, n = 0, at = 0;
+  for (unsigned i = 0; i < self->n_copies; i++) ends += !self->copies[i].to;
+  for (; ends > groups; n++) {
+    const copy *c = &self->copies[n];
+    if (!c->to) {
+      ends--;
+      continue;
+    }
+    memset(c->to, 0, 16);
+    memcpy(c->to, c->from, c->valid);
+  }
+  for (; n < self->n_copies; n++) self->copies[at++] = self->copies[n];
+  self->n_copies = at;
 }
 
 void moi_emulated_sync(void) {
@@ -207,7 +264,7 @@ static void run_block(unsigned x, unsigned y, unsigned grid_x, unsigned grid_y) 
 }
 
 void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, unsigned grid_x, unsigned grid_y,
-                         unsigned threads) {
+                         unsigned threads, unsigned asked) {
   if (!m) {
     m = calloc(1, sizeof *m);
     if (!m) abort();
@@ -215,6 +272,7 @@ void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, un
   m->kernel = kernel;
   m->args = args;
   m->n = threads;
+  m->asked = asked;
   for (unsigned i = 0; i < threads; i++)
     if (!m->fibers[i].stack && !(m->fibers[i].stack = malloc(STACK))) die("out of memory");
   for (unsigned y = 0; y < grid_y; y++)

@@ -12,8 +12,8 @@ typedef struct moi_emulated_kernel {
 } moi_emulated_kernel;
 
 const moi_emulated_kernel *moi_emulated_find(const char *name);
-/* One block after another, on the calling thread. */
+/* One block after another, on the calling thread. shared: bytes that MOI_SHARED_ASKED names. */
 void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, unsigned grid_x, unsigned grid_y,
-                         unsigned threads);
+                         unsigned threads, unsigned shared);
 
 #endif
