@@ -65,18 +65,24 @@ static const char *refusal(const moi_cu_kernel *row, const moi_plan *plan) {
   return NULL;
 }
 
-static int serves(const moi_cu_kernel *row, moi_op op, moi_format format) {
-  return row->op == op && (row->format == format || row->format == MOI_FORMAT_NONE);
+static int serves(const moi_cu_kernel *row, moi_op op, moi_format format, int digits) {
+  return row->op == op && (row->format == format || row->format == MOI_FORMAT_NONE) &&
+         (digits || row->form == MOI_CU_FLOATS);
 }
 
 moi_status moi_cu_choose(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format,
                          const char *forced, int *found, moi_cu_pick *pick) {
+  return moi_cu_choose_of(fn, plan, op, what, format, 0, forced, found, pick);
+}
+
+moi_status moi_cu_choose_of(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format, int digits,
+                            const char *forced, int *found, moi_cu_pick *pick) {
   const char *format_name = moi_format_name(format);
   if (!format_name) format_name = "any router";
   pick->few = pick->many = NULL;
   for (uint32_t i = 0; forced && i < moi_cu_kernel_count; i++) {
     const moi_cu_kernel *row = &moi_cu_kernels[i];
-    if (!serves(row, op, format) || strcmp(row->name, forced)) continue;
+    if (!serves(row, op, format, digits) || strcmp(row->name, forced)) continue;
     const char *why = refusal(row, plan);
     if (why) return moi_fail(MOI_UNSUPPORTED, fn, "kernel: %s for %s needs %s", forced, what, why);
     pick->few = pick->many = row;
@@ -87,7 +93,7 @@ moi_status moi_cu_choose(const char *fn, moi_plan *plan, moi_op op, const char *
   size_t at = 0;
   for (uint32_t i = 0; i < moi_cu_kernel_count && !pick->many; i++) {
     const moi_cu_kernel *row = &moi_cu_kernels[i];
-    if (!serves(row, op, format)) continue;
+    if (!serves(row, op, format, digits)) continue;
     const char *why = refusal(row, plan);
     if (why) {
       if (at < sizeof refused)

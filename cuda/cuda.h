@@ -49,6 +49,8 @@ void moi_cu_modules_close(moi_context *context);
 /* A kernel of an image. Loaded once for each context, lives as long as it. The context must be current. */
 moi_status moi_cu_function_get(const char *function, const moi_context *context, const char *image, const char *name,
                                moi_cu_function *out);
+/* Lets launches of a function ask for `bytes` of shared memory. */
+moi_status moi_cu_function_shared(const char *function, const moi_context *context, moi_cu_function f, uint32_t bytes);
 /* 1 if the build has this image. */
 int moi_cu_image_exists(const char *image);
 
@@ -63,6 +65,9 @@ typedef struct moi_cu_run {
 
 /* One block for each x and y; args: the struct of cuda/args.h that the kernel takes. A dimension of 0 launches nothing. */
 void moi_cu_launch(moi_cu_run *r, moi_cu_function function, const void *args, uint32_t x, uint32_t y, uint32_t threads);
+/* The same with the bytes of shared memory that the kernel has not by itself. */
+void moi_cu_launch_shared(moi_cu_run *r, moi_cu_function function, const void *args, uint32_t x, uint32_t y,
+                          uint32_t threads, uint32_t shared);
 
 /* Blocks that fill the device a few times over: for kernels that go through their work in strides. */
 static inline uint32_t moi_cu_fill(const moi_cu_run *r, uint64_t work) {
@@ -100,17 +105,28 @@ typedef struct moi_cu_pick {
   const moi_cu_kernel *few, *many;
 } moi_cu_pick;
 
-/* Chooses among kernels.def; texts and warnings as the CPU backend's. *found is set if `forced` named one that serves. */
+/* Chooses among kernels.def; texts and warnings as the CPU backend's. *found is set if `forced` named one that serves.
+ * GEMM rows that take digits are not asked. */
 moi_status moi_cu_choose(const char *function, moi_plan *plan, moi_op op, const char *what, moi_format format,
                          const char *forced, int *found, moi_cu_pick *pick);
+/* The same, and they are if `digits`. */
+moi_status moi_cu_choose_of(const char *function, moi_plan *plan, moi_op op, const char *what, moi_format format,
+                            int digits, const char *forced, int *found, moi_cu_pick *pick);
 
 struct moi_cu_gemm_state { /* one grouped GEMM */
   moi_cu_pick pick;
   moi_cu_function function[2]; /* few, many */
+  uint32_t shared[2];
+  uint32_t n_digits; /* of x, for the rows of kernels.def that take digits; 0: none may be chosen */
 };
-/* Chooses rows for a weight matrix and gets their kernels. gate_up: 1: two matrices and an activation. */
+/* Chooses rows for a weight matrix and gets their kernels. gate_up: 1: two matrices and an activation. Rows of x are
+ * floats. */
 moi_status moi_cu_gemm_choose(const char *function, moi_plan *plan, const char *what, moi_format format, int gate_up,
                               const char *forced, int *found, moi_cu_gemm_state *out);
+/* The same among all rows; x can be prepared as n_digits digits: 1 if every x is a bf16, else 2. */
+moi_status moi_cu_gemm_choose_digits(const char *function, moi_plan *plan, const char *what, moi_format format,
+                                     int gate_up, uint32_t n_digits, const char *forced, int *found,
+                                     moi_cu_gemm_state *out);
 
 typedef struct moi_cu_route_state {
   const moi_cu_kernel *select;

@@ -56,3 +56,9 @@ moi_status moi_cu_function_get(const char *fn, const moi_context *context, const
   result = c->cu->ModuleGetFunction(out, *module, name);
   return result ? moi_cu_fail(fn, c->cu, name, result) : MOI_OK;
 }
+
+moi_status moi_cu_function_shared(const char *fn, const moi_context *context, moi_cu_function f, uint32_t bytes) {
+  const moi_cuda *c = context->state;
+  moi_cu_result result = c->cu->FuncSetAttribute(f, MOI_CU_FUNCTION_MAX_DYNAMIC_SHARED, (int)bytes);
+  return result ? moi_cu_fail(fn, c->cu, "cuFuncSetAttribute", result) : MOI_OK;
+}

@@ -1,10 +1,15 @@
 /* Launches of a run on the caller's stream. */
 #include "cuda/cuda.h"
 
-void moi_cu_launch(moi_cu_run *r, moi_cu_function function, const void *args, uint32_t x, uint32_t y, uint32_t threads) {
+void moi_cu_launch_shared(moi_cu_run *r, moi_cu_function function, const void *args, uint32_t x, uint32_t y,
+                          uint32_t threads, uint32_t shared) {
   if (!x || !y || r->status) return;
   void *params[1];
   memcpy(&params[0], &args, sizeof args); /* the driver's parameter is not const, and it does not write */
-  moi_cu_result result = r->c->cu->LaunchKernel(function, x, y, 1, threads, 1, 1, 0, r->stream, params, NULL);
+  moi_cu_result result = r->c->cu->LaunchKernel(function, x, y, 1, threads, 1, 1, shared, r->stream, params, NULL);
   if (result) r->status = moi_cu_fail(r->function, r->c->cu, "cuLaunchKernel", result);
+}
+
+void moi_cu_launch(moi_cu_run *r, moi_cu_function function, const void *args, uint32_t x, uint32_t y, uint32_t threads) {
+  moi_cu_launch_shared(r, function, args, x, y, threads, 0);
 }

@@ -20,7 +20,7 @@ typedef struct moi_streams {
 
 /* 16 bytes from any byte on: the words they lie in, and no other */
 MOI_DEVICE moi_u4 moi_any4(const uint8_t *p) {
-  const unsigned *w = (const unsigned *)((uintptr_t)p & ~(uintptr_t)3);
+  const unsigned *w = (const unsigned *)moi_global((const void *)((uintptr_t)p & ~(uintptr_t)3));
   unsigned shift = 8u * (unsigned)((uintptr_t)p & 3u);
   unsigned a = w[0], b = w[1], c = w[2], d = w[3], e = w[3 + (shift != 0u)];
   moi_u4 r;
@@ -277,10 +277,10 @@ FETCH {
 #elif defined(MOI_FORMAT_Q4_K) || defined(MOI_FORMAT_Q5_K)
 #ifdef MOI_FORMAT_Q4_K
 #define BLOCK 144u
-#define CODES 16u
+#define CODES_AT 16u
 #else
 #define BLOCK 176u
-#define CODES 48u
+#define CODES_AT 48u
 #endif
 FETCH {
   const uint8_t *b = m->d + (n * (K >> 8) + (k0 >> 8)) * BLOCK;
@@ -295,7 +295,7 @@ FETCH {
   (void)N;
   MOI_UNROLL
   for (int j = 0; j < 2; j++) {
-    moi_u4 q = moi_shift4(moi_load4(m, b + CODES + (sub >> 1) * 32u + 16u * (unsigned)j), shift, 0x0f0f0f0fu);
+    moi_u4 q = moi_shift4(moi_load4(m, b + CODES_AT + (sub >> 1) * 32u + 16u * (unsigned)j), shift, 0x0f0f0f0fu);
 #ifdef MOI_FORMAT_Q5_K
     q = moi_or4(q, moi_shift4(moi_load4(m, b + 16u + 16u * (unsigned)j), sub, 0x01010101u), 4u);
 #endif
