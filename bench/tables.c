@@ -6,6 +6,7 @@
 #include "bench/commands.h"
 #include "bench/options.h"
 #include "bench/results.h"
+#include "core/format.h"
 
 /* What the table needs of a kernel: `needs` as the list writes it, "" for plain C. */
 typedef struct support_row {
@@ -13,6 +14,7 @@ typedef struct support_row {
   moi_format format;
   char needs[32];
   int generic;
+  enum { ALL, BUT_F32, ALONG_K } of; /* formats, where `format` is NONE */
 } support_row;
 
 /* The CPU's list holds the rows of this architecture; the table is to be the same on all. */
@@ -45,12 +47,16 @@ static const support_row vulkan_rows[] = {
 };
 
 static const support_row cuda_rows[] = {
-#define GEMM(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0},
+#define GEMM(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, ALL},
+#define GEMM_DIGITS(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, BUT_F32},
+#define GEMM_ALONG_K(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, ALONG_K},
 #define ROUTE(name, needs, threads, flags, image) {MOI_OP_ROUTE, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
 #define ATTENTION(name, needs, m_max, m_tile, n_tile, threads, flags, image)                                           \
   {MOI_OP_ATTENTION, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
 #include "cuda/kernels.def"
 #undef GEMM
+#undef GEMM_DIGITS
+#undef GEMM_ALONG_K
 #undef ROUTE
 #undef ATTENTION
 };
@@ -79,6 +85,8 @@ static void support_of(moi_backend backend, moi_op op, moi_format format, char *
   out[0] = 0;
   for (uint32_t i = 0; row_at(backend, i, &info); i++) {
     if (info.op != op || (info.format != format && info.format != MOI_FORMAT_NONE)) continue;
+    if (info.of == BUT_F32 && format == MOI_FORMAT_F32) continue;
+    if (info.of == ALONG_K && moi_format_find(format)->k_major) continue;
     if (info.generic) {
       generic = 1;
       continue;

@@ -18,6 +18,13 @@ typedef struct moi_cu_matrix {
   uint32_t vectors, reserved; /* 1: rows of data and the streams of experts begin at multiples of 16 bytes */
 } moi_cu_matrix;
 
+/* Rows of activations as bf16 digits: x = high + low, high = bf16(x), low = bf16(x - high), off by 2^-17 at most. Such
+ * a row lies where a row of ldx floats would: ldx high digits, then ldx low ones. Where all x are bf16 as they are, one
+ * digit says it all, and there are no low ones. */
+
+/* Shared memory that gemm_mma asks for: two stages of 8 KB for W and for each digit of x. */
+#define MOI_CU_MMA_STAGE 8192u
+
 /* A work item: rows of one expert. */
 typedef struct moi_cu_item {
   uint32_t expert, first, rows;
@@ -26,8 +33,8 @@ typedef struct moi_cu_item {
 /* gemm_<kernel>_<format>[_up] */
 typedef struct moi_cu_gemm_args {
   moi_cu_matrix up, gate; /* _up: two matrices and an activation; else only `up` */
-  const float *x;         /* rows of ldx floats, zeros behind k; or as prepare made them for the kernel's row */
-  float *y;               /* rows of ldy floats */
+  const float *x;         /* rows of ldx floats, zeros behind k; or of digits, as the kernel's row says */
+  float *y;               /* rows of ldy floats; of digits where y_digits is not 0 (_up alone) */
   const uint32_t *permutation;   /* slot of a sorted position; null: itself */
   const uint32_t *n_rows_device; /* null: n_rows; else it and rows_per_count rows each bound n_rows */
   const float *weights;          /* of a slot, multiplied into the activation; null: none */
@@ -36,6 +43,7 @@ typedef struct moi_cu_gemm_args {
   uint32_t ldx, ldy, n, k;
   uint32_t x_div, n_rows, bias_type, activation; /* row of x is slot / x_div */
   uint32_t mid_type, has_gate, rows_per_count, m_tile;
+  uint32_t y_digits, reserved;
   float alpha, limit;
 } moi_cu_gemm_args;
 
@@ -96,14 +104,15 @@ typedef struct moi_cu_select_sort_args {
 /* prepare */
 typedef struct moi_cu_prepare_args {
   const void *input;
-  float *x;
+  float *x;             /* null: none in fp32 */
+  uint16_t *digits;     /* null: none of digits */
   const float *weights; /* of the rows, multiplied in and rounded; null: none */
   const uint32_t *n_rows_device;
   const void *gate; /* a vector, and sigmoid(row . vector) of each row in gate_out; null: none */
   float *gate_out;
   uint32_t input_type, gate_type, input_stride, ldx;
   uint32_t k, n_rows, row_div, rows_per_count; /* row r is input row r / row_div */
-  uint32_t act_quant, reserved;
+  uint32_t act_quant, n_digits;
 } moi_cu_prepare_args;
 
 /* combine */

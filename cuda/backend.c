@@ -57,6 +57,13 @@ static moi_row row_of(uint32_t i) {
   return (moi_row){r->name, r->op, r->format, r->m_max, r->flags};
 }
 
+/* The same for products whose rows are floats and nothing else. */
+static moi_row row_of_floats(uint32_t i) {
+  moi_row row = row_of(i);
+  if (moi_cu_kernels[i].form != MOI_CU_FLOATS) row.op = (moi_op)0;
+  return row;
+}
+
 static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void *user) {
   const moi_cuda *c = plan->context->state;
   const moi_cu_kernel *row = &moi_cu_kernels[i];
@@ -66,15 +73,20 @@ static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void
   return row->op == MOI_OP_ATTENTION ? moi_cu_attention_refusal(row, plan) : NULL;
 }
 
-moi_status moi_cu_choose(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format,
-                         const char *forced, int *found, moi_cu_pick *pick) {
-  moi_choice choice = {"CUDA", what, op, format, forced, moi_cu_kernel_count, row_of, needs, NULL};
+moi_status moi_cu_choose_of(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format, int digits,
+                            const char *forced, int *found, moi_cu_pick *pick) {
+  moi_choice choice = {"CUDA", what, op, format, forced, moi_cu_kernel_count, digits ? row_of : row_of_floats, needs, NULL};
   uint32_t few, many;
   moi_status status = moi_choose(fn, plan, &choice, found, &few, &many);
   if (status) return status;
   pick->few = &moi_cu_kernels[few];
   pick->many = &moi_cu_kernels[many];
   return MOI_OK;
+}
+
+moi_status moi_cu_choose(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format,
+                         const char *forced, int *found, moi_cu_pick *pick) {
+  return moi_cu_choose_of(fn, plan, op, what, format, 0, forced, found, pick);
 }
 
 /* The names in moi_plan_kernel: the GEMM's, the routed experts', or for a route plan the selection's. */

@@ -12,22 +12,33 @@
 
 typedef struct memory {
   moi_cu_groups groups;
-  float *x[2], *mid[2], *o[2], *gate; /* routed, shared */
+  float *x[2], *digits[2], *mid[2], *mid_digits[2], *o[2], *gate; /* routed, shared; null where not needed */
 } memory;
 
 static int weighted_input(const moi_experts_desc *d) { return d->weight_on == MOI_WEIGHT_ON_INPUT; }
 
+/* Whether a list's kernel takes digits; the other form. */
+static int takes_digits(const moi_cu_gemm_state *s) { return moi_cu_digits(s, 0) || moi_cu_digits(s, 1); }
+static int takes_floats(const moi_cu_gemm_state *s) { return !moi_cu_digits(s, 0) || !moi_cu_digits(s, 1); }
+
 static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
   const moi_cu_plan *state = plan->state;
+  int digits = 0, floats = 0; /* x may be one for both */
   memset(m, 0, sizeof *m);
+  for (uint32_t i = 0; i < 1 + plan->has_shared; i++)
+    digits |= takes_digits(&state->ffn[i].up), floats |= takes_floats(&state->ffn[i].up);
   for (uint32_t i = 0; i < 1 + plan->has_shared; i++) {
     const moi_experts_desc *d = i ? &plan->shared : &plan->experts;
     size_t tokens = d->max_tokens, slots = tokens * d->top_k;
     if (!i)
       moi_cu_groups_carve(c, &state->ffn[0].up, &state->ffn[0].down, slots, d->n_experts + d->n_identity, d->n_experts, 0,
                           &m->groups);
-    m->x[i] = moi_take(c, weighted_input(d) ? slots : tokens, (size_t)moi_cu_kp(d->hidden) * 4);
+    size_t rows = weighted_input(d) ? slots : tokens, row = (size_t)moi_cu_kp(d->hidden) * 4;
+    m->x[i] = floats ? moi_take(c, rows, row) : NULL;
+    m->digits[i] = digits ? moi_take(c, rows, row) : NULL;
     m->mid[i] = moi_take(c, slots, (size_t)moi_cu_kp(d->intermediate) * 4);
+    if (d->act_quant && takes_digits(&state->ffn[i].down))
+      m->mid_digits[i] = moi_take(c, slots, (size_t)moi_cu_kp(d->intermediate) * 4);
     m->o[i] = moi_take(c, slots, (size_t)d->hidden * 4);
   }
   m->gate = moi_take(c, plan->experts.max_tokens, 4);
@@ -46,8 +57,11 @@ moi_status moi_cu_ffn_plan(const char *fn, moi_plan *plan, const char *forced, i
     moi_cu_ffn_state *f = &state->ffn[i];
     const char *name = forced ? forced : d->kernel;
     int served = 0;
-    moi_status status = moi_cu_gemm_choose(fn, plan, names[i][0], d->format, 1, name, &served, &f->up);
-    if (!status) status = moi_cu_gemm_choose(fn, plan, names[i][1], d->down_format, 0, name, &served, &f->down);
+    moi_status status = moi_cu_gemm_choose_digits(
+        fn, plan, names[i][0], d->format, 1, moi_cu_digits_of(d->input_type, d->act_quant), name, &served, &f->up);
+    if (!status)
+      status = moi_cu_gemm_choose_digits(fn, plan, names[i][1], d->down_format, 0,
+                                         moi_cu_digits_of(d->mid_type, d->act_quant), name, &served, &f->down);
     if (status) return status;
     if (!forced && name && !served)
       return moi_fail(MOI_UNSUPPORTED, fn, "kernel: '%s' is no CUDA kernel for these formats", name);
@@ -65,17 +79,23 @@ static int same_view(moi_buffer a, moi_buffer b) { return moi_view(a) == moi_vie
 typedef struct ffn {
   moi_cu_prepare_args prepare, quantise; /* n_rows 0: none */
   moi_cu_gemm_args up, down;
+  moi_cu_rows x, mid;
 } ffn;
 
+/* x_of: whose rows of x are taken */
 static void fill_ffn(const moi_plan *plan, const moi_run *run, const memory *m, uint32_t i, const float *weights,
-                     float *x, ffn *f) {
+                     uint32_t x_of, ffn *f) {
+  const moi_cu_gemm_state *down = &((const moi_cu_plan *)plan->state)->ffn[i].down;
   const moi_experts_desc *d = i ? &plan->shared : &plan->experts;
   const moi_ffn_run *in = i ? &run->shared : &run->experts;
   const uint32_t *device = moi_view(run->experts.args.n_tokens_device);
   uint32_t tables = (d->flags & MOI_EXPERTS_TABLES) != 0, slots = run->n_tokens * d->top_k, inter = d->intermediate;
   uint32_t both = d->gate_layout == MOI_GATE_CONCAT || d->gate_layout == MOI_GATE_INTERLEAVED;
-  f->up = (moi_cu_gemm_args){.x = x,
-                             .y = m->mid[i],
+  f->x = (moi_cu_rows){.floats = m->x[x_of], .digits = m->digits[x_of]};
+  f->mid = (moi_cu_rows){.floats = m->mid[i], .digits = m->mid_digits[i] ? m->mid_digits[i] : m->mid[i]};
+  for (uint32_t list = 0; list < 2 && !d->act_quant; list++) /* gate and up write what down reads */
+    f->x.y_digits[list] = moi_cu_digits(down, i ? moi_cu_list(down, slots) : list);
+  f->up = (moi_cu_gemm_args){.y = m->mid[i],
                              .permutation = i ? NULL : m->groups.permutation,
                              .n_rows_device = device,
                              .weights = d->weight_on == MOI_WEIGHT_ON_ACTIVATION ? weights : NULL,
@@ -97,8 +117,7 @@ static void fill_ffn(const moi_plan *plan, const moi_run *run, const memory *m, 
   if (d->gate_layout == MOI_GATE_SPLIT) f->up.gate = moi_cu_matrix_of(&in->gate, d->format, inter, d->hidden, tables);
   if (d->gate_layout == MOI_GATE_CONCAT) f->up.up.row_add = inter;
   if (d->gate_layout == MOI_GATE_INTERLEAVED) f->up.up.row_mul = f->up.gate.row_mul = 2, f->up.up.row_add = 1;
-  f->down = (moi_cu_gemm_args){.x = m->mid[i],
-                               .y = m->o[i],
+  f->down = (moi_cu_gemm_args){.y = m->o[i],
                                .permutation = f->up.permutation,
                                .n_rows_device = device,
                                .ldx = moi_cu_kp(inter),
@@ -112,7 +131,8 @@ static void fill_ffn(const moi_plan *plan, const moi_run *run, const memory *m, 
   f->down.up = moi_cu_matrix_of(&in->down, d->down_format, d->hidden, inter, tables);
   if (!d->act_quant) return;
   f->quantise = (moi_cu_prepare_args){.input = m->mid[i],
-                                      .x = m->mid[i],
+                                      .x = takes_floats(down) ? m->mid[i] : NULL,
+                                      .digits = (uint16_t *)(void *)m->mid_digits[i],
                                       .n_rows_device = device,
                                       .input_type = MOI_FORMAT_F32,
                                       .input_stride = moi_cu_kp(inter),
@@ -121,16 +141,18 @@ static void fill_ffn(const moi_plan *plan, const moi_run *run, const memory *m, 
                                       .n_rows = slots,
                                       .row_div = 1,
                                       .rows_per_count = d->top_k,
-                                      .act_quant = (uint32_t)d->act_quant};
+                                      .act_quant = (uint32_t)d->act_quant,
+                                      .n_digits = down->n_digits};
 }
 
 /* The preparation of x; gate: the shared expert's, computed on the same rows. */
 static moi_cu_prepare_args prepare_of(const moi_experts_desc *d, const moi_experts_args *a, uint32_t t,
-                                      const uint32_t *device, float *x, const float *weights, const void *gate,
-                                      moi_format gate_type, float *gate_out) {
+                                      const uint32_t *device, float *x, float *digits, const float *weights,
+                                      const void *gate, moi_format gate_type, float *gate_out) {
   int slots = weighted_input(d);
   return (moi_cu_prepare_args){.input = moi_view(a->input),
                                .x = x,
+                               .digits = (uint16_t *)(void *)digits,
                                .weights = slots ? weights : NULL,
                                .n_rows_device = device,
                                .gate = gate,
@@ -143,7 +165,8 @@ static moi_cu_prepare_args prepare_of(const moi_experts_desc *d, const moi_exper
                                .n_rows = slots ? t * d->top_k : t,
                                .row_div = slots ? d->top_k : 1,
                                .rows_per_count = slots ? d->top_k : 1,
-                               .act_quant = (uint32_t)d->act_quant};
+                               .act_quant = (uint32_t)d->act_quant,
+                               .n_digits = moi_cu_digits_of(d->input_type, d->act_quant)};
 }
 
 void moi_cu_ffn_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *c, const int32_t *ids,
@@ -162,21 +185,24 @@ void moi_cu_ffn_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi
               run->shared.args.input_stride == run->experts.args.input_stride && d->input_type == s->input_type &&
               d->act_quant == s->act_quant && !weighted_input(d);
   const void *gate = plan->has_shared && plan->shared_gate ? moi_view(run->shared_gate) : NULL;
-  f[0].prepare = prepare_of(d, &run->experts.args, t, device, m.x[0], weights, one_x ? gate : NULL,
+  f[0].prepare = prepare_of(d, &run->experts.args, t, device, m.x[0], m.digits[0], weights, one_x ? gate : NULL,
                             plan->shared_gate_type, m.gate);
-  fill_ffn(plan, run, &m, 0, weights, m.x[0], &f[0]);
+  fill_ffn(plan, run, &m, 0, weights, 0, &f[0]);
   if (plan->has_shared) {
     if (!one_x)
-      f[1].prepare = prepare_of(s, &run->shared.args, t, device, m.x[1], NULL, gate, plan->shared_gate_type, m.gate);
-    fill_ffn(plan, run, &m, 1, NULL, one_x ? m.x[0] : m.x[1], &f[1]);
+      f[1].prepare = prepare_of(s, &run->shared.args, t, device, m.x[1], m.digits[1], NULL, gate,
+                                plan->shared_gate_type, m.gate);
+    fill_ffn(plan, run, &m, 1, NULL, one_x ? 0 : 1, &f[1]);
   }
   moi_cu_groups_sort(r, &state->sort, &m.groups, ids, device, t, d->top_k, n_class, d->n_experts);
   for (uint32_t i = 0; i < n_ffn; i++) moi_cu_prepare(r, state->prepare, &f[i].prepare);
   for (uint32_t i = 0; i < n_ffn; i++)
-    moi_cu_gemm_run(r, &state->ffn[i].up, &f[i].up, i ? NULL : &m.groups, f[i].up.ldy, f[i].up.n_rows);
+    moi_cu_gemm_run(r, &state->ffn[i].up, &f[i].up, i ? NULL : &m.groups, f[i].up.ldy, f[i].up.n_rows,
+                    &f[i].x);
   for (uint32_t i = 0; i < n_ffn; i++) moi_cu_prepare(r, state->prepare, &f[i].quantise);
   for (uint32_t i = 0; i < n_ffn; i++)
-    moi_cu_gemm_run(r, &state->ffn[i].down, &f[i].down, i ? NULL : &m.groups, d->hidden, f[i].down.n_rows);
+    moi_cu_gemm_run(r, &state->ffn[i].down, &f[i].down, i ? NULL : &m.groups, d->hidden, f[i].down.n_rows,
+                    &f[i].mid);
   moi_cu_combine_args combine = {.o = m.o[0],
                                  .ids = ids,
                                  .weights = weights,

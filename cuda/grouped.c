@@ -14,16 +14,40 @@ enum {
   SORT_BLOCKS = 256
 };
 
-moi_status moi_cu_gemm_choose(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
-                              const char *forced, int *found, moi_cu_gemm_state *out) {
-  moi_status status = moi_cu_choose(fn, plan, MOI_OP_GEMM, what, format, forced, found, &out->pick);
+moi_status moi_cu_gemm_choose_digits(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
+                                     uint32_t n_digits, const char *forced, int *found, moi_cu_gemm_state *out) {
+  moi_status status = moi_cu_choose_of(fn, plan, MOI_OP_GEMM, what, format, n_digits > 0, forced, found, &out->pick);
+  out->n_digits = n_digits;
   for (int which = 0; which < 2 && !status; which++) {
-    const char *image = (which ? out->pick.many : out->pick.few)->image;
+    const moi_cu_kernel *row = which ? out->pick.many : out->pick.few;
+    int digits = row->form == MOI_CU_DIGITS;
     char name[96];
-    snprintf(name, sizeof name, "%s%s", image, gate_up ? "_up" : "");
-    status = moi_cu_function_get(fn, plan->context, image, name, &out->function[which]);
+    snprintf(name, sizeof name, "%s%s%s", row->image, digits && n_digits == 1 ? "_one" : "", gate_up ? "_up" : "");
+    status = moi_cu_function_get(fn, plan->context, row->image, name, &out->function[which]);
+    out->shared[which] = row->shared + n_digits * row->shared_digit;
+    if (!status && out->shared[which])
+      status = moi_cu_function_shared(fn, plan->context, out->function[which], out->shared[which]);
   }
   return status;
+}
+
+moi_status moi_cu_gemm_choose(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
+                              const char *forced, int *found, moi_cu_gemm_state *out) {
+  return moi_cu_gemm_choose_digits(fn, plan, what, format, gate_up, 0, forced, found, out);
+}
+
+uint32_t moi_cu_digits(const moi_cu_gemm_state *state, uint32_t which) {
+  const moi_cu_kernel *row = which ? state->pick.many : state->pick.few;
+  return row->form == MOI_CU_DIGITS ? state->n_digits : 0;
+}
+
+uint32_t moi_cu_digits_of(moi_format type, moi_act_quant act_quant) {
+  if (act_quant) return act_quant == MOI_ACT_QUANT_FP8_128_POW2 ? 1 : 2;
+  return type == MOI_FORMAT_BF16 ? 1 : 2;
+}
+
+uint32_t moi_cu_list(const moi_cu_gemm_state *state, uint32_t rows) {
+  return state->pick.few->m_max == 0 || rows <= state->pick.few->m_max ? 0 : 1;
 }
 
 /* Bytes from a row of W to the next; 0 for formats whose rows are not bytes side by side. */
@@ -112,7 +136,7 @@ void moi_cu_groups_given(moi_cu_run *r, moi_cu_function function, const moi_cu_g
 }
 
 void moi_cu_gemm_run(moi_cu_run *r, const moi_cu_gemm_state *state, moi_cu_gemm_args *a, const moi_cu_groups *g,
-                     uint32_t columns, uint32_t rows) {
+                     uint32_t columns, uint32_t rows, const moi_cu_rows *rows_of) {
   const moi_cu_kernel *picks[2] = {state->pick.few, state->pick.many};
   for (uint32_t list = 0; list < 2; list++) {
     uint64_t items;
@@ -123,14 +147,19 @@ void moi_cu_gemm_run(moi_cu_run *r, const moi_cu_gemm_state *state, moi_cu_gemm_
       a->m_tile = g->m_tile[list];
       items = rows < g->max_items[list] ? rows : g->max_items[list]; /* an item has a row at least */
     } else {
-      if (list != (picks[0]->m_max == 0 || rows <= picks[0]->m_max ? 0 : 1)) continue;
+      if (list != moi_cu_list(state, rows)) continue;
       a->n_items = NULL;
       a->items = NULL;
       a->m_tile = picks[list]->m_tile;
       items = moi_cu_ceil_div(rows, a->m_tile);
     }
     uint32_t y = items < MAX_GRID_Y ? (uint32_t)items : MAX_GRID_Y;
-    moi_cu_launch(r, state->function[list], a, moi_cu_ceil_div(columns, picks[list]->n_tile), y, picks[list]->threads);
+    if (rows_of) {
+      a->x = moi_cu_digits(state, list) ? rows_of->digits : rows_of->floats;
+      a->y_digits = rows_of->y_digits[list];
+    }
+    moi_cu_launch_shared(r, state->function[list], a, moi_cu_ceil_div(columns, picks[list]->n_tile), y,
+                         picks[list]->threads, state->shared[list]);
   }
 }
 
@@ -179,5 +208,5 @@ void moi_cu_product_run(moi_cu_run *r, const moi_cu_gemm_state *state, const moi
   a.up.rows = p->n;
   a.up.row_mul = 1;
   a.up.vectors = !(((uintptr_t)p->w | row_bytes(state->pick.many->format, p->k)) & 15);
-  moi_cu_gemm_run(r, state, &a, NULL, p->n, p->n_rows);
+  moi_cu_gemm_run(r, state, &a, NULL, p->n, p->n_rows, NULL);
 }

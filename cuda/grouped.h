@@ -28,10 +28,24 @@ void moi_cu_groups_sort(moi_cu_run *r, const moi_cu_sort_state *sort, const moi_
 void moi_cu_groups_given(moi_cu_run *r, moi_cu_function function, const moi_cu_groups *groups, const int32_t *offsets,
                          uint32_t rows, uint32_t n_experts);
 
+/* Rows of x in both forms, either may be null where no kernel takes it, and the digits of y that the lists' kernels
+ * write (a gate and up alone). */
+typedef struct moi_cu_rows {
+  const float *floats, *digits;
+  uint32_t y_digits[2];
+} moi_cu_rows;
+
 /* One grouped GEMM. args: all but items; groups NULL: one expert, all rows. columns: to fill (ldy of a gate and up, else
- * n). rows: of this run at most. */
+ * n). rows: of this run at most. rows_of NULL: x as in args, floats. */
 void moi_cu_gemm_run(moi_cu_run *r, const moi_cu_gemm_state *state, moi_cu_gemm_args *args, const moi_cu_groups *groups,
-                     uint32_t columns, uint32_t rows);
+                     uint32_t columns, uint32_t rows, const moi_cu_rows *rows_of);
+
+/* Digits that the kernel of a list takes, 0: it takes floats. */
+uint32_t moi_cu_digits(const moi_cu_gemm_state *state, uint32_t list);
+/* The list that moi_cu_gemm_run has for `rows` without groups. */
+uint32_t moi_cu_list(const moi_cu_gemm_state *state, uint32_t rows);
+/* Digits that hold rows of a type, once they are quantised. */
+uint32_t moi_cu_digits_of(moi_format type, moi_act_quant act_quant);
 
 enum { MOI_CU_PREPARE_THREADS = 128, MOI_CU_SORT_THREADS = 256, MOI_CU_COMBINE_THREADS = 64, MOI_CU_STORE_THREADS = 64 };
 void moi_cu_prepare(moi_cu_run *r, moi_cu_function function, const moi_cu_prepare_args *args);

@@ -5,7 +5,33 @@
 # compiled for each format, with MOI_FORMAT_<NAME> defined, the others once. Without MACHINE_CODE the images are empty: the
 # host's side alone, for tests that run the kernels elsewhere.
 
+option(MOI_CUDA_QUICK "most weight formats for the last architecture alone: for tests of the build" OFF)
 set(MOI_CUDA_ARCHITECTURES 75 80 86 89 90 100 120 CACHE STRING "architectures of the CUDA kernels; PTX of the last serves newer ones")
+
+# Formats whose rows do not lie along k: order K of MOI_FORMAT_MAP.
+file(READ "${PROJECT_SOURCE_DIR}/include/moiety.h" text)
+string(REGEX MATCHALL "X\\([A-Z0-9_]+, [0-9]+, \"[a-z0-9_]+\", K," MOI_CUDA_ALONG_N "${text}")
+string(REGEX REPLACE "X\\(([A-Z0-9_]+)[^;]*" "\\1" MOI_CUDA_ALONG_N "${MOI_CUDA_ALONG_N}")
+
+function(moi_cuda_formats out) # formats as NAME=name
+  set(every "")
+  set(but_f32 "")
+  set(along_k "")
+  foreach(format ${ARGN})
+    string(REGEX REPLACE "(.*)=(.*)" "X(\\1, \"\\2\", __VA_ARGS__) " row "${format}")
+    string(REGEX REPLACE "=.*" "" name "${format}")
+    string(APPEND every "${row}")
+    if(NOT name STREQUAL F32)
+      string(APPEND but_f32 "${row}")
+    endif()
+    if(NOT name IN_LIST MOI_CUDA_ALONG_N)
+      string(APPEND along_k "${row}")
+    endif()
+  endforeach()
+  file(GENERATE OUTPUT "${out}" CONTENT "#define MOI_CU_EVERY_FORMAT(X, ...) ${every}
+#define MOI_CU_EVERY_FORMAT_BUT_F32(X, ...) ${but_f32}
+#define MOI_CU_EVERY_FORMAT_ALONG_K(X, ...) ${along_k}\n")
+endfunction()
 
 function(moi_cuda_images)
   cmake_parse_arguments(A "MACHINE_CODE" "OUT_C;PREFIX" "KERNELS;FORMATS" ${ARGN})
@@ -26,9 +52,11 @@ function(moi_cuda_images)
     if(NOT code)
       message(FATAL_ERROR "MOI_CUDA_ARCHITECTURES: nvcc knows none of ${MOI_CUDA_ARCHITECTURES}")
     endif()
+    set(one "-gencode=arch=compute_${last},code=sm_${last}")
     list(APPEND code "-gencode=arch=compute_${last},code=compute_${last}")
     if(help MATCHES "--compress-mode")
       list(APPEND code -compress-mode=size)
+      list(APPEND one -compress-mode=size)
     endif()
   endif()
   set(strict)
@@ -58,9 +86,13 @@ function(moi_cuda_images)
         continue()
       endif()
       set(output "${folder}/${full}.fatbin")
+      set(which ${code})
+      if(MOI_CUDA_QUICK AND format AND NOT format MATCHES "^(BF16|Q4_K|MXFP4|FP8_B128)$")
+        set(which ${one})
+      endif()
       # -fmad=false: the same source gives the same bits as from every other compiler; what wants FMA says so
       add_custom_command(OUTPUT "${output}" VERBATIM
-                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -diag-suppress=550,177 ${strict} ${code} ${define}
+                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -diag-suppress=550,177 ${strict} ${which} ${define}
                                  -I "${PROJECT_SOURCE_DIR}" -MD -MF "${output}.d" -MT "${output}"
                                  -o "${output}" "${kernel}"
                          DEPENDS "${kernel}" DEPFILE "${output}.d" COMMENT "CUDA ${full}")

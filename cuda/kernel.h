@@ -4,6 +4,12 @@
 
 #include <moiety.h>
 
+/* The rows of activations that a GEMM row takes. */
+typedef enum moi_cu_form {
+  MOI_CU_FLOATS,
+  MOI_CU_DIGITS /* args.h says what they are; kernels called <image>_one take a single one */
+} moi_cu_form;
+
 typedef struct moi_cu_kernel {
   const char *name;
   moi_op op;         /* ROUTE, GEMM, ATTENTION */
@@ -15,6 +21,8 @@ typedef struct moi_cu_kernel {
   uint32_t threads;  /* of a block */
   uint32_t flags;    /* MOI_DETERMINISTIC | MOI_BATCH_INVARIANT | MOI_ROW_FALLBACK */
   const char *image; /* as moi_cu_function_get names it */
+  moi_cu_form form;
+  uint32_t shared, shared_digit; /* bytes that a launch asks for, and those for each digit */
 } moi_cu_kernel;
 
 extern const moi_cu_kernel moi_cu_kernels[];

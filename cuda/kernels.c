@@ -1,20 +1,23 @@
 #include "cuda/kernel.h"
 
 #include "core/choose.h"
-
-#include "cuda_formats.h" /* generated: MOI_CU_EVERY_FORMAT(X, ...) is X(NAME, "name", ...) for each format */
+#include "cuda/args.h"
+#include "cuda_formats.h" /* generated: MOI_CU_EVERY_FORMAT(X, ...) is X(NAME, "name", ...) for each format, _BUT_F32, _ALONG_K for some */
 
 #define STEADY (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT)
 #define FALLBACK MOI_ROW_FALLBACK
 
 const moi_cu_kernel moi_cu_kernels[] = {
-#define GEMM_ROW(FORMAT, format, name, needs, m_max, m_tile, n_tile, threads, flags, image)                            \
-  {format "-" name, MOI_OP_GEMM, MOI_FORMAT_##FORMAT, needs, m_max, m_tile, n_tile, threads, flags, image "_" format},
-#define GEMM(name, ...) MOI_CU_EVERY_FORMAT(GEMM_ROW, name, __VA_ARGS__)
+#define GEMM_ROW(FORMAT, format, name, needs, m_max, m_tile, n_tile, threads, flags, image, ...)                       \
+  {format "-" name, MOI_OP_GEMM, MOI_FORMAT_##FORMAT, needs, m_max, m_tile, n_tile, threads, flags, image "_" format,  \
+   __VA_ARGS__},
+#define GEMM(name, ...) MOI_CU_EVERY_FORMAT(GEMM_ROW, name, __VA_ARGS__, MOI_CU_FLOATS, 0, 0)
+#define GEMM_ALONG_K(name, ...) MOI_CU_EVERY_FORMAT_ALONG_K(GEMM_ROW, name, __VA_ARGS__, MOI_CU_FLOATS, 0, 0)
+#define GEMM_DIGITS(name, ...) MOI_CU_EVERY_FORMAT_BUT_F32(GEMM_ROW, name, __VA_ARGS__)
 #define ROUTE(name, needs, threads, flags, image)                                                                      \
-  {name, MOI_OP_ROUTE, MOI_FORMAT_NONE, needs, 0, 0, 0, threads, flags, image},
+  {name, MOI_OP_ROUTE, MOI_FORMAT_NONE, needs, 0, 0, 0, threads, flags, image, MOI_CU_FLOATS, 0, 0},
 #define ATTENTION(name, needs, m_max, m_tile, n_tile, threads, flags, image)                                           \
-  {name, MOI_OP_ATTENTION, MOI_FORMAT_NONE, needs, m_max, m_tile, n_tile, threads, flags, image},
+  {name, MOI_OP_ATTENTION, MOI_FORMAT_NONE, needs, m_max, m_tile, n_tile, threads, flags, image, MOI_CU_FLOATS, 0, 0},
 #include "cuda/kernels.def"
 };
 const uint32_t moi_cu_kernel_count = sizeof moi_cu_kernels / sizeof moi_cu_kernels[0];

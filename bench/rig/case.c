@@ -229,6 +229,8 @@ static int may_be_nothing(const moi_case *c) {
   return c->traffic == MOI_TRAFFIC_NOWHERE || c->traffic == MOI_TRAFFIC_HOLES || c->hostile_offsets || !c->n_tokens;
 }
 
+static moi_accumulator lesser(moi_accumulator a, moi_accumulator b) { return a > b ? a : b; }
+
 moi_verdict moi_case_compare(const moi_case *c, moi_backend backend, const char *kernel, const moi_outputs *result,
                              const moi_outputs *reference) {
   moi_verdict v = {.ok = 1};
@@ -239,10 +241,9 @@ moi_verdict moi_case_compare(const moi_case *c, moi_backend backend, const char 
                       : c->op == MOI_OP_ROUTE ? moi_or(c->route.router_type, MOI_FORMAT_F32)
                                               : c->experts.format;
   moi_accumulator accumulator = moi_accumulator_of(backend, kernel, format);
-  if (c->experts.down_format && moi_accumulator_of(backend, kernel, c->experts.down_format) == MOI_ACCUMULATE_I16)
-    accumulator = MOI_ACCUMULATE_I16;
-  if (c->has_shared && moi_accumulator_of(backend, kernel, c->shared.format) == MOI_ACCUMULATE_I16)
-    accumulator = MOI_ACCUMULATE_I16;
+  if (c->experts.down_format)
+    accumulator = lesser(accumulator, moi_accumulator_of(backend, kernel, c->experts.down_format));
+  if (c->has_shared) accumulator = lesser(accumulator, moi_accumulator_of(backend, kernel, c->shared.format));
   if (writes_route(c)) {
     moi_accumulator router = moi_accumulator_of(backend, kernel, moi_or(c->route.router_type, MOI_FORMAT_F32));
     moi_route_args a = result->route, b = reference->route;

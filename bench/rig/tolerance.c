@@ -16,6 +16,8 @@ static double step_of(moi_format type) {
 }
 
 moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_format format) {
+  if (backend == MOI_BACKEND_CUDA && format != MOI_FORMAT_F32 && (!kernel || strstr(kernel, "-mma")))
+    return MOI_ACCUMULATE_BF16X2;
   if (backend != MOI_BACKEND_CPU) return MOI_ACCUMULATE_F32;
   int dense = format == MOI_FORMAT_F32 || format == MOI_FORMAT_F16 || format == MOI_FORMAT_BF16 ||
               format == MOI_FORMAT_BF16_KN;
@@ -24,7 +26,8 @@ moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_
 }
 
 static double dot_error(moi_accumulator accumulator, uint32_t k) {
-  return 4 * sqrt(k) * 0x1p-24 + (accumulator == MOI_ACCUMULATE_I16 ? 0x1p-15 : 0);
+  double digits = accumulator == MOI_ACCUMULATE_I16 ? 0x1p-15 : accumulator == MOI_ACCUMULATE_BF16X2 ? 0x1p-18 : 0;
+  return 4 * sqrt(k) * 0x1p-24 + digits;
 }
 
 moi_error moi_gemm_error(moi_accumulator accumulator, uint32_t k) {

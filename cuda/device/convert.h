@@ -3,6 +3,7 @@
 #ifndef MOI_CUDA_CONVERT_H
 #define MOI_CUDA_CONVERT_H
 
+#include "cuda/args.h"
 #include "cuda/device/thread.h"
 
 #define MOI_U8(B, i) ((uint)((const uint8_t *)(B))[i])

@@ -16,6 +16,7 @@
  *   moi_match(v)                      the lanes that have this lane's v, a bit each
  *   moi_bits(v)                       bits that are set; of one thread alone
  *   moi_atomic_add(p, v)              on uint, in shared or global memory; returns the old value
+ *   moi_global(p)                     p, which is in global memory: for addresses that come out of memory
  *   moi_keep_order()                  the compiler moves no load across it, and so holds fewer registers
  *   moi_u4, moi_f4, moi_u2, moi_f2    16 and 8 bytes, loaded and stored at once from multiples of their size
  *   MOI_UNROLL, MOI_ROLLED            before a loop of fixed length; before one that must stay a loop
@@ -81,6 +82,10 @@ MOI_DEVICE unsigned moi_min_u32(unsigned v) { return ~moi_max_u32(~v); }
 MOI_DEVICE unsigned moi_match(unsigned v) { return __match_any_sync(0xffffffffu, v); }
 MOI_DEVICE unsigned moi_bits(unsigned v) { return (unsigned)__popc(v); }
 MOI_DEVICE unsigned moi_atomic_add(unsigned *p, unsigned v) { return atomicAdd(p, v); }
+MOI_DEVICE const void *moi_global(const void *p) {
+  __builtin_assume(__isGlobal(p));
+  return p;
+}
 
 #endif
 

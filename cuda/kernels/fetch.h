@@ -20,7 +20,7 @@ typedef struct moi_streams {
 
 /* 16 bytes from any byte on: the words they lie in, and no other */
 MOI_DEVICE moi_u4 moi_any4(const uint8_t *p) {
-  const unsigned *w = (const unsigned *)((uintptr_t)p & ~(uintptr_t)3);
+  const unsigned *w = (const unsigned *)moi_global((const void *)((uintptr_t)p & ~(uintptr_t)3));
   unsigned shift = 8u * (unsigned)((uintptr_t)p & 3u);
   unsigned a = w[0], b = w[1], c = w[2], d = w[3], e = w[3 + (shift != 0u)];
   moi_u4 r;
@@ -57,6 +57,14 @@ MOI_DEVICE moi_u4 moi_or4(moi_u4 q, moi_u4 p, unsigned left) {
   w[at] = f(q & 15u), w[(at) + 1] = f((q >> 8) & 15u), w[(at) + 2] = f((q >> 16) & 15u),                               \
   w[(at) + 3] = f((q >> 24) & 15u), w[(at) + 16] = f((q >> 4) & 15u), w[(at) + 17] = f((q >> 12) & 15u),               \
   w[(at) + 18] = f((q >> 20) & 15u), w[(at) + 19] = f(q >> 28);
+
+/* Formats whose rows do not lie along k. */
+#if defined(MOI_FORMAT_BF16_KN) || defined(MOI_FORMAT_GPTQ_G32) || defined(MOI_FORMAT_GPTQ_G128) ||                        \
+    defined(MOI_FORMAT_AWQ_G32) || defined(MOI_FORMAT_AWQ_G128)
+#define MOI_ALONG_N 1
+#else
+#define MOI_ALONG_N 0
+#endif
 
 /* For the last 32 k of rows that end inside them. Formats whose groups are 32 or more k long have no such rows. */
 #if defined(MOI_FORMAT_F32) || defined(MOI_FORMAT_F16) || defined(MOI_FORMAT_BF16) || defined(MOI_FORMAT_BF16_KN) ||      \
@@ -277,10 +285,10 @@ FETCH {
 #elif defined(MOI_FORMAT_Q4_K) || defined(MOI_FORMAT_Q5_K)
 #ifdef MOI_FORMAT_Q4_K
 #define BLOCK 144u
-#define CODES 16u
+#define CODES_AT 16u
 #else
 #define BLOCK 176u
-#define CODES 48u
+#define CODES_AT 48u
 #endif
 FETCH {
   const uint8_t *b = m->d + (n * (K >> 8) + (k0 >> 8)) * BLOCK;
@@ -295,7 +303,7 @@ FETCH {
   (void)N;
   MOI_UNROLL
   for (int j = 0; j < 2; j++) {
-    moi_u4 q = moi_shift4(moi_load4(m, b + CODES + (sub >> 1) * 32u + 16u * (unsigned)j), shift, 0x0f0f0f0fu);
+    moi_u4 q = moi_shift4(moi_load4(m, b + CODES_AT + (sub >> 1) * 32u + 16u * (unsigned)j), shift, 0x0f0f0f0fu);
 #ifdef MOI_FORMAT_Q5_K
     q = moi_or4(q, moi_shift4(moi_load4(m, b + 16u + 16u * (unsigned)j), sub, 0x01010101u), 4u);
 #endif

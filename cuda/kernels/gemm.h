@@ -11,6 +11,10 @@
 #define MOI_GEMM_KERNELS(name, threads, body)                                                                          \
   MOI_KERNEL(MOI_JOIN(name##_, MOI_FORMAT_NAME), threads, moi_cu_gemm_args) { body(a, 0); }                            \
   MOI_KERNEL(MOI_JOIN(MOI_JOIN(name##_, MOI_FORMAT_NAME), _up), threads, moi_cu_gemm_args) { body(a, 1); }
+/* <name>_<format>_one and <name>_<format>_one_up: of a row that takes digits, for one digit. */
+#define MOI_GEMM_KERNELS_ONE(name, threads, body)                                                                      \
+  MOI_KERNEL(MOI_JOIN(MOI_JOIN(name##_, MOI_FORMAT_NAME), _one), threads, moi_cu_gemm_args) { body(a, 0); }            \
+  MOI_KERNEL(MOI_JOIN(MOI_JOIN(name##_, MOI_FORMAT_NAME), _one_up), threads, moi_cu_gemm_args) { body(a, 1); }
 
 MOI_DEVICE unsigned moi_item_count(const moi_cu_gemm_args *a, unsigned *n_rows) {
   *n_rows = a->n_rows;
@@ -39,7 +43,7 @@ MOI_DEVICE const float *moi_x_row(const moi_cu_gemm_args *a, unsigned position) 
 
 MOI_DEVICE const uint8_t *moi_expert_address(const void *base, uint64_t stride, unsigned tables, unsigned e) {
   if (!base) return NULL;
-  return tables ? ((const uint8_t *const *)base)[e] : (const uint8_t *)base + stride * e;
+  return (const uint8_t *)moi_global(tables ? ((const uint8_t *const *)base)[e] : (const uint8_t *)base + stride * e);
 }
 
 MOI_DEVICE moi_streams moi_streams_of(const moi_cu_matrix *m, unsigned e, unsigned bias_type) {
@@ -79,26 +83,39 @@ MOI_DEVICE float moi_activate(const moi_cu_gemm_args *a, float g, float u) {
 /* Columns that a grid has to fill: behind n there are zeros where rows are an operand of the next product. */
 MOI_DEVICE unsigned moi_columns_of(const moi_cu_gemm_args *a, int gate_up) { return gate_up ? a->ldy : a->n; }
 
-/* Writes column j of a slot's row: u and g are the dot products, before the expert's scale and bias. */
-MOI_DEVICE void moi_finish(const moi_cu_gemm_args *a, int gate_up, const moi_streams *su, const moi_streams *sg,
-                           unsigned slot, unsigned j, float u, float g) {
-  float *row = a->y + (uint64_t)slot * a->ldy;
-  if (j >= a->n) {
-    if (j < a->ldy && gate_up) row[j] = 0.0f;
-    return;
-  }
+/* What column j < n of a slot's row is: u and g are the dot products, before the expert's scale and bias. */
+MOI_DEVICE float moi_result(const moi_cu_gemm_args *a, int gate_up, const moi_streams *su, const moi_streams *sg,
+                            unsigned slot, unsigned j, float u, float g) {
   u = su->there ? u * su->global_scale : 0.0f;
   if (a->bias_type && su->there) u += moi_load(a->bias_type, su->bias, j * a->up.row_mul + a->up.row_add);
-  if (gate_up) {
-    if (a->has_gate) {
-      g = sg->there ? g * sg->global_scale : 0.0f;
-      if (a->bias_type && sg->there) g += moi_load(a->bias_type, sg->bias, j * a->gate.row_mul + a->gate.row_add);
-    }
-    u = moi_activate(a, g, u);
-    if (a->weights) u *= a->weights[slot];
-    u = moi_round_to(a->mid_type, u);
+  if (!gate_up) return u;
+  if (a->has_gate) {
+    g = sg->there ? g * sg->global_scale : 0.0f;
+    if (a->bias_type && sg->there) g += moi_load(a->bias_type, sg->bias, j * a->gate.row_mul + a->gate.row_add);
   }
-  row[j] = u;
+  u = moi_activate(a, g, u);
+  if (a->weights) u *= a->weights[slot];
+  return moi_round_to(a->mid_type, u);
+}
+
+/* Writes column j of a slot's row in the form that is wanted. */
+MOI_DEVICE void moi_put(const moi_cu_gemm_args *a, int gate_up, unsigned slot, unsigned j, float v) {
+  uint64_t row = (uint64_t)slot * a->ldy;
+  if (!gate_up || !a->y_digits) {
+    a->y[row + j] = v;
+    return;
+  }
+  uint16_t *digits = (uint16_t *)(void *)(a->y + row) + j;
+  unsigned high = moi_bf16_code(v);
+  digits[0] = (uint16_t)high;
+  if (a->y_digits > 1u) digits[a->ldy] = (uint16_t)moi_bf16_code(v - moi_bf16_value(high));
+}
+
+/* Writes column j of a slot's row: u and g as for moi_result; zeros behind n. */
+MOI_DEVICE void moi_finish(const moi_cu_gemm_args *a, int gate_up, const moi_streams *su, const moi_streams *sg,
+                           unsigned slot, unsigned j, float u, float g) {
+  if (j < a->n) moi_put(a, gate_up, slot, j, moi_result(a, gate_up, su, sg, slot, j, u, g));
+  else if (gate_up && j < a->ldy) moi_put(a, gate_up, slot, j, 0.0f);
 }
 
 #endif

@@ -3,6 +3,8 @@
 #define MOI_BLOCKS 3
 #include "cuda/kernels/gemm.h"
 
+#if !MOI_ALONG_N /* of those there is no row */
+
 #define ROWS 8
 
 /* acc[r] += x[rows[r]][k0..k0+31] . w */
@@ -65,3 +67,5 @@ MOI_DEVICE void stream(const moi_cu_gemm_args *a, const int gate_up) {
 }
 
 MOI_GEMM_KERNELS(gemm_stream, 128, stream)
+
+#endif

@@ -2,7 +2,8 @@
 #include "cuda/args.h"
 #include "cuda/device/convert.h"
 
-/* ---- prepare: fp32, zero behind k, weighted and quantised as the model says. A block makes a row at a time. */
+/* ---- prepare: fp32 or digits or both, zero behind k, weighted and quantised as the model says. A block makes a row at a
+ * time. */
 
 #define THREADS 128u
 
@@ -30,7 +31,8 @@ MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
   for (unsigned row = moi_block_x(); row < n_rows; row += moi_grid_x()) {
     const uint8_t *from =
         (const uint8_t *)a->input + (uint64_t)(row / a->row_div) * a->input_stride * moi_element_bytes(a->input_type);
-    float *to = a->x + (uint64_t)row * a->ldx;
+    float *to = a->x ? a->x + (uint64_t)row * a->ldx : NULL;
+    uint16_t *digits = a->digits ? a->digits + (uint64_t)row * 2u * a->ldx : NULL;
     float weight = a->weights ? a->weights[row] : 1.0f, dot = 0.0f;
     for (unsigned k0 = 0; k0 < a->ldx; k0 += THREADS) { /* 128: a group of act_quant */
       unsigned k = k0 + thread;
@@ -50,7 +52,12 @@ MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
         q = q > 448.0f ? 448.0f : q < -448.0f ? -448.0f : q;
         v = moi_e4m3_value(moi_e4m3_code(q)) * scale;
       }
-      if (k < a->ldx) to[k] = v;
+      if (k >= a->ldx) continue;
+      if (to) to[k] = v;
+      if (!digits) continue;
+      unsigned high = moi_bf16_code(v);
+      digits[k] = (uint16_t)high;
+      if (a->n_digits > 1u) digits[a->ldx + k] = (uint16_t)moi_bf16_code(v - moi_bf16_value(high));
     }
     if (a->gate) {
       dot = reduce(shares, dot, 0);

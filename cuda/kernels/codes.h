@@ -1,0 +1,401 @@
+/* W for tensor cores: 16 consecutive k of one row as bf16 codes, w = scale * code - minimum, in two steps: moi_raw_load
+ * brings the bytes into registers, moi_raw_codes makes codes of them, so that products can go on between the two.
+ *
+ *   MOI_GROUP    0: codes are the weights themselves; 16, 32: so many k share a scale (formats of longer groups repeat it)
+ *   MOI_MINIMUM  1: and a minimum
+ *   MOI_DIGITS   2: a weight is the sum of two codes (f16 has 11 bits, bf16 8); digit chooses
+ *   MOI_BY_N     1: W lies along n
+ *
+ * Codes are exact: fp8 and fp4 with their e8m0 or e4m3 scales have no more than 8 bits, integer codes without their zero
+ * at most 8 bits and a sign. k0 is a multiple of 16; behind K, codes are 0. */
+#ifndef MOI_CUDA_CODES_H
+#define MOI_CUDA_CODES_H
+
+#include "cuda/device/mma.h"
+#include "cuda/kernels/fetch.h"
+
+typedef struct moi_raw {
+  unsigned q[8], s, z; /* data, scale, zero or minimum */
+} moi_raw;
+
+/* 2 bf16 with both halves alike */
+#define MOI_TWICE(code) ((code)*0x10001u)
+#define MOI_MINUS_0 0x80008000u
+
+#if defined(MOI_FORMAT_BF16_KN) || defined(MOI_FORMAT_GPTQ_G32) || defined(MOI_FORMAT_GPTQ_G128) ||                    \
+    defined(MOI_FORMAT_AWQ_G32) || defined(MOI_FORMAT_AWQ_G128)
+#define MOI_BY_N 1
+#else
+#define MOI_BY_N 0
+#endif
+#ifdef MOI_FORMAT_F16
+#define MOI_DIGITS 2
+#else
+#define MOI_DIGITS 1
+#endif
+#if defined(MOI_FORMAT_Q4_K) || defined(MOI_FORMAT_Q5_K)
+#define MOI_MINIMUM 1
+#else
+#define MOI_MINIMUM 0
+#endif
+#if defined(MOI_FORMAT_F16) || defined(MOI_FORMAT_BF16) || defined(MOI_FORMAT_BF16_KN) || defined(MOI_FORMAT_FP8) ||   \
+    defined(MOI_FORMAT_MXFP4) || defined(MOI_FORMAT_MXFP4_GGUF) || defined(MOI_FORMAT_NVFP4) ||                        \
+    defined(MOI_FORMAT_FP4_G16)
+#define MOI_GROUP 0
+#elif defined(MOI_FORMAT_Q6_K)
+#define MOI_GROUP 16
+#else
+#define MOI_GROUP 32
+#endif
+
+/* ---- codes out of bits */
+
+/* Codes 0..127 in the low bytes of the halves of p, other bits not 0 only where `mask` has none, less `zero`, a bf16 of
+ * 128 + zero twice: in 128 + q all bits of a bf16's mantissa are whole numbers. */
+MOI_DEVICE unsigned moi_small_codes(unsigned p, unsigned mask, unsigned zero) {
+  return moi_bf16x2_fma((p & mask) | 0x43004300u, MOI_TWICE(0x3f80u), zero ^ MOI_MINUS_0);
+}
+/* Signed bytes: their highest bit makes 256 of the 128 that is taken off. */
+MOI_DEVICE unsigned moi_signed_codes(unsigned p) {
+  return moi_bf16x2_fma((p & 0x007f007fu) | 0x43004300u, MOI_TWICE(0x3f80u), (p & 0x00800080u) | 0xc300c300u);
+}
+/* E2M1 in the low nibbles, times a bf16 twice. A bf16 with E2M1's bits is the value times 2^-126. */
+MOI_DEVICE unsigned moi_e2m1_codes(unsigned p, unsigned scale) {
+  unsigned bits = ((p << 6) & 0x01c001c0u) | ((p << 12) & MOI_MINUS_0);
+  return moi_bf16x2_fma(moi_bf16x2_fma(bits, MOI_TWICE(0x7e80u), MOI_MINUS_0), scale, MOI_MINUS_0);
+}
+/* E4M3 in the high bytes: likewise 2^-120. Its NaN becomes 480. */
+MOI_DEVICE unsigned moi_e4m3_codes(unsigned p) {
+  return moi_bf16x2_fma(((p >> 4) & 0x07f007f0u) | (p & MOI_MINUS_0), MOI_TWICE(0x7b80u), MOI_MINUS_0);
+}
+/* NaN for each half whose high byte is E4M3's. */
+MOI_DEVICE unsigned moi_e4m3_nans(unsigned p) {
+  return ((((p & 0x7f007f00u) + 0x01000100u) & 0x80008000u) >> 15) * 0x7fc0u;
+}
+/* Some byte of a word is E4M3's NaN. */
+MOI_DEVICE unsigned moi_e4m3_nan(unsigned q) { return ((q & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u; }
+
+/* 16 k that lie as 16 bytes, one each; STEP(pair, p): p has byte 2 pair in its lowest byte, the next in its third; other
+ * bytes are any */
+#define PAIRS_OF_BYTES(q, STEP)                                                                                        \
+  MOI_UNROLL                                                                                                           \
+  for (int c = 0; c < 4; c++) {                                                                                        \
+    STEP(2 * c, moi_bytes((q)[c], 0u, 0x4140u))                                                                        \
+    STEP(2 * c + 1, moi_bytes((q)[c], 0u, 0x4342u))                                                                    \
+  }
+/* 16 k that lie as 8 bytes of nibbles, low first; p has the nibbles in the low ones of its lowest and third byte */
+#define PAIRS_OF_NIBBLES(q, STEP)                                                                                      \
+  MOI_UNROLL                                                                                                           \
+  for (int c = 0; c < 2; c++) {                                                                                        \
+    unsigned low = (q)[c], high = low >> 4;                                                                            \
+    STEP(4 * c, moi_bytes(low, high, 0x0400u))                                                                         \
+    STEP(4 * c + 1, moi_bytes(low, high, 0x0501u))                                                                     \
+    STEP(4 * c + 2, moi_bytes(low, high, 0x0602u))                                                                     \
+    STEP(4 * c + 3, moi_bytes(low, high, 0x0703u))                                                                     \
+  }
+
+/* ---- formats */
+
+#define LOAD                                                                                                           \
+  MOI_DEVICE void moi_raw_load(const moi_streams *m, unsigned n, unsigned k0, unsigned N, unsigned K, moi_raw *r)
+#define CODES MOI_DEVICE void moi_raw_codes(const moi_raw *r, int digit, unsigned *w, float *scale, float *minimum)
+#define PUT4(at, value)                                                                                                \
+  do {                                                                                                                 \
+    moi_u4 v = value;                                                                                                  \
+    r->q[at] = v.x, r->q[(at) + 1] = v.y, r->q[(at) + 2] = v.z, r->q[(at) + 3] = v.w;                                  \
+  } while (0)
+
+/* 8 bytes from any multiple of 8 or, if the streams are no vectors, from any byte on */
+MOI_DEVICE void moi_load2(const moi_streams *m, const uint8_t *p, unsigned *q) {
+  if (m->vectors) {
+    const moi_u2 v = *(const moi_u2 *)(const void *)p;
+    q[0] = v.x, q[1] = v.y;
+    return;
+  }
+  const unsigned *w = (const unsigned *)moi_global((const void *)((uintptr_t)p & ~(uintptr_t)3));
+  unsigned shift = 8u * (unsigned)((uintptr_t)p & 3u);
+  unsigned a = w[0], b = w[1], c = w[1 + (shift != 0u)];
+  q[0] = moi_funnel(a, b, shift);
+  q[1] = moi_funnel(b, c, shift);
+}
+
+#if defined(MOI_FORMAT_F16) || defined(MOI_FORMAT_BF16)
+LOAD {
+  const uint8_t *p = m->d + (uint64_t)(n * K + k0) * 2u;
+  (void)N;
+  if (k0 + 16u <= K) {
+    PUT4(0, moi_load4(m, p));
+    PUT4(4, moi_load4(m, p + 16));
+    return;
+  }
+  MOI_UNROLL
+  for (unsigned c = 0; c < 8u; c++) {
+    unsigned k = k0 + 2u * c;
+    r->q[c] = (k < K ? moi_u16(p, 4u * c) : 0u) | (k + 1u < K ? moi_u16(p, 4u * c + 2u) << 16 : 0u);
+  }
+}
+CODES {
+  (void)scale, (void)minimum, (void)digit;
+  MOI_UNROLL
+  for (int c = 0; c < 8; c++) {
+#ifdef MOI_FORMAT_F16
+    float first = moi_f16_f32(r->q[c] & 0xffffu), second = moi_f16_f32(r->q[c] >> 16);
+    unsigned high = moi_bf16x2(first, second);
+    w[c] = digit ? moi_bf16x2(first - moi_bf16_low_f32(high), second - moi_bf16_high_f32(high)) : high;
+#else
+    w[c] = r->q[c];
+#endif
+  }
+}
+
+#elif defined(MOI_FORMAT_BF16_KN)
+LOAD {
+  const uint16_t *p = (const uint16_t *)(const void *)m->d + (uint64_t)k0 * N + n;
+  MOI_UNROLL
+  for (unsigned c = 0; c < 8u; c++) {
+    unsigned k = k0 + 2u * c;
+    r->q[c] = (k < K ? (unsigned)p[(uint64_t)(2u * c) * N] : 0u) |
+              (k + 1u < K ? (unsigned)p[(uint64_t)(2u * c + 1u) * N] << 16 : 0u);
+  }
+}
+CODES {
+  (void)scale, (void)minimum, (void)digit;
+  MOI_UNROLL
+  for (int c = 0; c < 8; c++) w[c] = r->q[c];
+}
+
+#elif defined(MOI_FORMAT_FP8) || defined(MOI_FORMAT_FP8_B128)
+LOAD {
+  const uint8_t *p = m->d + (n * K + k0);
+  (void)N;
+#ifdef MOI_FORMAT_FP8_B128
+  r->s = k0 < K ? moi_u32(m->s, ((n >> 7) * ((K + 127u) >> 7) + (k0 >> 7)) * 4u) : 0u;
+#endif
+  if (k0 + 16u <= K) {
+    PUT4(0, moi_load4(m, p));
+    return;
+  }
+  r->q[0] = r->q[1] = r->q[2] = r->q[3] = 0u;
+  MOI_ROLLED
+  for (unsigned b = 16u; b-- > 0u;) { /* rare: few registers rather than fast */
+    r->q[3] = moi_funnel(r->q[2], r->q[3], 24u);
+    r->q[2] = moi_funnel(r->q[1], r->q[2], 24u);
+    r->q[1] = moi_funnel(r->q[0], r->q[1], 24u);
+    r->q[0] = r->q[0] << 8 | (k0 + b < K ? (unsigned)p[b] : 0u);
+  }
+}
+CODES {
+  (void)minimum, (void)digit;
+  *scale = moi_bits_f32(r->s);
+  MOI_UNROLL
+  for (int c = 0; c < 4; c++) {
+    w[2 * c] = moi_e4m3_codes(moi_bytes(r->q[c], 0u, 0x1404u));
+    w[2 * c + 1] = moi_e4m3_codes(moi_bytes(r->q[c], 0u, 0x3424u));
+  }
+  if (moi_e4m3_nan(r->q[0]) | moi_e4m3_nan(r->q[1]) | moi_e4m3_nan(r->q[2]) | moi_e4m3_nan(r->q[3])) {
+    MOI_UNROLL
+    for (int c = 0; c < 4; c++) {
+      w[2 * c] |= moi_e4m3_nans(moi_bytes(r->q[c], 0u, 0x1404u));
+      w[2 * c + 1] |= moi_e4m3_nans(moi_bytes(r->q[c], 0u, 0x3424u));
+    }
+  }
+}
+
+#elif defined(MOI_FORMAT_MXFP4) || defined(MOI_FORMAT_NVFP4) || defined(MOI_FORMAT_FP4_G16)
+#ifdef MOI_FORMAT_MXFP4
+#define SHIFT 5
+#else
+#define SHIFT 4
+#endif
+LOAD {
+  (void)N;
+  if (k0 >= K) {
+    r->q[0] = r->q[1] = r->s = 0u;
+    return;
+  }
+  moi_load2(m, m->d + ((n * K + k0) >> 1), r->q);
+  r->s = m->s[n * (K >> SHIFT) + (k0 >> SHIFT)];
+}
+CODES {
+  (void)scale, (void)minimum, (void)digit;
+#ifdef MOI_FORMAT_NVFP4
+  unsigned s = MOI_TWICE(moi_f32_bits(moi_e4m3_f32(r->s)) >> 16);
+#else
+  unsigned s = MOI_TWICE(moi_f32_bits(moi_e8m0_value(r->s)) >> 16);
+#endif
+#define STEP(pair, p) w[pair] = moi_e2m1_codes(p, s);
+  PAIRS_OF_NIBBLES(r->q, STEP)
+#undef STEP
+}
+
+#elif defined(MOI_FORMAT_INT4_G32) || defined(MOI_FORMAT_INT4_G128) || defined(MOI_FORMAT_INT4Z_G32) ||                \
+    defined(MOI_FORMAT_INT4Z_G128)
+/* GROUP: fetch.h's */
+LOAD {
+  unsigned group = n * (K / GROUP) + k0 / GROUP;
+  (void)N;
+  moi_load2(m, m->d + ((n * K + k0) >> 1), r->q);
+  r->s = moi_u16(m->s, group * 2u);
+#if defined(MOI_FORMAT_INT4Z_G32) || defined(MOI_FORMAT_INT4Z_G128)
+  r->z = m->z[group];
+#endif
+}
+CODES {
+  (void)minimum, (void)digit;
+#if defined(MOI_FORMAT_INT4_G32) || defined(MOI_FORMAT_INT4_G128)
+  *scale = moi_bf16_value(r->s);
+#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x000f000fu, MOI_TWICE(0x4308u));
+#else /* zeros up to 255 are taken off by themselves: 128 + 255 would have 9 bits */
+  *scale = moi_f16_f32(r->s);
+  unsigned zero = MOI_TWICE(moi_f32_bits(-moi_small(r->z)) >> 16);
+#define STEP(pair, p)                                                                                                  \
+  w[pair] = moi_bf16x2_fma(moi_small_codes(p, 0x000f000fu, MOI_TWICE(0x4300u)), MOI_TWICE(0x3f80u), zero);
+#endif
+  PAIRS_OF_NIBBLES(r->q, STEP)
+#undef STEP
+}
+
+#elif defined(MOI_FORMAT_GPTQ_G32) || defined(MOI_FORMAT_GPTQ_G128)
+LOAD {
+  unsigned group = k0 / GROUP;
+  (void)K;
+  r->q[0] = moi_u32(m->d, ((k0 >> 3) * N + n) * 4u);
+  r->q[1] = moi_u32(m->d, (((k0 >> 3) + 1u) * N + n) * 4u);
+  r->s = moi_u16(m->s, (group * N + n) * 2u);
+  r->z = moi_gptq_zero(moi_u32(m->z, (group * (N >> 3) + (n >> 3)) * 4u), n);
+}
+CODES {
+  unsigned zero = MOI_TWICE(0x4300u + r->z);
+  (void)minimum, (void)digit;
+  *scale = moi_f16_f32(r->s);
+#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x000f000fu, zero);
+  PAIRS_OF_NIBBLES(r->q, STEP)
+#undef STEP
+}
+
+#elif defined(MOI_FORMAT_AWQ_G32) || defined(MOI_FORMAT_AWQ_G128)
+LOAD { /* a nibble of each k's word: shifted to its place in 8 bytes of nibbles */
+  unsigned group = k0 / GROUP;
+  (void)K;
+  MOI_UNROLL
+  for (unsigned c = 0; c < 2u; c++) {
+    r->q[c] = 0u;
+    MOI_UNROLL
+    for (unsigned j = 0; j < 8u; j++)
+      r->q[c] |= moi_awq_nibble(moi_u32(m->d, ((k0 + 8u * c + j) * (N >> 3) + (n >> 3)) * 4u), n) << (4u * j);
+  }
+  r->s = moi_u16(m->s, (group * N + n) * 2u);
+  r->z = moi_awq_nibble(moi_u32(m->z, (group * (N >> 3) + (n >> 3)) * 4u), n);
+}
+CODES {
+  unsigned zero = MOI_TWICE(0x4300u + r->z);
+  (void)minimum, (void)digit;
+  *scale = moi_f16_f32(r->s);
+#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x000f000fu, zero);
+  PAIRS_OF_NIBBLES(r->q, STEP)
+#undef STEP
+}
+
+#elif defined(MOI_FORMAT_Q8_0)
+LOAD {
+  const uint8_t *b = m->d + (n * (K >> 5) + (k0 >> 5)) * 34u;
+  (void)N;
+  PUT4(0, moi_any4(b + 2u + (k0 & 16u)));
+  r->s = moi_u16(b, 0);
+}
+CODES {
+  (void)minimum, (void)digit;
+  *scale = moi_f16_f32(r->s);
+#define STEP(pair, p) w[pair] = moi_signed_codes(p);
+  PAIRS_OF_BYTES(r->q, STEP)
+#undef STEP
+}
+
+#elif defined(MOI_FORMAT_Q4_0) || defined(MOI_FORMAT_IQ4_NL) || defined(MOI_FORMAT_MXFP4_GGUF)
+#ifdef MOI_FORMAT_MXFP4_GGUF
+#define HEAD 1u
+#else
+#define HEAD 2u
+#endif
+LOAD {
+  const uint8_t *b = m->d + (n * (K >> 5) + (k0 >> 5)) * (16u + HEAD);
+  (void)N;
+  PUT4(0, moi_shift4(moi_any4(b + HEAD), (k0 & 16u) >> 2, 0x0f0f0f0fu));
+#ifdef MOI_FORMAT_MXFP4_GGUF
+  r->s = b[0];
+#else
+  r->s = moi_u16(b, 0);
+#endif
+}
+CODES {
+  (void)scale, (void)minimum, (void)digit;
+#if defined(MOI_FORMAT_MXFP4_GGUF)
+  unsigned s = MOI_TWICE(moi_f32_bits(moi_e8m0_value(r->s)) >> 16);
+#define STEP(pair, p) w[pair] = moi_e2m1_codes(p, s);
+#elif defined(MOI_FORMAT_Q4_0)
+  *scale = moi_f16_f32(r->s);
+#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x000f000fu, MOI_TWICE(0x4308u));
+#else
+  *scale = moi_f16_f32(r->s);
+#define STEP(pair, p)                                                                                                  \
+  {                                                                                                                    \
+    unsigned both = p;                                                                                                 \
+    w[pair] = moi_bf16x2_exact((float)moi_iq4_nl_code(both & 15u), (float)moi_iq4_nl_code(both >> 16));                \
+  }
+#endif
+  PAIRS_OF_BYTES(r->q, STEP)
+#undef STEP
+}
+
+#elif defined(MOI_FORMAT_Q4_K) || defined(MOI_FORMAT_Q5_K)
+/* BLOCK, CODES_AT: fetch.h's */
+LOAD {
+  const uint8_t *b = m->d + (n * (K >> 8) + (k0 >> 8)) * BLOCK;
+  unsigned sub = (k0 >> 5) & 7u, half_of = k0 & 16u;
+  moi_u4 head = moi_load4(m, b);
+  unsigned at = 8u * (sub & 3u), low = head.y >> at, high = head.z >> at, mixed = head.w >> at;
+  int first = sub < 4u;
+  r->s = first ? low & 63u : (mixed & 15u) | ((low & 192u) >> 2);
+  r->z = first ? high & 63u : ((mixed >> 4) & 15u) | ((high & 192u) >> 2);
+  r->q[4] = head.x;
+  (void)N;
+  moi_u4 q = moi_shift4(moi_load4(m, b + CODES_AT + (sub >> 1) * 32u + half_of), 4u * (sub & 1u), 0x0f0f0f0fu);
+#ifdef MOI_FORMAT_Q5_K
+  q = moi_or4(q, moi_shift4(moi_load4(m, b + 16u + half_of), sub, 0x01010101u), 4u);
+#endif
+  PUT4(0, q);
+}
+CODES {
+  (void)digit;
+  *scale = moi_f16_f32(r->q[4]) * moi_small(r->s);
+  *minimum = moi_f16_f32(r->q[4] >> 16) * moi_small(r->z);
+#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x001f001fu, MOI_TWICE(0x4300u));
+  PAIRS_OF_BYTES(r->q, STEP)
+#undef STEP
+}
+
+#elif defined(MOI_FORMAT_Q6_K)
+LOAD {
+  const uint8_t *b = m->d + (n * (K >> 8) + (k0 >> 8)) * 210u;
+  unsigned c32 = (k0 >> 5) & 7u, half_of = c32 >> 2, quarter = c32 & 3u, half16 = k0 & 16u;
+  (void)N;
+  moi_u4 low =
+      moi_shift4(moi_any4(b + half_of * 64u + (quarter & 1u) * 32u + half16), 4u * (quarter >> 1), 0x0f0f0f0fu);
+  moi_u4 high = moi_shift4(moi_any4(b + 128u + half_of * 32u + half16), 2u * quarter, 0x03030303u);
+  PUT4(0, moi_or4(low, high, 4u));
+  r->s = moi_u16(b, 208u);
+  r->z = b[192u + ((k0 & 255u) >> 4)];
+}
+CODES {
+  (void)minimum, (void)digit;
+  *scale = moi_f16_f32(r->s) * (float)moi_signed8(r->z);
+#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x003f003fu, MOI_TWICE(0x4320u));
+  PAIRS_OF_BYTES(r->q, STEP)
+#undef STEP
+}
+
+#elif !defined(MOI_FORMAT_F32)
+#error "a format without codes: write them here, or leave it out of the row in kernels.def"
+#endif
+
+#endif

@@ -1,0 +1,169 @@
+/* The emulated tensor cores and copies against plain loops, on fragments that are made here from the layouts as the PTX ISA
+ * draws them. */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cuda/device/copy.h"
+#include "cuda/device/mma.h"
+#include "machine.h"
+
+enum { M = 16, N = 8, K = 16 };
+
+typedef struct mma_args {
+  const uint16_t *a, *b; /* [M][K], [K][N] */
+  float *d;              /* [M][N] */
+  unsigned kind;         /* 0 bf16 k16, 1 f16 k16, 2 f16 k8, 3 bf16 k16 without what d was */
+} mma_args;
+
+static unsigned pair(uint16_t low, uint16_t high) { return low | (unsigned)high << 16; }
+
+MOI_KERNEL(test_mma, 32, mma_args) {
+  unsigned g = moi_lane() / 4, q = moi_lane() % 4, k = a->kind == 2 ? 8 : 16, n = 0, fa[4], fb[2];
+  for (unsigned k0 = 0; k0 < k; k0 += 8)
+    for (unsigned row = g; row < M; row += 8, n++)
+      fa[n] = pair(a->a[row * K + k0 + 2 * q], a->a[row * K + k0 + 2 * q + 1]);
+  for (unsigned k0 = 0; k0 < k; k0 += 8) fb[k0 / 8] = pair(a->b[(k0 + 2 * q) * N + g], a->b[(k0 + 2 * q + 1) * N + g]);
+  float d[4];
+  for (unsigned i = 0; i < 4; i++) d[i] = a->d[(g + i / 2 * 8) * N + 2 * q + i % 2];
+  if (a->kind == 0) moi_mma_bf16_16816(d, fa, fb);
+  else if (a->kind == 1) moi_mma_f16_16816(d, fa, fb);
+  else if (a->kind == 2) moi_mma_f16_1688(d, fa, fb);
+  else moi_mma_bf16_16816_first(d, fa, fb);
+  for (unsigned i = 0; i < 4; i++) a->d[(g + i / 2 * 8) * N + 2 * q + i % 2] = d[i];
+}
+
+typedef struct move_args {
+  const uint16_t *from; /* [32][8] */
+  unsigned *to;         /* [32][4], then as much transposed */
+  unsigned *late;       /* [32]: what was in shared memory before the wait */
+} move_args;
+
+MOI_KERNEL(test_move, 32, move_args) {
+  MOI_SHARED_ASKED(rows);
+  unsigned lane = moi_lane(), r[4];
+  moi_copy16_async(rows + 16 * lane, a->from + 8 * lane, lane == 31 ? 6 : 16);
+  moi_copy_commit();
+  moi_copy_commit();
+  moi_copy_wait(2);
+  a->late[lane] = moi_u32(rows, 16 * lane);
+  moi_copy_wait(1);
+  moi_sync_warp();
+  moi_ldmatrix_x4(r, rows + 16 * lane);
+  memcpy(a->to + 4 * lane, r, sizeof r);
+  moi_ldmatrix_x4_trans(r, rows + 16 * lane);
+  memcpy(a->to + 128 + 4 * lane, r, sizeof r);
+  moi_copy_wait(0);
+}
+
+MOI_KERNEL(test_misaligned, 32, move_args) {
+  MOI_SHARED_ASKED(rows);
+  moi_copy16_async(rows, a->from + 1, 16);
+}
+MOI_KERNEL(test_nobody_waits, 32, move_args) {
+  MOI_SHARED_ASKED(rows);
+  moi_copy16_async(rows + 16 * moi_lane(), a->from, 16);
+}
+MOI_KERNEL(test_misaligned_row, 32, move_args) {
+  MOI_SHARED_ASKED(rows);
+  unsigned r[4];
+  (void)a;
+  moi_ldmatrix_x4(r, rows + 2);
+}
+
+static int failures;
+#define CHECK(condition, ...)                                                                                          \
+  do {                                                                                                                 \
+    if (!(condition)) failures++, printf("line %d: ", __LINE__), printf(__VA_ARGS__), printf("\n");                    \
+  } while (0)
+
+static void run(const char *name, const void *args) {
+  moi_emulated_launch(moi_emulated_find(name), args, 1, 1, 32, 512);
+}
+
+static void test_products(void) {
+  for (unsigned kind = 0; kind < 4; kind++) {
+    uint16_t a[M * K], b[K * N];
+    float fa[M * K], fb[K * N], d[M * N], wanted[M * N];
+    unsigned bf16 = kind == 0 || kind == 3, k = kind == 2 ? 8 : 16;
+    for (int i = 0; i < M * K; i++) fa[i] = (float)(i * 37 % 101 - 50) / 16; /* exact in both types */
+    for (int i = 0; i < K * N; i++) fb[i] = (float)(i * 53 % 97 - 48) / 8;
+    for (int i = 0; i < M * K; i++) a[i] = (uint16_t)(bf16 ? moi_bf16_code(fa[i]) : moi_f16_code(fa[i]));
+    for (int i = 0; i < K * N; i++) b[i] = (uint16_t)(bf16 ? moi_bf16_code(fb[i]) : moi_f16_code(fb[i]));
+    for (int i = 0; i < M * N; i++) d[i] = (float)i, wanted[i] = kind == 3 ? 0 : d[i];
+    for (unsigned i = 0; i < M; i++)
+      for (unsigned j = 0; j < N; j++)
+        for (unsigned l = 0; l < k; l++) wanted[i * N + j] += fa[i * K + l] * fb[l * N + j];
+    mma_args args = {a, b, d, kind};
+    run("test_mma", &args);
+    for (unsigned i = 0; i < M * N; i++)
+      CHECK(d[i] == wanted[i], "kind %u, row %u, column %u: %g, wanted %g", kind, i / N, i % N, (double)d[i],
+            (double)wanted[i]);
+  }
+}
+
+static void test_copies(void) {
+  _Alignas(16) uint16_t from[32 * 8];
+  unsigned to[256], late[32];
+  for (unsigned i = 0; i < 32 * 8; i++) from[i] = (uint16_t)(i * 257 + 1);
+  move_args args = {from, to, late};
+  run("test_move", &args);
+  for (unsigned i = 3; i < 8; i++) from[31 * 8 + i] = 0; /* 6 bytes were valid */
+  for (unsigned lane = 0; lane < 32; lane++) {
+    CHECK(late[lane] == 0xffffffffu, "lane %u: %x could be read before it was waited for", lane, late[lane]);
+    for (unsigned i = 0; i < 4; i++) {
+      const uint16_t *m = from + 64 * i;
+      unsigned g = lane / 4, q = lane % 4, straight = pair(m[g * 8 + 2 * q], m[g * 8 + 2 * q + 1]),
+               turned = pair(m[2 * q * 8 + g], m[(2 * q + 1) * 8 + g]);
+      CHECK(to[4 * lane + i] == straight, "lane %u, matrix %u: %x, wanted %x", lane, i, to[4 * lane + i], straight);
+      CHECK(to[128 + 4 * lane + i] == turned, "lane %u, matrix %u, transposed: %x, wanted %x", lane, i,
+            to[128 + 4 * lane + i], turned);
+    }
+  }
+}
+
+static float half_of(unsigned word, unsigned i) { return moi_bf16_value((word >> 16 * i) & 65535u); }
+
+static void test_pairs(void) {
+  /* 257 lies between 256 and 258, 259 between 258 and 260: to the even one; 3 * 2^-133 is a subnormal */
+  unsigned one = pair(0x3f80, 0x3f80), r = moi_bf16x2_fma(pair(0x4380, 0x4381), one, one);
+  CHECK(half_of(r, 0) == 256 && half_of(r, 1) == 260, "%g %g", (double)half_of(r, 0), (double)half_of(r, 1));
+  r = moi_bf16x2_fma(pair(0x0003, 0x7fc0), pair(0x7e80, 0x3f80), pair(0x8000, 0x8000));
+  CHECK(half_of(r, 0) == 3 * 0x1p-7f && half_of(r, 1) != half_of(r, 1), "%g %g", (double)half_of(r, 0),
+        (double)half_of(r, 1));
+  /* 387 is the middle of 386 and 388, the even one; less 2^-30, one rounding gives 386, two by way of a float 388 */
+  r = moi_bf16x2_fma(pair(0x4301, 0xc301), pair(0x4040, 0x4040), pair(0xb080, 0x3080));
+  CHECK(half_of(r, 0) == 386 && half_of(r, 1) == -386, "%g %g", (double)half_of(r, 0), (double)half_of(r, 1));
+  r = moi_bf16x2_fma(pair(0x4301, 0xc301), pair(0x4040, 0x4040), pair(0x3080, 0x8000));
+  CHECK(half_of(r, 0) == 388 && half_of(r, 1) == -388, "%g %g", (double)half_of(r, 0), (double)half_of(r, 1));
+  CHECK(moi_bytes(0x03020100u, 0x07060504u, 0x6315u) == 0x06030105u, "%x",
+        moi_bytes(0x03020100u, 0x07060504u, 0x6315u));
+}
+
+/* That a kernel ends the program. */
+static void test_death(const char *kernel) {
+  pid_t child = fork();
+  if (!child) {
+    _Alignas(16) uint16_t from[32 * 8] = {0};
+    move_args args = {from, NULL, NULL};
+    if (!freopen("/dev/null", "w", stderr)) _exit(2);
+    run(kernel, &args);
+    _exit(0);
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT,
+        "%s: was not ended: status %x", kernel, (unsigned)status);
+}
+
+int main(void) {
+  test_products();
+  test_copies();
+  test_pairs();
+  test_death("test_misaligned");
+  test_death("test_nobody_waits");
+  test_death("test_misaligned_row");
+  if (failures) printf("%d failures\n", failures);
+  return failures ? 1 : 0;
+}
