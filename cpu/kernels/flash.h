@@ -168,7 +168,7 @@ static const float lane_numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,
 static inline vec seen(vec x, uint32_t j, uint32_t begin, uint32_t end, vec none) {
   const vec lane = vec_load(lane_numbers);
   if (j < begin) x = vec_choose_less(lane, vec_splat((float)(begin - j)), none, x);
-  if (j + VEC > end) x = vec_choose_less(lane, vec_splat((float)(end - j)), x, none);
+  if (j + VEC > end) x = vec_choose_less(lane, vec_splat((float)((int32_t)end - (int32_t)j)), x, none);
   return x;
 }
 
