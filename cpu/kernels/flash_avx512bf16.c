@@ -50,58 +50,18 @@ static inline __m512i e4m3_halves(__m256i bytes) {
   return _mm512_or_si512(h, _mm512_slli_epi16(_mm512_srli_epi16(x, 7), 15));
 }
 
-static inline void load_units(moi_format format, const uint8_t *row, unit *dst, uint32_t n) {
-  const uint32_t padded = MOI_ATTEND_PAD(n);
-  for (uint32_t i = 0; i < padded; i += 32) {
-    __m512i h = _mm512_setzero_si512();
-    if (i < n && format == MOI_FORMAT_BF16) h = _mm512_maskz_loadu_epi16(mask32(n - i), row + i * 2);
-    else if (i < n) h = e4m3_halves(_mm256_maskz_loadu_epi8(mask32(n - i), row + i)); /* FP8 */
-    _mm512_storeu_si512(dst + i / 2, h);
-  }
-}
-
-/* Rows 2i and 2i+1 interleaved; a key outside first..last-1 is 0. */
-static inline void pack_values(const unit *rows, size_t ldr, uint32_t first, uint32_t last, uint32_t width, unit *dst) {
-  for (uint32_t j = first & ~1u; j < last; j += 2) {
-    const unit *even = rows + j * ldr, *odd = even + ldr;
-    for (uint32_t i = 0; i < width; i += 16) {
-      const __m256i none = _mm256_setzero_si256();
-      const __m256i x = j >= first ? _mm256_loadu_si256((const __m256i *)(const void *)(even + i / 2)) : none;
-      const __m256i y = j + 1 < last ? _mm256_loadu_si256((const __m256i *)(const void *)(odd + i / 2)) : none;
-      _mm512_storeu_si512(dst + (size_t)(j / 2) * width + i,
-                          _mm512_or_si512(_mm512_cvtepu16_epi32(x), _mm512_slli_epi32(_mm512_cvtepu16_epi32(y), 16)));
-    }
-  }
-}
-
-/* Probabilities, which are finite or NaN, to bf16. */
-static inline __m256i halves(vec f) {
-#ifdef MOI_EMULATE_BF16
-  const __m512i u = _mm512_castps_si512(f);
-  __m512i r = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
-  r = _mm512_add_epi32(r, _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1)));
-  r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
-#else
-  return (__m256i)_mm512_cvtneps_pbh(f);
-#endif
-}
-static inline void pack_weights(const float *p, uint32_t first, uint32_t last, unit *dst) {
-  for (uint32_t j = first / 32 * 32; j < last; j += 32) { /* lanes beside first..last-1 are read by nobody or are 0 */
-    const __m256i low = halves(_mm512_loadu_ps(p + j)), high = halves(_mm512_loadu_ps(p + j + 16));
-    _mm512_storeu_si512(dst + j / 2, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
-  }
-}
-
-/* Few rows. */
 static inline __m512i load_half_words(moi_format format, const uint8_t *row, uint32_t i) {
   return format == MOI_FORMAT_BF16 ? _mm512_loadu_si512(row + i * 2)
                                    : e4m3_halves(_mm256_loadu_si256((const __m256i *)(row + i)));
 }
-static inline __attribute__((always_inline)) void load_four(moi_format format, const uint8_t *const *rows, size_t at,
-                                                            operand out[4]) {
-  const __m512i a = load_half_words(format, rows[0] + at, 0), b = load_half_words(format, rows[1] + at, 0);
-  const __m512i c = load_half_words(format, rows[2] + at, 0), d = load_half_words(format, rows[3] + at, 0);
+/* Elements from i on of n, zeros behind the last. */
+static inline __m512i load_some(moi_format format, const uint8_t *row, uint32_t i, uint32_t n) {
+  if (i + 32 <= n) return load_half_words(format, row, i);
+  if (format == MOI_FORMAT_BF16) return _mm512_maskz_loadu_epi16(mask32(n - i), row + i * 2);
+  return e4m3_halves(_mm256_maskz_loadu_epi8(mask32(n - i), row + i));
+}
+static inline __attribute__((always_inline)) void turn_four(const __m512i in[4], operand out[4]) {
+  const __m512i a = in[0], b = in[1], c = in[2], d = in[3];
   const __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);
   const __m512i cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
   out[0] = (operand)_mm512_unpacklo_epi64(ab0, cd0);
@@ -118,6 +78,60 @@ static inline __attribute__((always_inline)) void turn_fours(const operand in[16
   out[2] = (operand)_mm512_shuffle_i32x4(ab1, cd1, 0x88);
   out[3] = (operand)_mm512_shuffle_i32x4(ab1, cd1, 0xdd);
 }
+
+static inline void turn_rows(moi_format format, const uint8_t *const *rows, uint32_t n, unit *dst, size_t ldd) {
+  for (uint32_t i = 0; i < n; i += 32, dst += 16 * ldd) {
+    operand fours[16], y[4];
+#pragma GCC unroll 4
+    for (uint32_t u = 0; u < 16; u += 4) {
+      __m512i x[4];
+#pragma GCC unroll 4
+      for (uint32_t j = 0; j < 4; j++) x[j] = load_some(format, rows[u + j], i, n);
+      turn_four(x, fours + u);
+    }
+#pragma GCC unroll 4
+    for (uint32_t u = 0; u < 4; u++) {
+      turn_fours(fours, u, y);
+#pragma GCC unroll 4
+      for (uint32_t c = 0; c < 4; c++) _mm512_storeu_si512(dst + (4 * c + u) * ldd, (__m512i)y[c]);
+    }
+  }
+}
+
+static inline void pair_rows(moi_format format, const uint8_t *even, const uint8_t *odd, uint32_t n, unit *dst) {
+  const __m512i order =
+      _mm512_setr_epi32(0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005, 0x260006, 0x270007, 0x280008,
+                        0x290009, 0x2a000a, 0x2b000b, 0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f);
+  for (uint32_t i = 0; i < n; i += 32) {
+    const __m512i x = even ? load_some(format, even, i, n) : _mm512_setzero_si512();
+    const __m512i y = odd ? load_some(format, odd, i, n) : _mm512_setzero_si512();
+    _mm512_storeu_si512(dst + i, _mm512_permutex2var_epi16(x, order, y));
+    _mm512_storeu_si512(dst + i + 16, _mm512_permutex2var_epi16(x, _mm512_add_epi16(order, _mm512_set1_epi16(16)), y));
+  }
+}
+
+/* Probabilities, which are finite or NaN, to bf16. */
+static inline __m256i halves(vec f) {
+#ifdef MOI_EMULATE_BF16
+  const __m512i u = _mm512_castps_si512(f);
+  __m512i r = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
+  r = _mm512_add_epi32(r, _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1)));
+  r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+#else
+  return (__m256i)_mm512_cvtneps_pbh(f);
+#endif
+}
+static inline void pack_keys(vec p, unit *out) { _mm256_storeu_si256((__m256i *)(void *)out, halves(p)); }
+
+/* Few rows. */
+static inline __attribute__((always_inline)) void load_four(moi_format format, const uint8_t *const *rows, size_t at,
+                                                            operand out[4]) {
+  __m512i x[4];
+#pragma GCC unroll 4
+  for (uint32_t i = 0; i < 4; i++) x[i] = load_half_words(format, rows[i] + at, 0);
+  turn_four(x, out);
+}
 static inline __attribute__((always_inline)) void load_twins(moi_format format, const uint8_t *even,
                                                              const uint8_t *odd, uint32_t i, operand out[2]) {
   const __m512i x = load_half_words(format, even, i), y = load_half_words(format, odd, i);
@@ -125,7 +139,6 @@ static inline __attribute__((always_inline)) void load_twins(moi_format format, 
   out[1] = (operand)_mm512_unpackhi_epi16(x, y);
 }
 static inline float vec_highest(vec v) { return _mm512_reduce_max_ps(v); }
-static inline void pack_keys(vec p, unit *out) { _mm256_storeu_si256((__m256i *)(void *)out, halves(p)); }
 
 #include "cpu/kernels/flash.h"
 #include "cpu/kernels/flash_few.h"

@@ -21,7 +21,6 @@
  *   vec_dot_unit(operand, const unit *, sum)          the unit meets all lanes
  *   KEEP_IN_MEMORY(pointer)                           keeps the compiler from holding what it points to in registers
  *   vec_highest(vec)                                  of its lanes
- *   pack_keys(vec p, unit *out)                       probabilities of VEC keys as VEC / 2 pairs
  *
  * What belongs to a panel's rows lies side by side, so that the loops address by constants. A row's bits do not depend on
  * the rows beside it: sums over keys are of classes, key % VEC, whatever the width of a panel. */
