@@ -109,6 +109,9 @@ void count(benchmark::State &state, const Row &r, double bytes, double flops, do
   state.counters["flops_per_second"] = flops / seconds;
   state.counters["bandwidth_fraction"] = read > 0 ? bytes / seconds / read : 0;
   state.counters["compute_fraction"] = ops > 0 ? flops / seconds / ops : 0;
+  // the roofline's time, that of the slower of the two at its peak, of the time taken
+  state.counters["roof_fraction"] =
+      std::max(state.counters["bandwidth_fraction"].value, state.counters["compute_fraction"].value);
   state.counters["read_peak"] = read;
   state.counters["compute_peak"] = ops;
   state.SetLabel(r.compute_name);
@@ -246,7 +249,7 @@ class Table : public benchmark::BenchmarkReporter {
   explicit Table(size_t width) : width_(static_cast<int>(width)) {}
   bool ReportContext(const Context &) override {
     std::printf("%-*s %12s %9s %8s %10s %8s  %s\n", width_, "row", "time", "GB/s", "of peak", "GFLOP/s", "of peak",
-                "limit");
+                "of roof");
     return true;
   }
   void ReportRuns(const Runs &runs) override {
@@ -268,10 +271,10 @@ class Table : public benchmark::BenchmarkReporter {
                                 : "%.1f us",
                     us >= 1e3 ? us / 1e3 : us);
       bool memory = number(run, "bandwidth_fraction") >= number(run, "compute_fraction");
-      std::printf("%-*s %12s %9.2f %7.0f%% %10.1f %7.0f%%  %s\n", width_, run.run_name.str().c_str(), time,
+      std::printf("%-*s %12s %9.2f %7.0f%% %10.1f %7.0f%%  %.0f%%, %s\n", width_, run.run_name.str().c_str(), time,
                   number(run, "bytes_per_second") / 1e9, 100 * number(run, "bandwidth_fraction"),
                   number(run, "flops_per_second") / 1e9, 100 * number(run, "compute_fraction"),
-                  memory ? "memory" : "compute");
+                  100 * number(run, "roof_fraction"), memory ? "memory" : "compute");
     }
     std::fflush(stdout);
   }
@@ -467,8 +470,9 @@ int parse(int argc, char **argv, Settings *s) {
       "and the weights are there several times over (2 GB at least, where memory allows), so that they come from\n"
       "memory, as in a model. bytes: the weights of the experts that a call touches, and its activations. Fractions\n"
       "are of the peaks measured before and after each repetition, on as many threads: reading memory in order, and\n"
-      "multiply-adds of the kind that the kernel uses; limit is the one that a row is nearer to. Each result is\n"
-      "checked against the reference before it is timed; a wrong one fails the row, and the exit status is 1.\n"
+      "multiply-adds of the kind that the kernel uses. Of roof is the larger of the two, and whose it is: the least\n"
+      "time that bytes or operations can take, of the time taken. Each result is checked against the reference\n"
+      "before it is timed; a wrong one fails the row, and the exit status is 1.\n"
       "On a device, weights and operands lie in its memory; the time is that of recording, submission and wait, and\n"
       "device_seconds in the results what the device's own clock says of a call. Its limits are its own.\n"
       "Attention has rows for each kind of layer: prompts of --tokens above 16, and decodes of one token for each of\n"

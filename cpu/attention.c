@@ -179,14 +179,34 @@ static size_t dense(moi_format type) { return type == MOI_FORMAT_F32 ? 4 : 2; }
 /* Rows of queries and outputs lie apart where a model has more heads than a block's: hardware foresees them badly. */
 enum { ROWS_AHEAD = 6 };
 
-/* Where the block's row `at` is: a row of the call, and its query head. */
+/* Where a row of the block is: a row of the call, and its query head. */
 typedef struct place {
-  uint32_t row, head;
+  uint32_t at, row, head, in_group;
 } place;
 
-static place place_of(const work *w, const block *b, uint32_t at) {
-  const uint32_t r = b->first + at % b->m;
-  return (place){w->m.seqs[b->seq].row + r / w->group, (b->kv_head + at / b->m) * w->group + r % w->group};
+static place first_place(const work *w, const block *b) {
+  const uint32_t in_group = b->first % w->group;
+  return (place){0, w->m.seqs[b->seq].row + b->first / w->group, b->kv_head * w->group + in_group, in_group};
+}
+
+static void next_place(const work *w, const block *b, place *p) {
+  p->head++;
+  if (++p->in_group == w->group) {
+    p->in_group = 0;
+    p->head -= w->group;
+    p->row++;
+  }
+  if (++p->at % b->m) return;
+  const place first = first_place(w, b); /* of the next KV head */
+  p->row = first.row;
+  p->in_group = first.in_group;
+  p->head = first.head + p->at / b->m * w->group;
+}
+
+/* The one a few rows on. */
+static place place_ahead(const work *w, place p) {
+  p.row += (ROWS_AHEAD + w->group - 1) / w->group;
+  return p;
 }
 
 static const uint8_t *query(const work *w, place p) {
@@ -207,26 +227,34 @@ static void prepare(const work *w, const block *b, const moi_cpu_kernel *row, la
   const moi_attention_desc *d = &w->plan->attention;
   const moi_seq *s = &w->m.seqs[b->seq];
   const uint32_t pad = MOI_ATTEND_PAD(d->head_dim), n = b->n_heads * b->m;
-  for (uint32_t at = 0; at < n; at++) {
-    const uint32_t kv_head = b->kv_head + at / b->m, i = (b->first + at % b->m) / w->group;
-    const uint8_t *q = query(w, place_of(w, b, at));
-    if (at + ROWS_AHEAD < n) {
-      const char *next = (const char *)query(w, place_of(w, b, at + ROWS_AHEAD));
-      for (size_t byte = 0; byte < d->head_dim * dense(d->input_type); byte += 64) __builtin_prefetch(next + byte);
-    }
+  const uint32_t bytes = d->head_dim * (uint32_t)dense(d->input_type);
+  const float *k_scale = moi_view(w->run->cache.k_scale);
+  moi_span span = {0, 0};
+  double temperature = 1;
+  place at = first_place(w, b);
+  for (; at.at < n; next_place(w, b, &at)) {
+    const uint8_t *q = query(w, at);
+    const char *ahead = (const char *)query(w, place_ahead(w, at));
+    for (uint32_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(ahead + byte);
     if (row->form == MOI_FORM_BF16) {
-      uint16_t *to = (uint16_t *)l->q + (size_t)at * pad;
-      memcpy(to, q, d->head_dim * sizeof *to);
+      uint16_t *to = (uint16_t *)l->q + (size_t)at.at * pad;
+      uint32_t i = 0;
+      for (; i + 32 <= d->head_dim; i += 32) memcpy(to + i, q + i * sizeof *to, 32 * sizeof *to);
+      memcpy(to + i, q + i * sizeof *to, (d->head_dim - i) * sizeof *to);
       memset(to + d->head_dim, 0, (pad - d->head_dim) * sizeof *to);
     } else {
-      float *to = (float *)l->q + (size_t)at * pad;
+      float *to = (float *)l->q + (size_t)at.at * pad;
       w->ew->load(d->input_type, q, to, d->head_dim);
       memset(to + d->head_dim, 0, (pad - d->head_dim) * sizeof *to);
     }
-    int64_t p = (int64_t)s->position + i;
-    double scale = (double)d->scale * moi_head_scale(w->run->cache.k_scale, kv_head) * (d->softcap > 0 ? 1 : LOG2E);
-    l->scale[at] = (float)(scale * moi_temperature(d, p));
-    if (at < b->m) l->spans[at] = moi_visible(d, s, p); /* the same for every KV head */
+    if (!at.in_group || at.at % b->m == 0) {
+      const int64_t position = (int64_t)s->position + (at.row - s->row);
+      span = moi_visible(d, s, position);
+      temperature = moi_temperature(d, position);
+    }
+    double scale = (double)d->scale * (k_scale ? k_scale[at.head / w->group] : 1) * (d->softcap > 0 ? 1 : LOG2E);
+    l->scale[at.at] = (float)(scale * temperature);
+    if (at.at < b->m) l->spans[at.at] = span; /* the same for every KV head */
   }
 }
 
@@ -315,15 +343,15 @@ static void finish(const work *w, const block *b, const partial *p) {
   const moi_attention_args *a = &w->run->attention;
   uint32_t pad = MOI_ATTEND_PAD(d->v_head_dim);
   const float *sinks = d->flags & MOI_ATTENTION_SINKS ? moi_view(a->sinks) : NULL;
+  const float *v_scales = moi_view(w->run->cache.v_scale);
   float *lse = moi_view(a->lse);
-  for (uint32_t r = 0; r < b->n_heads * b->m; r++) {
-    const uint32_t kv_head = b->kv_head + r / b->m;
-    const place at = place_of(w, b, r);
-    if (r + ROWS_AHEAD < b->n_heads * b->m) {
-      char *next = (char *)output(w, place_of(w, b, r + ROWS_AHEAD));
-      for (size_t byte = 0; byte < d->v_head_dim * dense(d->output_type); byte += 64) __builtin_prefetch(next + byte, 1);
-    }
-    float v_scale = moi_head_scale(w->run->cache.v_scale, kv_head);
+  const size_t bytes = d->v_head_dim * dense(d->output_type);
+  place at = first_place(w, b);
+  for (; at.at < b->n_heads * b->m; next_place(w, b, &at)) {
+    const uint32_t r = at.at;
+    char *ahead = (char *)output(w, place_ahead(w, at));
+    for (size_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(ahead + byte, 1);
+    float v_scale = v_scales ? v_scales[at.head / w->group] : 1;
     float most = p->max[r], sum = p->sum[r], factor = 1;
     if (sinks && sinks[at.head] != -INFINITY) {
       float sink = sinks[at.head] * LOG2E, before = most;

@@ -239,6 +239,7 @@ static int is_known(const char *name) {
                                       "compute_fraction",
                                       "read_peak",
                                       "compute_peak",
+                                      "roof_fraction",
                                       "flops_per_second",
                                       "label",
                                       "aggregate_name",

@@ -9,10 +9,13 @@
  *   operand         vector of units: operand_load(const unit *), operand_splat(const unit *), vec_dot(a, b, sum)
  *   vec_exp2(x)     2^x to 2 ulp, 0 below 2^-126 and for -inf; NaN stays NaN
  *   transpose(const unit *src, lds, unit *dst, ldd)   a VEC x VEC block
+ * UNIT 1:
  *   load_units(format, const uint8_t *row, unit *dst, n)  decodes n elements of a cache row, zeros up to a multiple of 32
- *   pack_values(rows, ldr, first, last, width, dst)   UNIT 2: rows of keys 2i and 2i+1 as pairs in row i of dst, 0 for keys
- *                   outside first..last-1
- *   pack_weights(p, first, last, dst)                 UNIT 2: floats 2i, 2i+1 as a pair, rounded to nearest even, in unit i
+ * UNIT 2, zeros up to a multiple of 32 elements as well:
+ *   turn_rows(format, const uint8_t *const *rows, n, unit *dst, ldd)  VEC rows of the cache; unit i of all at dst + i * ldd
+ *   pair_rows(format, const uint8_t *even, const uint8_t *odd, n, unit *dst)  two rows as pairs; NULL: a row of 0
+ *   pack_keys(vec p, unit *dst)                       VEC probabilities as pairs, rounded to nearest even
+ * and
  *   ATTEND          the kernel's name
  *
  * A row's bits depend on nothing but the row, its keys and its interval: the order of every sum is fixed by the tiles. */
@@ -90,7 +93,7 @@ static __attribute__((noinline)) void product(uint32_t m, uint32_t width, const 
 static inline uint32_t units(uint32_t dim) { return MOI_ATTEND_PAD(dim) / UNIT; }
 
 typedef struct tile {
-  unit *rows;    /* [TILE][units(dk)]: keys as decoded */
+  unit *rows;    /* UNIT 1: [TILE][units(dk)]: keys as decoded */
   unit *keys;    /* [TILE / NR][units(dk)][NR]: transposed */
   unit *values;  /* UNIT 1: [TILE][pad(dv)]; UNIT 2: [TILE / 2][pad(dv)] */
   float *logits; /* [m][TILE] */
@@ -109,10 +112,12 @@ static tile carve(const moi_attend *a) {
   return t;
 }
 
+#if UNIT == 1
 static void load_rows(moi_format format, const uint8_t *const *src, uint32_t begin, uint32_t end, uint32_t n, unit *dst,
                       size_t ldd) {
   for (uint32_t j = begin; j < end; j++) load_units(format, src[j], dst + j * ldd, n);
 }
+#endif
 
 /* What the rows see of the tile: rows row_begin .. row_end - 1 see something of its keys first .. last - 1. */
 typedef struct part {
@@ -120,11 +125,22 @@ typedef struct part {
   int ragged; /* some of these rows do not see all of these keys */
 } part;
 
-static void transpose_keys(const tile *t, uint32_t dk, uint32_t begin, uint32_t end) {
-  const uint32_t n = units(dk);
-  for (uint32_t j = begin / VEC * VEC; j < end; j += VEC) {
+/* The tile's keys, decoded and transposed. */
+static void transpose_keys(const moi_attend *a, const tile *t, const part *p) {
+  const uint32_t n = units(a->dk);
+  const uint8_t *const *keys = a->k + p->key0;
+#if UNIT == 1
+  load_rows(a->k_format, keys, p->first, p->last, a->dk, t->rows, n);
+#endif
+  for (uint32_t j = p->first / VEC * VEC; j < p->last; j += VEC) {
     unit *panel = t->keys + (size_t)(j / NR) * n * NR + j % NR;
+#if UNIT == 1
     for (uint32_t k = 0; k < n; k += VEC) transpose(t->rows + j * (size_t)n + k, n, panel + (size_t)k * NR, NR);
+#else
+    const uint8_t *rows[VEC]; /* what stands beside the part's keys is seen by nobody */
+    for (uint32_t i = 0; i < VEC; i++) rows[i] = keys[j + i < p->first ? p->first : least(j + i, p->last - 1)];
+    turn_rows(a->k_format, rows, a->dk, panel, NR);
+#endif
   }
 }
 
@@ -168,8 +184,17 @@ static const float lane_numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,
 static inline vec seen(vec x, uint32_t j, uint32_t begin, uint32_t end, vec none) {
   const vec lane = vec_load(lane_numbers);
   if (j < begin) x = vec_choose_less(lane, vec_splat((float)(begin - j)), none, x);
-  if (j + VEC > end) x = vec_choose_less(lane, vec_splat((float)(end - j)), x, none);
+  if (j + VEC > end) x = vec_choose_less(lane, vec_splat((float)((int32_t)end - (int32_t)j)), x, none);
   return x;
+}
+
+/* A row's probabilities from key j on, for the second product. */
+static inline void store_weights(const tile *t, uint32_t row, uint32_t j, vec p) {
+#if UNIT == 1
+  vec_store(t->logits + (size_t)row * TILE + j, p);
+#else
+  pack_keys(p, t->weights + ((size_t)row * TILE + j) / 2);
+#endif
 }
 
 /* The logits of rows r .. r + VEC - 1, as far as they see something, become probabilities; max and sum are brought
@@ -190,8 +215,8 @@ static inline void soften(const moi_attend *a, const tile *t, const part *p, uin
         s0[i] = begin[i] > v0 ? begin[i] / VEC * VEC : v0;
         s1[i] = least((end[i] + VEC - 1) / VEC * VEC, v1);
       }
-      for (uint32_t j = v0; j < s0[i]; j += VEC) vec_store(x + j, zero);
-      for (uint32_t j = s1[i]; j < v1; j += VEC) vec_store(x + j, zero);
+      for (uint32_t j = v0; j < s0[i]; j += VEC) store_weights(t, r + i, j, zero);
+      for (uint32_t j = s1[i]; j < v1; j += VEC) store_weights(t, r + i, j, zero);
       const vec scale = vec_splat(a->scale[r + i]);
       for (uint32_t j = s0[i]; j < s1[i]; j += VEC) {
         vec y = vec_mul(vec_load(x + j), scale);
@@ -218,7 +243,7 @@ static inline void soften(const moi_attend *a, const tile *t, const part *p, uin
     for (uint32_t j = s0[i]; j < s1[i]; j += VEC) {
       const vec e = seen(vec_exp2(vec_fma(vec_load(x + j), scale, down)), j, begin[i], end[i], zero);
       sum = vec_add(sum, e);
-      vec_store(x + j, e);
+      store_weights(t, r + i, j, e);
     }
     vec_store(each + i * VEC, sum);
   }
@@ -288,13 +313,30 @@ static __attribute__((noinline)) void add_values_apart(const moi_attend *a, cons
   }
 }
 
+/* Rows that are multiplied by the keys that one of them sees, where not all see the same. */
+enum { BAND = 2 * MR };
+
+/* The band that begins at row r, and what its rows see of the part; none: first == last. */
+static part band_of(const moi_attend *a, const part *p, uint32_t r) {
+  part b = {
+      .key0 = p->key0, .first = p->last, .last = p->first, .row_begin = r, .row_end = least(r + BAND, p->row_end)};
+  for (; r < b.row_end; r++) {
+    const uint32_t begin = a->begin[r] > p->key0 + p->first ? a->begin[r] - p->key0 : p->first;
+    const uint32_t end = a->end[r] < p->key0 + p->last ? a->end[r] - p->key0 : p->last;
+    if (a->begin[r] >= a->end[r] || a->end[r] <= p->key0 || begin >= end) continue;
+    if (begin < b.first) b.first = begin;
+    if (end > b.last) b.last = end;
+  }
+  if (b.first > b.last) b.first = b.last;
+  return b;
+}
+
 /* The logits of the part's rows, by rows of transposed keys. */
 static void logits_by_product(const moi_attend *a, const tile *t, const part *p) {
   const uint32_t n = units(a->dk), rows = p->row_end - p->row_begin, end = (p->last + VEC - 1) / VEC * VEC;
   const unit *q = (const unit *)a->q + (size_t)p->row_begin * n;
   float *out = t->logits + (size_t)p->row_begin * TILE;
   uint32_t from = p->first / VEC * VEC;
-  transpose_keys(t, a->dk, p->first, p->last);
   if (from % NR) { /* the end of a panel */
     const uint32_t to = least((from / NR + 1) * NR, end);
     const unit *keys = t->keys + (size_t)(from / NR) * n * NR + from % NR;
@@ -317,17 +359,20 @@ static void begin_rows(const moi_attend *a) {
 void ATTEND(const moi_attend *a);
 void ATTEND(const moi_attend *a) {
   const tile t = carve(a);
-  const uint32_t nk = units(a->dk);
   begin_rows(a);
   for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += tile_keys(a)) {
     const part p = part_of(a, key0);
     if (p.row_begin == p.row_end) continue;
-    load_rows(a->k_format, a->k + key0, p.first, p.last, a->dk, t.rows, nk);
-    logits_by_product(a, &t, &p);
+    transpose_keys(a, &t, &p);
+    if (!p.ragged) logits_by_product(a, &t, &p);
+    for (uint32_t r = p.row_begin; p.ragged && r < p.row_end; r += BAND) {
+      const part b = band_of(a, &p, r);
+      if (b.first < b.last) logits_by_product(a, &t, &b);
+    }
     for (uint32_t r = p.row_begin / VEC * VEC; r < p.row_end; r += VEC) soften(a, &t, &p, r);
 #if UNIT == 1
     const unit *values = t.rows;
-    size_t ldv = nk;
+    size_t ldv = units(a->dk);
     if (!a->v_in_k) {
       values = t.values;
       ldv = MOI_ATTEND_PAD(a->dv);
@@ -337,18 +382,21 @@ void ATTEND(const moi_attend *a) {
     const uint32_t keys = p.last - p.first;
 #else
     const size_t ldv = MOI_ATTEND_PAD(a->dv);
-    size_t ldr = nk;
-    if (!a->v_in_k) {
-      ldr = units(a->dv);
-      load_rows(a->v_format, a->v + key0, p.first, p.last, a->dv, t.rows, ldr);
-    }
-    pack_values(t.rows, ldr, p.first, p.last, (uint32_t)ldv, t.values);
-    for (uint32_t r = p.row_begin; r < p.row_end; r++)
-      pack_weights(t.logits + (size_t)r * TILE, p.first, p.last, t.weights + (size_t)r * (TILE / 2));
+    for (uint32_t j = p.first & ~1u; j < p.last; j += 2)
+      pair_rows(a->v_format, j < p.first ? NULL : a->v[key0 + j], j + 1 < p.last ? a->v[key0 + j + 1] : NULL, a->dv,
+                t.values + j / 2 * ldv);
     const unit *values = t.values, *seen = values + p.first / 2 * ldv;
     const uint32_t keys = (p.last + 1) / 2 - p.first / 2;
 #endif
-    if (p.ragged && !all_finite(seen, ldv, keys, (a->dv + VEC - 1) / VEC * VEC)) add_values_apart(a, &t, &p, values, ldv);
-    else add_values(a, &t, values, ldv, p.row_begin, p.row_end, p.first, p.last);
+    if (!p.ragged) {
+      add_values(a, &t, values, ldv, p.row_begin, p.row_end, p.first, p.last);
+    } else if (!all_finite(seen, ldv, keys, (a->dv + VEC - 1) / VEC * VEC)) {
+      add_values_apart(a, &t, &p, values, ldv);
+    } else {
+      for (uint32_t r = p.row_begin; r < p.row_end; r += BAND) {
+        const part b = band_of(a, &p, r);
+        if (b.first < b.last) add_values(a, &t, values, ldv, b.row_begin, b.row_end, b.first, b.last);
+      }
+    }
   }
 }

@@ -12,6 +12,7 @@ typedef uint32_t unit; /* two bf16 */
 #define ATTEND_DOT moi_attend_dot_avx512bf16
 #define PANEL 8
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
+#define KEEP_IN_MEMORY(p) __asm__("" : "+r"(p)) /* what p points to is not to be held in registers */
 
 #ifdef MOI_EMULATE_BF16 /* the instruction's arithmetic on machines without it, to test what is around it */
 typedef __m512i operand;
@@ -24,11 +25,17 @@ static inline vec vec_dot(operand a, operand b, vec sum) {
 }
 static inline operand operand_load(const unit *p) { return _mm512_loadu_si512(p); }
 static inline operand operand_splat(const unit *p) { return _mm512_set1_epi32((int)*p); }
+static inline vec vec_dot_unit(operand a, const unit *b, vec sum) { return vec_dot(a, operand_splat(b), sum); }
 #else
 typedef __m512bh operand;
 static inline vec vec_dot(operand a, operand b, vec sum) { return _mm512_dpbf16_ps(sum, a, b); }
 static inline operand operand_load(const unit *p) { return (__m512bh)_mm512_loadu_si512(p); }
 static inline operand operand_splat(const unit *p) { return (__m512bh)_mm512_set1_epi32((int)*p); }
+/* the broadcast as an operand: gcc 12 makes an instruction of it */
+static inline vec vec_dot_unit(operand a, const unit *b, vec sum) {
+  __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(a), "m"(*b));
+  return sum;
+}
 #endif
 static inline void transpose(const unit *src, size_t lds, unit *dst, size_t ldd) { transpose_lanes(src, lds, dst, ldd); }
 
@@ -43,27 +50,63 @@ static inline __m512i e4m3_halves(__m256i bytes) {
   return _mm512_or_si512(h, _mm512_slli_epi16(_mm512_srli_epi16(x, 7), 15));
 }
 
-static inline void load_units(moi_format format, const uint8_t *row, unit *dst, uint32_t n) {
-  const uint32_t padded = MOI_ATTEND_PAD(n);
-  for (uint32_t i = 0; i < padded; i += 32) {
-    __m512i h = _mm512_setzero_si512();
-    if (i < n && format == MOI_FORMAT_BF16) h = _mm512_maskz_loadu_epi16(mask32(n - i), row + i * 2);
-    else if (i < n) h = e4m3_halves(_mm256_maskz_loadu_epi8(mask32(n - i), row + i)); /* FP8 */
-    _mm512_storeu_si512(dst + i / 2, h);
+static inline __m512i load_half_words(moi_format format, const uint8_t *row, uint32_t i) {
+  return format == MOI_FORMAT_BF16 ? _mm512_loadu_si512(row + i * 2)
+                                   : e4m3_halves(_mm256_loadu_si256((const __m256i *)(row + i)));
+}
+/* Elements from i on of n, zeros behind the last. */
+static inline __m512i load_some(moi_format format, const uint8_t *row, uint32_t i, uint32_t n) {
+  if (i + 32 <= n) return load_half_words(format, row, i);
+  if (format == MOI_FORMAT_BF16) return _mm512_maskz_loadu_epi16(mask32(n - i), row + i * 2);
+  return e4m3_halves(_mm256_maskz_loadu_epi8(mask32(n - i), row + i));
+}
+static inline __attribute__((always_inline)) void turn_four(const __m512i in[4], operand out[4]) {
+  const __m512i a = in[0], b = in[1], c = in[2], d = in[3];
+  const __m512i ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);
+  const __m512i cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
+  out[0] = (operand)_mm512_unpacklo_epi64(ab0, cd0);
+  out[1] = (operand)_mm512_unpackhi_epi64(ab0, cd0);
+  out[2] = (operand)_mm512_unpacklo_epi64(ab1, cd1);
+  out[3] = (operand)_mm512_unpackhi_epi64(ab1, cd1);
+}
+static inline __attribute__((always_inline)) void turn_fours(const operand in[16], uint32_t u, operand out[4]) {
+  const __m512i a = (__m512i)in[u], b = (__m512i)in[4 + u], c = (__m512i)in[8 + u], d = (__m512i)in[12 + u];
+  const __m512i ab0 = _mm512_shuffle_i32x4(a, b, 0x44), ab1 = _mm512_shuffle_i32x4(a, b, 0xee);
+  const __m512i cd0 = _mm512_shuffle_i32x4(c, d, 0x44), cd1 = _mm512_shuffle_i32x4(c, d, 0xee);
+  out[0] = (operand)_mm512_shuffle_i32x4(ab0, cd0, 0x88);
+  out[1] = (operand)_mm512_shuffle_i32x4(ab0, cd0, 0xdd);
+  out[2] = (operand)_mm512_shuffle_i32x4(ab1, cd1, 0x88);
+  out[3] = (operand)_mm512_shuffle_i32x4(ab1, cd1, 0xdd);
+}
+
+static inline void turn_rows(moi_format format, const uint8_t *const *rows, uint32_t n, unit *dst, size_t ldd) {
+  for (uint32_t i = 0; i < n; i += 32, dst += 16 * ldd) {
+    operand fours[16], y[4];
+#pragma GCC unroll 4
+    for (uint32_t u = 0; u < 16; u += 4) {
+      __m512i x[4];
+#pragma GCC unroll 4
+      for (uint32_t j = 0; j < 4; j++) x[j] = load_some(format, rows[u + j], i, n);
+      turn_four(x, fours + u);
+    }
+#pragma GCC unroll 4
+    for (uint32_t u = 0; u < 4; u++) {
+      turn_fours(fours, u, y);
+#pragma GCC unroll 4
+      for (uint32_t c = 0; c < 4; c++) _mm512_storeu_si512(dst + (4 * c + u) * ldd, (__m512i)y[c]);
+    }
   }
 }
 
-/* Rows 2i and 2i+1 interleaved; a key outside first..last-1 is 0. */
-static inline void pack_values(const unit *rows, size_t ldr, uint32_t first, uint32_t last, uint32_t width, unit *dst) {
-  for (uint32_t j = first & ~1u; j < last; j += 2) {
-    const unit *even = rows + j * ldr, *odd = even + ldr;
-    for (uint32_t i = 0; i < width; i += 16) {
-      const __m256i none = _mm256_setzero_si256();
-      const __m256i x = j >= first ? _mm256_loadu_si256((const __m256i *)(const void *)(even + i / 2)) : none;
-      const __m256i y = j + 1 < last ? _mm256_loadu_si256((const __m256i *)(const void *)(odd + i / 2)) : none;
-      _mm512_storeu_si512(dst + (size_t)(j / 2) * width + i,
-                          _mm512_or_si512(_mm512_cvtepu16_epi32(x), _mm512_slli_epi32(_mm512_cvtepu16_epi32(y), 16)));
-    }
+static inline void pair_rows(moi_format format, const uint8_t *even, const uint8_t *odd, uint32_t n, unit *dst) {
+  const __m512i order =
+      _mm512_setr_epi32(0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005, 0x260006, 0x270007, 0x280008,
+                        0x290009, 0x2a000a, 0x2b000b, 0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f);
+  for (uint32_t i = 0; i < n; i += 32) {
+    const __m512i x = even ? load_some(format, even, i, n) : _mm512_setzero_si512();
+    const __m512i y = odd ? load_some(format, odd, i, n) : _mm512_setzero_si512();
+    _mm512_storeu_si512(dst + i, _mm512_permutex2var_epi16(x, order, y));
+    _mm512_storeu_si512(dst + i + 16, _mm512_permutex2var_epi16(x, _mm512_add_epi16(order, _mm512_set1_epi16(16)), y));
   }
 }
 
@@ -79,31 +122,15 @@ static inline __m256i halves(vec f) {
   return (__m256i)_mm512_cvtneps_pbh(f);
 #endif
 }
-static inline void pack_weights(const float *p, uint32_t first, uint32_t last, unit *dst) {
-  for (uint32_t j = first / 32 * 32; j < last; j += 32) { /* lanes beside first..last-1 are read by nobody or are 0 */
-    const __m256i low = halves(_mm512_loadu_ps(p + j)), high = halves(_mm512_loadu_ps(p + j + 16));
-    _mm512_storeu_si512(dst + j / 2, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
-  }
-}
+static inline void pack_keys(vec p, unit *out) { _mm256_storeu_si256((__m256i *)(void *)out, halves(p)); }
 
 /* Few rows. */
-static inline __attribute__((always_inline)) void load_quarters(moi_format format, const uint8_t *row, uint32_t i,
-                                                                operand out[4]) {
-  if (format == MOI_FORMAT_BF16) {
+static inline __attribute__((always_inline)) void load_four(moi_format format, const uint8_t *const *rows, size_t at,
+                                                            operand out[4]) {
+  __m512i x[4];
 #pragma GCC unroll 4
-    for (uint32_t part = 0; part < 4; part++)
-      out[part] = (operand)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(row + i * 2 + part * 16)));
-    return;
-  }
-  const __m512i h = e4m3_halves(_mm256_loadu_si256((const __m256i *)(row + i)));
-  out[0] = (operand)_mm512_shuffle_i32x4(h, h, 0x00);
-  out[1] = (operand)_mm512_shuffle_i32x4(h, h, 0x55);
-  out[2] = (operand)_mm512_shuffle_i32x4(h, h, 0xaa);
-  out[3] = (operand)_mm512_shuffle_i32x4(h, h, 0xff);
-}
-static inline __m512i load_half_words(moi_format format, const uint8_t *row, uint32_t i) {
-  return format == MOI_FORMAT_BF16 ? _mm512_loadu_si512(row + i * 2)
-                                   : e4m3_halves(_mm256_loadu_si256((const __m256i *)(row + i)));
+  for (uint32_t i = 0; i < 4; i++) x[i] = load_half_words(format, rows[i] + at, 0);
+  turn_four(x, out);
 }
 static inline __attribute__((always_inline)) void load_twins(moi_format format, const uint8_t *even,
                                                              const uint8_t *odd, uint32_t i, operand out[2]) {
@@ -111,23 +138,7 @@ static inline __attribute__((always_inline)) void load_twins(moi_format format, 
   out[0] = (operand)_mm512_unpacklo_epi16(x, y);
   out[1] = (operand)_mm512_unpackhi_epi16(x, y);
 }
-static inline __attribute__((always_inline)) void sum_rows(vec (*sum)[2], const uint32_t width, float *out) {
-  const vec low = sum_quarters(sum[0][0], sum[1][0], sum[2][0], sum[3][0]); /* row r of key j in lane 4r + j */
-  if (width == 4) {
-    const __m512i turned = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_storeu_ps(out, _mm512_permutexvar_ps(turned, low));
-    return;
-  }
-  const vec high = sum_quarters(sum[0][1], sum[1][1], sum[2][1], sum[3][1]);
-  const __m512i two = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
-  _mm512_storeu_ps(out, _mm512_permutex2var_ps(low, two, high));
-  _mm512_storeu_ps(out + VEC, _mm512_permutex2var_ps(low, _mm512_add_epi32(two, _mm512_set1_epi32(2)), high));
-}
-static inline __attribute__((always_inline)) void pack_panel(vec p, const uint32_t width, unit *out) {
-  const __m256i turned = width == 8 ? _mm256_setr_epi16(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15)
-                                    : _mm256_setr_epi16(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-  _mm256_storeu_si256((__m256i *)(void *)out, _mm256_permutexvar_epi16(turned, halves(p)));
-}
+static inline float vec_highest(vec v) { return _mm512_reduce_max_ps(v); }
 
 #include "cpu/kernels/flash.h"
 #include "cpu/kernels/flash_few.h"

@@ -11,13 +11,16 @@
  *                   in vec_sum4's order
  *   load_pair(format, const uint8_t *row, i, vec out[2])  2 * VEC decoded elements from i, a multiple of that, on
  *   SPREAD(format)  whether load_pair gives the elements with an even index first, then the odd ones
- * UNIT 2, VEC 16, PANEL 8: a vector of q has 8 elements of four rows, so that sums over its lanes are short, and the
- * weights of two keys meet pairs of their values:
- *   load_quarters(format, const uint8_t *row, i, operand out[4])  8 elements each from i, i + 8, .. on, four times over
- *   sum_rows(sum, width, float *out)                  sum[key][row / 4] of 4 keys, each over its quarters: [key][width]
+ * UNIT 2, VEC 16, PANEL 8: VEC keys are turned in registers, so that a unit of them meets one of q and nothing is left
+ * to sum over lanes, and the weights of two keys meet pairs of their values:
+ *   load_four(format, const uint8_t *const *rows, size_t at, operand out[4])  units of 4 rows from byte `at` on, turned
+ *                   among these, and
+ *   turn_fours(const operand in[16], u, operand out[4])  of VEC rows: out[c] has unit 4 c + u of each
  *   load_twins(format, even, odd, i, operand out[2])  2 * VEC pairs of elements of two rows: of each 8 the first 4 in
  *                   out[0], the others in out[1]
- *   pack_panel(vec p, width, unit *out)               probabilities [key][width], two keys' as a pair: [pair][width]
+ *   vec_dot_unit(operand, const unit *, sum)          the unit meets all lanes
+ *   KEEP_IN_MEMORY(pointer)                           keeps the compiler from holding what it points to in registers
+ *   vec_highest(vec)                                  of its lanes
  *
  * What belongs to a panel's rows lies side by side, so that the loops address by constants. A row's bits do not depend on
  * the rows beside it: sums over keys are of classes, key % VEC, whatever the width of a panel. */
@@ -26,26 +29,36 @@ enum { PAIR = 2 * VEC };
 
 typedef struct panel {
   uint32_t row, rows, width; /* first row of the head, rows, and places for rows: 1, 2, 4 or 8 */
-  unit *q;       /* UNIT 1: [dk / PAIR][2][width][VEC]; UNIT 2: [dk / 8][width][4] */
-  float *logits; /* [TILE][width] */
-  unit *weights; /* [TILE / UNIT][width], where logits were */
+  unit *q;                   /* UNIT 1: [dk / PAIR][2][width][VEC]; UNIT 2: [dk / 2][width] */
+  float *logits;             /* UNIT 1: [TILE][width]; UNIT 2: [TILE / VEC][width][VEC] */
+  unit *weights;             /* where logits were, UNIT 1: as those; UNIT 2: in the first half of each vector */
   float *acc;    /* [dv / PAIR][width][PAIR] */
   /* in lanes of a vector: entry i is row i % width's. Rows beyond `rows` weigh nothing */
   float scale[16], max[16], factor[16];
-  float sum[PANEL * VEC]; /* [VEC][width]: of the keys of a class */
+  float sum[PANEL * VEC]; /* of the keys of a class; UNIT 1: [VEC][width]; UNIT 2: [width][VEC] */
 } panel;
 
 static inline uint32_t row_bytes(moi_format format, uint32_t n) {
   return format == MOI_FORMAT_F32 ? n * 4 : format == MOI_FORMAT_FP8 ? n : format == MOI_FORMAT_Q8_0 ? n / 32 * 34 : n * 2;
 }
 
-static inline uint32_t width_of(uint32_t rows) { return rows > 4 ? 8 : rows > 2 || UNIT == 2 ? 4 : rows; }
+static inline uint32_t width_of(uint32_t rows) {
+  if (UNIT == 2 && rows > 4 && rows < 7) return rows;
+  return rows > 4 ? 8 : rows > 2 ? 4 : rows;
+}
 
-/* Keys that are gone through for one KV head before the next head's turn: about 4 KB, a multiple of 4. Meanwhile those
- * of the next turn are fetched: memory and arithmetic are to be busy at the same time, and a head's rows lie apart, which
- * hardware does not foresee. */
-static inline uint32_t turn(uint32_t bytes) {
+/* Keys that are gone through for one KV head before the next head's turn, a multiple of 4 (UNIT 2: of VEC). Meanwhile
+ * those of the next turn are fetched: memory and arithmetic are to be busy at the same time, and a head's rows lie
+ * apart, which hardware does not foresee. UNIT 1: about 4 KB, for the first-level cache. UNIT 2: 64 KB of all heads,
+ * which leaves room in the second-level cache, for each turn loads and stores the sums of its values. */
+static inline uint32_t turn(uint32_t heads, uint32_t bytes) {
+#if UNIT == 1
+  (void)heads;
   return bytes > 512 ? 4 : bytes > 256 ? 8 : bytes > 128 ? 16 : bytes > 64 ? 32 : 64;
+#else
+  const uint32_t keys = (64 << 10) / (heads * bytes) / VEC * VEC;
+  return keys < VEC ? VEC : least(keys, TILE);
+#endif
 }
 
 /* Keys first .. last - 1 of the tile, for one KV head. */
@@ -61,22 +74,23 @@ typedef struct stretch {
 #endif
 } stretch;
 
-/* Into the first-level cache, evenly over the turn, for it holds few lines that are under way; UNIT 2, whose turns are
- * too short for that, into the second-level cache and in the order of memory, across heads. */
-#define NEAR (UNIT == 1 ? 3 : 2)
+/* What is fetched meanwhile, evenly over the turn. UNIT 1: into the first-level cache, which holds few lines that are
+ * under way; UNIT 2, whose arithmetic is too short for that, into the second-level cache and in the order of memory,
+ * across heads. */
+typedef struct course course;
 
+#if UNIT == 1
 static inline void fetch_row(const uint8_t *row, uint32_t bytes) {
   const char *line = (const char *)row;
   for (; bytes >= 256; bytes -= 256, line += 256) {
-    __builtin_prefetch(line, 0, NEAR);
-    __builtin_prefetch(line + 64, 0, NEAR);
-    __builtin_prefetch(line + 128, 0, NEAR);
-    __builtin_prefetch(line + 192, 0, NEAR);
+    __builtin_prefetch(line, 0, 3);
+    __builtin_prefetch(line + 64, 0, 3);
+    __builtin_prefetch(line + 128, 0, 3);
+    __builtin_prefetch(line + 192, 0, 3);
   }
-  for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(line + at, 0, NEAR);
+  for (uint32_t at = 0; at < bytes; at += 64) __builtin_prefetch(line + at, 0, 3);
 }
 
-#if UNIT == 1
 /* The keys before this one have rows to fetch. */
 static inline uint32_t fetch_end(const moi_attend *a, const stretch *s) {
   const uint32_t first = s->key0 + s->ahead;
@@ -147,79 +161,125 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
 }
 
 #else
-/* Rows of the cache from a key's head on, in the order of memory. */
-typedef struct course {
+/* What stands beside a key that a stretch has no twin for. */
+static const uint8_t no_values[1024 * 2];
+
+/* Lines of the cache from a key's head on, in the order of memory. */
+struct course {
   const uint8_t *const *rows;
-  uint32_t key, end, bytes;
+  const uint8_t *line;
+  uint32_t left, step; /* lines of the row from `line` on; 64, or 0 at the end */
+  uint32_t key, end, lines;
   size_t offset, stride, width;
-} course;
+};
+
+static __attribute__((noinline)) void next_row(course *c) {
+  if (c->key >= c->end) { /* the same line again and again */
+    c->step = 0;
+    c->left = UINT32_MAX;
+    return;
+  }
+  c->line = c->rows[c->key] + c->offset;
+  c->left = c->lines;
+  c->offset += c->stride;
+  if (c->offset >= c->width) {
+    c->offset = 0;
+    c->key++;
+  }
+}
 
 static inline course course_of(const moi_attend *a, const stretch *s, const uint8_t *const *rows, size_t stride,
                                uint32_t bytes) {
-  course c = {rows, s->ahead, s->fetch ? a->ahead_end : 0, bytes};
+  course c = {.rows = rows, .line = no_values, .step = 64, .key = s->ahead, .end = s->fetch ? a->ahead_end : 0};
   c.offset = s->ahead_head * stride;
   c.stride = stride;
   c.width = a->heads * stride;
+  c.lines = (bytes + 63) / 64;
+  if (stride == bytes && c.key < c.end) { /* heads without a gap are one row */
+    c.line = rows[c.key++] + c.offset;
+    c.left = (uint32_t)(c.width - c.offset + 63) / 64;
+    c.lines = (uint32_t)(c.width + 63) / 64;
+    c.offset = 0;
+    c.stride = c.width;
+  } else next_row(&c);
   return c;
 }
 
-static inline void fetch_rows(course *c, uint32_t n) {
-  for (; n && c->key < c->end; n--) {
-    fetch_row(c->rows[c->key] + c->offset, c->bytes);
-    c->offset += c->stride;
-    if (c->offset >= c->width) {
-      c->offset = 0;
-      c->key++;
-    }
+static inline __attribute__((always_inline)) void fetch_lines(course *c, const uint32_t n) {
+  if (c->left > n) {
+    const size_t step = c->step;
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < n; i++) __builtin_prefetch(c->line + i * step, 0, 2);
+    c->line += n * step;
+    c->left -= n;
+    return;
+  }
+  for (uint32_t i = 0; i < n; i++) {
+    __builtin_prefetch(c->line, 0, 2);
+    c->line += c->step;
+    if (--c->left == 0) next_row(c);
   }
 }
 
-/* Logits of 4 keys at a time, as above. */
+/* Rows of VEC keys from j on; those outside the stretch are its first or last. */
+static inline const uint8_t *const *group_of(const uint8_t *const *keys, const stretch *s, uint32_t j,
+                                             const uint8_t *few[VEC]) {
+  if (j >= s->first && j + VEC <= s->last) return keys + j;
+  for (uint32_t i = 0; i < VEC; i++) few[i] = keys[j + i < s->first ? s->first : least(j + i, s->last - 1)];
+  return few;
+}
+
+/* Logits of VEC keys at a time. */
 static inline __attribute__((always_inline)) void dots(moi_format format, const uint32_t rows, const uint32_t width,
                                                        const moi_attend *a, const panel *x, const stretch *s) {
-  enum { NK = 4 };
-  const uint32_t n = a->dk, nv = width / 4, first = s->first, last = s->last;
-  const uint8_t *const *keys = a->k + s->key0;
-  const size_t offset = s->offset;
+  const uint32_t n = a->dk, first = s->first / VEC * VEC, last = s->last, lines = row_bytes(format, 2 * PAIR) / 32;
+  const uint8_t *few[VEC], *const *keys = a->k + s->key0, *const *k = group_of(keys, s, first, few);
   course ahead = course_of(a, s, a->k, a->k_head_stride, row_bytes(format, n));
-  float *out = x->logits + first / NK * NK * width;
+  operand fours[VEC];
   (void)rows;
-  for (uint32_t j = first / NK * NK; j < last; j += NK, out += NK * width) {
-    const uint8_t *k[NK];
 #pragma GCC unroll 4
-    for (uint32_t i = 0; i < NK; i++) k[i] = keys[j + i < first ? first : least(j + i, last - 1)] + offset;
-    fetch_rows(&ahead, NK);
+  for (uint32_t u = 0; u < 4; u++) load_four(format, k + 4 * u, s->offset, fours + 4 * u);
+  for (uint32_t j = first; j < last; j += VEC) {
     const unit *q = x->q;
-    vec sum[NK][2];
-#pragma GCC unroll 4
-    for (uint32_t i = 0; i < NK; i++) sum[i][0] = sum[i][1] = vec_zero();
+    vec sum[PANEL];
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < width; r++) sum[r] = vec_zero();
     for (uint32_t e = 0; e < n; e += PAIR) {
-      operand y[NK][4];
+      size_t at = s->offset + row_bytes(format, e + PAIR);
+      operand next[VEC];
+      if (e + PAIR == n) {
+        at = s->offset;
+        if (j + VEC < last) k = group_of(keys, s, j + VEC, few);
+      }
+      KEEP_IN_MEMORY(k);
 #pragma GCC unroll 4
-      for (uint32_t i = 0; i < NK; i++) load_quarters(format, k[i], e, y[i]);
+      for (uint32_t u = 0; u < 4; u++) {
+        operand y[4];
+        turn_fours(fours, u, y);
+        load_four(format, k + 4 * u, at, next + 4 * u);
+        fetch_lines(&ahead, lines);
 #pragma GCC unroll 4
-      for (uint32_t c = 0; c < 4; c++)
-#pragma GCC unroll 2
-        for (uint32_t v = 0; v < nv; v++, q += VEC) {
-          operand z = operand_load(q);
-          IN_REGISTER(z); /* one load for all keys */
-#pragma GCC unroll 4
-          for (uint32_t i = 0; i < NK; i++) sum[i][v] = vec_dot(z, y[i][c], sum[i][v]);
-        }
+        for (uint32_t c = 0; c < 4; c++)
+#pragma GCC unroll 8
+          for (uint32_t r = 0; r < width; r++) sum[r] = vec_dot_unit(y[c], q + (4 * c + u) * width + r, sum[r]);
+      }
+#pragma GCC unroll 16
+      for (uint32_t i = 0; i < VEC; i++) fours[i] = next[i];
+      q += VEC * width;
     }
-    sum_rows(sum, width, out);
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < width; r++) vec_store(x->logits + j * width + r * VEC, sum[r]);
   }
 }
-
-/* What stands beside a key that a stretch has no twin for. */
-static const uint8_t no_values[1024 * 2];
 #endif
 
 /* acc = acc * factor + sum_j p[j] v[j] of rows row0 .. row0 + rows - 1, `pairs` pairs of vectors at a time */
 static inline __attribute__((always_inline)) void weigh(moi_format format, uint32_t row0, const uint32_t rows,
                                                         const uint32_t width, const uint32_t pairs, const moi_attend *a,
-                                                        const panel *x, const stretch *s, uint32_t column) {
+                                                        const panel *x, const stretch *s, uint32_t column,
+                                                        course *fetched) {
 #if UNIT == 1
+  (void)fetched;
   /* the lines that begin in these columns are fetched */
   const uint32_t line = (row_bytes(format, column) + 63) & ~63u, end = row_bytes(format, column + pairs * PAIR);
   const uint32_t until = line < end ? fetch_end(a, s) : 0;
@@ -240,8 +300,14 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, uint3
     for (uint32_t r = 0; r < rows; r++)
 #pragma GCC unroll 4
       for (uint32_t v = 0; v < 2 * pairs; v++) sum[r][v] = vec_mul(sum[r][v], vec_splat(x->factor[row0 + r]));
-  const unit *weights = x->weights + first / UNIT * width + row0;
-  for (uint32_t j = first / UNIT * UNIT; j < last; j += UNIT, weights += width) {
+#if UNIT == 1
+  const unit *weights = x->weights + first * width + row0;
+  const uint32_t apart = 1;
+#else
+  const unit *weights = x->weights + (first / VEC * width + row0) * VEC + first % VEC / 2;
+  const uint32_t apart = VEC; /* from row to row */
+#endif
+  for (uint32_t j = first / UNIT * UNIT; j < last; j += UNIT) {
     operand y[4];
 #if UNIT == 1
     if (j < until) {
@@ -256,14 +322,20 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, uint3
     const uint8_t *odd = j + 1 < last ? values[j + 1] + offset : no_values;
 #pragma GCC unroll 2
     for (uint32_t i = 0; i < pairs; i++) load_twins(format, even, odd, column + i * PAIR, y + 2 * i);
+    fetch_lines(fetched, row_bytes(format, pairs * PAIR) / 32);
 #endif
 #pragma GCC unroll 8
     for (uint32_t r = 0; r < rows; r++) {
-      operand w = operand_splat(weights + r);
+      operand w = operand_splat(weights + r * apart);
       IN_REGISTER(w);
 #pragma GCC unroll 4
       for (uint32_t v = 0; v < 2 * pairs; v++) sum[r][v] = vec_dot(w, y[v], sum[r][v]);
     }
+#if UNIT == 1
+    weights += width;
+#else
+    weights += (j + 2) % VEC ? 1 : width * VEC - (VEC / 2 - 1);
+#endif
   }
 #pragma GCC unroll 8
   for (uint32_t r = 0; r < rows; r++)
@@ -273,23 +345,23 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, uint3
 
 static inline __attribute__((always_inline)) void weighs(moi_format format, const uint32_t rows, const uint32_t width,
                                                          const moi_attend *a, const panel *x, const stretch *s) {
-  const uint32_t pairs = width == PANEL ? 1 : 2;
+  const uint32_t pairs = width * 4 > 24 ? 1 : 2;
   uint32_t column = 0;
-#if UNIT == 2 /* evenly over the columns */
-  course ahead = course_of(a, s, a->v, a->v_head_stride, row_bytes(format, a->dv));
-  const uint32_t share = ((s->last - s->first) * pairs * PAIR + a->dv - 1) / a->dv;
+#if UNIT == 1
+  course *fetched = NULL;
+#else
+  course ahead = course_of(a, s, a->v, a->v_head_stride, row_bytes(format, a->dv)), *fetched = &ahead;
 #endif
-  for (; column + pairs * PAIR <= a->dv; column += pairs * PAIR) {
-#if UNIT == 2
-    fetch_rows(&ahead, share);
-#endif
-    weigh(format, 0, rows, width, pairs, a, x, s, column);
-  }
-  for (; column < a->dv; column += PAIR) weigh(format, 0, rows, width, 1, a, x, s, column);
+  for (; column + pairs * PAIR <= a->dv; column += pairs * PAIR)
+    weigh(format, 0, rows, width, pairs, a, x, s, column, fetched);
+  for (; column < a->dv; column += PAIR) weigh(format, 0, rows, width, 1, a, x, s, column, fetched);
 }
 
 /* A panel's rows and places, as constants. */
-#if PANEL == 8
+#if UNIT == 2
+#define WIDE(what)                                                                                                     \
+  if (x->width == 8) what(8, 8) else if (x->width == 6) what(6, 6) else if (x->width == 5) what(5, 5) else
+#elif PANEL == 8
 #define WIDE(what)                                                                                                     \
   if (x->rows > 6) what(8, 8)                                                                                          \
   else if (x->rows > 5) what(6, 8)                                                                                     \
@@ -298,15 +370,9 @@ static inline __attribute__((always_inline)) void weighs(moi_format format, cons
 #else
 #define WIDE(what)
 #endif
-#if UNIT == 1
 #define NARROW(what)                                                                                                   \
   if (x->width == 2) what(2, 2)                                                                                        \
   else what(1, 1)
-#else
-#define NARROW(what)                                                                                                   \
-  if (x->rows == 2) what(2, 4)                                                                                         \
-  else what(1, 4)
-#endif
 #define EACH_SIZE(what)                                                                                                \
   WIDE(what) if (x->rows > 2) what(4, 4)                                                                               \
   else NARROW(what)
@@ -341,13 +407,22 @@ EACH_FORMAT(PASSES)
 
 /* One row by itself, over keys that only it sees. */
 static __attribute__((noinline)) void value_of_one(const moi_attend *a, const panel *x, const stretch *s, uint32_t r) {
+#if UNIT == 1
+  course *none = NULL;
+#else
+  course nothing = course_of(a, s, a->v, a->v_head_stride, 64), *none = &nothing;
+#endif
   for (uint32_t e = 0; e < a->dv; e += PAIR) switch (a->v_format) {
-#define WEIGH_ONE(NAME) case MOI_FORMAT_##NAME: weigh(MOI_FORMAT_##NAME, r, 1, x->width, 1, a, x, s, e); break;
+#define WEIGH_ONE(NAME)                                                                                                \
+  case MOI_FORMAT_##NAME:                                                                                              \
+    weigh(MOI_FORMAT_##NAME, r, 1, x->width, 1, a, x, s, e, none);                                                     \
+    break;
       EACH_FORMAT(WEIGH_ONE)
       default: return;
     }
 }
 
+#if UNIT == 1
 /* A tile's logits become probabilities; max and sum are brought forward, and factor is for acc. */
 static inline __attribute__((always_inline)) void soften_width(const uint32_t width, const moi_attend *a, panel *x,
                                                                const part *p, int ragged) {
@@ -406,11 +481,7 @@ static inline __attribute__((always_inline)) void soften_width(const uint32_t wi
     for (uint32_t v = 0; v < width; v++) {
       const vec e = vec_exp2(vec_sub(vec_load(l + v * VEC), shift[v % n]));
       sum[v] = vec_add(sum[v], e);
-#if UNIT == 1
       vec_store(l + v * VEC, e);
-#else
-      pack_panel(e, width, x->weights + (j * width + v * VEC) / UNIT);
-#endif
     }
   }
 #pragma GCC unroll 8
@@ -422,10 +493,54 @@ static __attribute__((noinline)) void soften_panel(const moi_attend *a, panel *x
   if (x->width == 8) soften_width(8, a, x, p, ragged);
   else
 #endif
-  if (x->width == 4 || UNIT == 2) soften_width(4, a, x, p, ragged);
+      if (x->width == 4)
+    soften_width(4, a, x, p, ragged);
   else if (x->width == 2) soften_width(2, a, x, p, ragged);
   else soften_width(1, a, x, p, ragged);
 }
+#else
+/* The same, where a row's keys lie side by side. */
+static __attribute__((noinline)) void soften_panel(const moi_attend *a, panel *x, const part *p, int ragged) {
+  const uint32_t first = p->first / VEC * VEC, last = p->last, width = x->width;
+  const int whole = !ragged && p->first == first && last % VEC == 0;
+  const vec none = vec_splat(-INFINITY), zero = vec_zero();
+  float most[VEC], down[VEC];
+  uint32_t begin[PANEL], end[PANEL];
+  for (uint32_t i = 0; i < VEC; i++) most[i] = -INFINITY;
+  for (uint32_t r = 0; r < x->rows; r++) {
+    const uint32_t from = a->begin[x->row + r], to = a->end[x->row + r];
+    begin[r] = from > p->key0 ? from - p->key0 : 0;
+    end[r] = to > p->key0 ? least(to - p->key0, TILE) : 0;
+    const vec scale = vec_splat(x->scale[r]);
+    vec highest = none;
+    for (uint32_t j = first; j < last; j += VEC) {
+      float *l = x->logits + j * width + r * VEC;
+      vec y = vec_mul(vec_load(l), scale);
+      if (a->softcap > 0) vec_store(l, y = soft(y, a->softcap));
+      if (!whole) y = seen(y, j, begin[r], end[r], none);
+      highest = vec_max(highest, y);
+    }
+    most[r] = vec_highest(highest);
+  }
+  const vec before = vec_load(x->max), after = vec_max(before, vec_load(most));
+  const vec shift = vec_choose_less(none, after, after, vec_choose_less(after, zero, zero, after)); /* not of -inf */
+  vec_store(x->factor, vec_exp2(vec_sub(before, shift)));
+  vec_store(x->max, after);
+  vec_store(down, vec_sub(zero, shift));
+  for (uint32_t r = 0; r < x->rows; r++) {
+    const vec scale = vec_splat(a->softcap > 0 ? 1 : x->scale[r]), minus = vec_splat(down[r]);
+    vec sum = vec_mul(vec_load(x->sum + r * VEC), vec_splat(x->factor[r]));
+    for (uint32_t j = first; j < last; j += VEC) {
+      float *l = x->logits + j * width + r * VEC;
+      vec e = vec_exp2(vec_fma(vec_load(l), scale, minus));
+      if (!whole) e = seen(e, j, begin[r], end[r], zero);
+      sum = vec_add(sum, e);
+      pack_keys(e, x->weights + j * width + r * VEC);
+    }
+    vec_store(x->sum + r * VEC, sum);
+  }
+}
+#endif
 
 /* A pair of vectors from memory's order to that in which elements are loaded, and back. */
 #if UNIT == 1
@@ -472,9 +587,11 @@ static void queries_of(const moi_attend *a, uint32_t first, panel *x) {
       memcpy(x->q + e * x->width + (x->width + r) * VEC, both + VEC, sizeof(vec));
     }
 #else
-  memset(x->q, 0, (size_t)x->width * pad * sizeof *q);
-  for (uint32_t r = 0; r < x->rows; r++)
-    for (uint32_t e = 0; e < pad; e += 4) memcpy(x->q + e * x->width + r * 4, q + (size_t)r * pad + e, 4 * sizeof *q);
+  const uint32_t width = x->width;
+  for (uint32_t r = 0; r < width; r++, q += pad) {
+    unit *to = x->q + r;
+    for (uint32_t e = 0; e < pad; e++, to += width) *to = r < x->rows ? q[e] : 0;
+  }
 #endif
 }
 
@@ -492,7 +609,7 @@ static void begin_panel(const moi_attend *a, uint32_t head, panel *x) {
     return;
   }
   for (uint32_t r = 0; r < x->rows; r++) {
-    x->sum[r] = a->sum[first + r];
+    x->sum[UNIT == 1 ? r : r * VEC] = a->sum[first + r];
     for (uint32_t e = 0; e < a->dv; e += PAIR)
       spread(a->v_format, a->acc + (size_t)(first + r) * MOI_ATTEND_PAD(a->dv) + e, x->acc + e * x->width + r * PAIR);
   }
@@ -500,11 +617,14 @@ static void begin_panel(const moi_attend *a, uint32_t head, panel *x) {
 
 static void end_panel(const moi_attend *a, uint32_t head, panel *x) {
   const uint32_t first = head * a->m + x->row;
+  const uint32_t apart = UNIT == 1 ? x->width : 1,
+                 next = UNIT == 1 ? 1 : VEC; /* from class to class, from row to row */
   for (uint32_t half = VEC / 2; half; half /= 2)
-    for (uint32_t i = 0; i < half * x->width; i++) x->sum[i] += x->sum[half * x->width + i];
+    for (uint32_t i = 0; i < half; i++)
+      for (uint32_t r = 0; r < x->width; r++) x->sum[i * apart + r * next] += x->sum[(i + half) * apart + r * next];
   for (uint32_t r = 0; r < x->rows; r++) {
     a->max[first + r] = x->max[r];
-    a->sum[first + r] = x->sum[r];
+    a->sum[first + r] = x->sum[r * next];
     for (uint32_t e = 0; e < a->dv; e += PAIR)
       gather(a->v_format, x->acc + e * x->width + r * PAIR, a->acc + (size_t)(first + r) * MOI_ATTEND_PAD(a->dv) + e);
   }
@@ -535,16 +655,12 @@ static void walk(const moi_attend *a, const part *p, uint32_t step, size_t head_
     }
 }
 
-/* Keys of a turn of values: more where each would load the sums again for few products. */
-static inline uint32_t turn_of_values(uint32_t bytes) { return UNIT == 2 && bytes > 128 ? 2 * turn(bytes) : turn(bytes); }
-
 #if UNIT == 2
 /* The first turn, which none before it has fetched. */
 static void fetch_first(const moi_attend *a, const uint8_t *const *rows, size_t stride, uint32_t bytes, uint32_t step) {
   const stretch s = {.fetch = 1, .ahead = a->key_begin};
   course first = course_of(a, &s, rows, stride, bytes);
-  first.end = least(first.end, a->key_end);
-  fetch_rows(&first, (step - a->key_begin % step) * a->heads);
+  fetch_lines(&first, (step - a->key_begin % step) * a->heads * ((bytes + 63) / 64));
 }
 #endif
 
@@ -557,8 +673,8 @@ void ATTEND_DOT(const moi_attend *a) {
   const uint32_t k_bytes = row_bytes(a->k_format, a->dk), v_bytes = row_bytes(a->v_format, a->dv);
 #if UNIT == 2
   if (a->fresh) {
-    fetch_first(a, a->k, a->k_head_stride, k_bytes, turn(k_bytes));
-    if (!a->v_in_k) fetch_first(a, a->v, a->v_head_stride, v_bytes, turn_of_values(v_bytes));
+    fetch_first(a, a->k, a->k_head_stride, k_bytes, turn(a->heads, k_bytes));
+    if (!a->v_in_k) fetch_first(a, a->v, a->v_head_stride, v_bytes, turn(a->heads, v_bytes));
   }
 #endif
   pass logits = NULL, values = NULL;
@@ -586,10 +702,10 @@ void ATTEND_DOT(const moi_attend *a) {
     const part p = part_of(a, key0);
     if (p.row_begin == p.row_end) continue;
     const int ragged = p.ragged || p.row_begin || p.row_end < a->m;
-    walk(a, &p, turn(k_bytes), a->k_head_stride, panels, n_panels, 1, logits);
+    walk(a, &p, turn(a->heads, k_bytes), a->k_head_stride, panels, n_panels, 1, logits);
     for (uint32_t i = 0; i < a->heads * n_panels; i++) soften_panel(a, &panels[i], &p, ragged);
     if (!ragged) {
-      walk(a, &p, turn_of_values(v_bytes), a->v_head_stride, panels, n_panels, !a->v_in_k, values);
+      walk(a, &p, turn(a->heads, v_bytes), a->v_head_stride, panels, n_panels, !a->v_in_k, values);
       continue;
     }
     /* rows see other keys: each over its own, for a weight of 0 cannot hide a value that is not finite */
