@@ -108,7 +108,7 @@ MOI_DEVICE unsigned moi_e4m3_nan(unsigned q) { return ((q & 0x7f7f7f7fu) + 0x010
 /* 8 bytes from any multiple of 8 or, if the streams are no vectors, from any byte on */
 MOI_DEVICE void moi_load2(const moi_streams *m, const uint8_t *p, unsigned *q) {
   if (m->vectors) {
-    const moi_u2 v = *(const moi_u2 *)(const void *)p;
+    const moi_u2 v = *(const moi_u2 *)moi_global(p);
     q[0] = v.x, q[1] = v.y;
     return;
   }

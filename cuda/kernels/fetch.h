@@ -32,7 +32,7 @@ MOI_DEVICE moi_u4 moi_any4(const uint8_t *p) {
 }
 /* the same where p is a multiple of 16 if the streams are vectors */
 MOI_DEVICE moi_u4 moi_load4(const moi_streams *m, const uint8_t *p) {
-  return m->vectors ? *(const moi_u4 *)(const void *)p : moi_any4(p);
+  return m->vectors ? *(const moi_u4 *)moi_global(p) : moi_any4(p);
 }
 MOI_DEVICE moi_u4 moi_shift4(moi_u4 q, unsigned right, unsigned mask) {
   q.x = (q.x >> right) & mask, q.y = (q.y >> right) & mask, q.z = (q.z >> right) & mask, q.w = (q.w >> right) & mask;
