@@ -45,7 +45,8 @@ typedef struct memory {
 static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
   const moi_attention_desc *d = &plan->attention;
   const moi_cu_attention_state *state = &((const moi_cu_plan *)plan->state)->attention;
-  size_t few = (size_t)few_tiles(d, state, d->max_rows, d->max_seqs) * state->few_tile * d->n_kv_heads * state->n_segments;
+  size_t few =
+      (size_t)few_tiles(d, state, d->max_rows, d->max_seqs) * state->few_tile * d->n_kv_heads * state->n_segments;
   size_t many = (size_t)many_tiles(d, state, d->max_rows, d->max_seqs) * state->many_tile * d->n_kv_heads;
   m->seqs = moi_take(c, (size_t)d->max_seqs + 1, sizeof *m->seqs);
   m->few = moi_take(c, few, (size_t)d->v_head_dim * 4);
@@ -71,7 +72,7 @@ typedef struct mma_shape {
 } mma_shape;
 
 static const mma_shape *mma_shape_of(const moi_attention_desc *d) {
-  static const mma_shape shapes[] = {{64, 64, 2}, {128, 128, 2}, {192, 128, 1}, {256, 256, 1}};
+  static const mma_shape shapes[] = {{64, 64, 2}, {128, 128, 1}, {192, 128, 1}, {256, 256, 1}};
   for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
     if (d->head_dim <= shapes[i].k && d->v_head_dim <= shapes[i].v) return &shapes[i];
   return NULL;
@@ -125,8 +126,7 @@ moi_status moi_cu_attention_plan(const char *fn, moi_plan *plan, const char *for
   moi_status status = moi_cu_choose(fn, plan, MOI_OP_ATTENTION, "attention", d->k_format, forced, found, &state->pick);
   if (status) return status;
   status = attend_get(fn, plan, state->pick.few, 0, &state->few, &state->few_tile, &state->few_shared);
-  if (!status)
-    status = attend_get(fn, plan, state->pick.many, 1, &state->many, &state->many_tile, &state->many_shared);
+  if (!status) status = attend_get(fn, plan, state->pick.many, 1, &state->many, &state->many_tile, &state->many_shared);
   uint32_t group = group_of(d);
   state->few_rows = group < state->few_tile ? state->few_tile / group : 1;
   state->segment = round_up(moi_cu_ceil_div(d->max_kv, MAX_SEGMENTS), SEGMENT);
@@ -209,7 +209,8 @@ static void attend(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_
       .n_segments = state->n_segments,
       .many_segment = chains(plan) ? state->segment : UINT32_MAX,
   };
-  args.q_vectors = (((uintptr_t)args.q | (uint64_t)a->q_stride * element | (uint64_t)a->q_head_stride * element) & 15) == 0;
+  args.q_vectors =
+      (((uintptr_t)args.q | (uint64_t)a->q_stride * element | (uint64_t)a->q_head_stride * element) & 15) == 0;
   uint32_t y_element = d->output_type == MOI_FORMAT_F32 ? 4 : 2;
   args.y_pairs = (((uintptr_t)args.y | (uint64_t)a->output_stride * y_element | (uint64_t)d->v_head_dim * y_element) &
                   (2 * y_element - 1)) == 0;

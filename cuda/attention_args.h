@@ -44,11 +44,11 @@ typedef struct moi_cu_attention_args {
   float *few, *few_sums;   /* [tile, segment, KV head, row of the tile, v_head_dim], and 2: maximum, sum */
   float *many, *many_sums; /* the same without segments; null: tiles of many rows end in y */
   uint32_t n_rows, n_seqs, q_stride, q_head_stride;
-  uint32_t y_stride, n_heads, n_kv_heads, reach; /* reach: keys that a sequence has at most */
+  uint32_t y_stride, n_heads, n_kv_heads, reach;       /* reach: keys that a sequence has at most */
   uint32_t input_type, output_type, q_vectors, causal; /* q_vectors: as moi_cu_kv's */
   uint32_t window, chunk, temperature_floor, few_rows; /* few_rows: rows of a sequence that count as few */
   float temperature, scale, softcap;
-  uint32_t few_tile, many_tile, y_pairs; /* y_pairs: rows of y begin at multiples of two elements */
+  uint32_t few_tile, many_tile, y_pairs;      /* y_pairs: rows of y begin at multiples of two elements */
   uint32_t segment, n_segments, many_segment; /* keys that are summed up by themselves */
 } moi_cu_attention_args;
 

@@ -7,8 +7,8 @@
 #include "cuda/device/copy.h"
 #include "cuda/device/mma.h"
 
-#define T 128u /* threads */
-#define N 64u  /* keys of a step */
+#define T 128u           /* threads */
+#define N 64u            /* keys of a step */
 #define LD(d) ((d) + 8u) /* numbers between rows: eight of them lie in different banks */
 #define LOG2E 1.44269504f
 #define LN2 0.693147181f
@@ -23,6 +23,11 @@ MOI_DEVICE float exp2_of(float x) {
   return y;
 #endif
 }
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define BODY(DK, DV, MT, many) (void)a;
+#else
+#define BODY(DK, DV, MT, many) attend_mma(a, DK, DV, MT, many);
 
 /* Eight floats that are bf16, to shared memory. */
 MOI_DEVICE void store_eight(uint16_t *to, const float *f) {
@@ -40,12 +45,15 @@ MOI_DEVICE void stage(const moi_cu_kv *kv, const uint8_t *const *rows, uint16_t 
   const unsigned eights = DIM / 8u;
   unsigned thread = moi_fresh(moi_thread());
   if (kv->vectors && kv->format == MOI_CU_BF16) {
-    MOI_UNROLL
-    for (unsigned i = 0; i < N * eights / T; i++) {
-      unsigned at = i * T + thread, r = at / eights, e = 8u * (at % eights);
-      const uint8_t *row = rows[r];
-      int there = row && e < kv->dim;
-      moi_copy16_async(to + r * LD(DIM) + e, there ? (const void *)(row + 2u * e) : safe, there ? 16 : 0);
+    MOI_ROLLED
+    for (unsigned i = 0; i < N * eights; i += 4u * T) {
+      MOI_UNROLL
+      for (unsigned c = 0; c < 4u; c++) {
+        unsigned at = i + c * T + thread, r = at / eights, e = 8u * (at % eights);
+        const uint8_t *row = rows[r];
+        int there = row && e < kv->dim;
+        moi_copy16_async(to + r * LD(DIM) + e, there ? (const void *)(row + 2u * e) : safe, there ? 16 : 0);
+      }
     }
     return;
   }
@@ -137,8 +145,8 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
 
   float acc[2 * 32 * 4], most[4], sum[4];
   unsigned first_segment = begin < end ? begin / segment_keys : 0u;
-  for (unsigned segment = first_segment; segment == first_segment || (begin < end && segment <= (end - 1u) / segment_keys);
-       segment++) {
+  for (unsigned segment = first_segment;
+       segment == first_segment || (begin < end && segment <= (end - 1u) / segment_keys); segment++) {
     unsigned from = 0, to = 0;
     if (begin < end) {
       from = moi_max_u(begin, segment * segment_keys);
@@ -166,12 +174,8 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
       moi_copy_wait(0);
       moi_sync(); /* keys are there; values have been read */
       if (thread == 0u) *odd = 0u;
-      const uint8_t *next_k = NULL, *next_v = NULL;
-      unsigned next = step + N + thread, page, token;
-      if (thread < N && next >= from && next < to && moi_place_of(&a->where, seq, next, &page, &token)) {
-        next_k = moi_kv_row(&a->k, kv_head, page, token);
-        next_v = moi_kv_row(&a->v, kv_head, page, token);
-      }
+      unsigned next = step + N + thread, page = 0, token = 0; /* the page is loaded now, its address is wanted later */
+      int there = thread < N && next >= from && next < to && moi_place_of(&a->where, seq, next, &page, &token);
       stage(&a->v, v_rows + table, values, DV, a->seqs);
       moi_copy_commit();
 
@@ -201,8 +205,8 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
         }
       }
       if (thread < N) {
-        k_rows[(table ^ N) + thread] = next_k;
-        v_rows[(table ^ N) + thread] = next_v;
+        k_rows[(table ^ N) + thread] = there ? moi_kv_row(&a->k, kv_head, page, token) : NULL;
+        v_rows[(table ^ N) + thread] = there ? moi_kv_row(&a->v, kv_head, page, token) : NULL;
       }
       moi_sync(); /* keys have been read */
       if (step + N < to) stage(&a->k, k_rows + (table ^ N), keys, DK, a->seqs);
@@ -215,17 +219,23 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
           unsigned r = row0 + 8u * h, low = moi_max_u(begins[r], from), high = moi_min_u(ends[r], to);
           float scale = scales[r];
           MOI_UNROLL
-          for (unsigned n = 0; n < 8u; n++) {
+          for (unsigned i = 0; i < 16u; i++) l[i / 2u * 4u + i % 2u] *= scale;
+          if (a->softcap != 0.0f) {
             MOI_UNROLL
-            for (unsigned c = 0; c < 2u; c++) {
-              float x = l[4u * n + c] * scale;
-              if (a->softcap != 0.0f) x = tanhf(x) * (a->softcap * LOG2E);
-              unsigned j = step + 8u * n + column0 + c;
-              if (!whole && (j < low || j >= high)) x = -MOI_INF;
-              l[4u * n + c] = x;
-              top = x > top ? x : top;
+            for (unsigned i = 0; i < 16u; i++) {
+              float *x = &l[i / 2u * 4u + i % 2u];
+              *x = tanhf(*x) * (a->softcap * LOG2E);
             }
           }
+          if (!whole) {
+            MOI_UNROLL
+            for (unsigned i = 0; i < 16u; i++) {
+              unsigned j = step + i / 2u * 8u + column0 + i % 2u;
+              if (j < low || j >= high) l[i / 2u * 4u + i % 2u] = -MOI_INF;
+            }
+          }
+          MOI_UNROLL
+          for (unsigned i = 0; i < 16u; i++) top = l[i / 2u * 4u + i % 2u] > top ? l[i / 2u * 4u + i % 2u] : top;
           MOI_UNROLL
           for (unsigned mask = 1u; mask < 4u; mask *= 2u) {
             float other = moi_xor_f32(top, mask);
@@ -255,6 +265,7 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
 
       if (!whole) { /* what a row does not see, or weighs 0, must not reach it as NaN */
         int met = 0;
+        MOI_ROLLED
         for (unsigned i = thread; i < N * DV / 2u; i += T)
           met |= odd_word(*(const unsigned *)(const void *)(values + i / (DV / 2u) * LD(DV) + 2u * (i % (DV / 2u))));
         if (met) *odd = 1u;
@@ -294,6 +305,7 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
             }
           }
           moi_sync();
+          MOI_ROLLED
           for (unsigned i = thread; i < N * DV / 2u; i += T) {
             unsigned *w = (unsigned *)(void *)(values + i / (DV / 2u) * LD(DV) + 2u * (i % (DV / 2u)));
             if ((*w & 0x7f80u) == 0x7f80u) *w &= 0xffff0000u;
@@ -329,7 +341,30 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
       sum[h] += moi_xor_f32(sum[h], 2u);
       most[h] = most[h] == -MOI_INF ? most[h] : most[h] * LN2;
     }
-    if (!to_acc) break; /* one segment, which ends here */
+    if (!to_acc) { /* one segment, and the row's end */
+      MOI_UNROLL
+      for (unsigned h = 0; h < 2u * MT; h++) {
+        unsigned r = first + row0 + 8u * h;
+        if (r >= rows) continue;
+        unsigned head = kv_head * group + r % group;
+        uint64_t row = s->row + r / group, y = moi_y_at(a, row, head);
+        float factor = moi_row_end(a, row, head, most[h], sum[h]);
+        MOI_UNROLL
+        for (unsigned n = 0; n < DV / 8u; n++) {
+          unsigned e = 8u * n + column0;
+          if (e >= dv) continue;
+          const float *x = &acc[((h / 2u) * (DV / 8u) + n) * 4u + 2u * (h % 2u)];
+          float x0 = sum[h] == 0.0f ? 0.0f : x[0] * factor, x1 = sum[h] == 0.0f ? 0.0f : x[1] * factor;
+          if (a->y_pairs && a->output_type == MOI_CU_BF16) {
+            *(unsigned *)(void *)((uint16_t *)a->y + y + e) = moi_bf16x2(x0, x1);
+          } else {
+            moi_store(a->output_type, a->y, y + e, x0);
+            moi_store(a->output_type, a->y, y + e + 1u, x1);
+          }
+        }
+      }
+      return;
+    }
 
     /* a segment that is not the first goes to the others; a thread reads what it has written itself */
     unsigned row_now = moi_fresh(row0);
@@ -366,40 +401,16 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
     }
     moi_sync(); /* the tables of rows have been read */
   }
-  if (to_acc) return;
-
-  MOI_UNROLL
-  for (unsigned h = 0; h < 2u * MT; h++) {
-    unsigned r = first + row0 + 8u * h;
-    if (r >= rows) continue;
-    unsigned head = kv_head * group + r % group;
-    uint64_t row = s->row + r / group, y = moi_y_at(a, row, head);
-    float factor = moi_row_end(a, row, head, most[h], sum[h]);
-    MOI_UNROLL
-    for (unsigned n = 0; n < DV / 8u; n++) {
-      unsigned e = 8u * n + column0;
-      if (e >= dv) continue;
-      const float *x = &acc[((h / 2u) * (DV / 8u) + n) * 4u + 2u * (h % 2u)];
-      float x0 = sum[h] == 0.0f ? 0.0f : x[0] * factor, x1 = sum[h] == 0.0f ? 0.0f : x[1] * factor;
-      if (a->y_pairs && a->output_type == MOI_CU_BF16) {
-        *(unsigned *)(void *)((uint16_t *)a->y + y + e) = moi_bf16x2(x0, x1);
-      } else {
-        moi_store(a->output_type, a->y, y + e, x0);
-        moi_store(a->output_type, a->y, y + e + 1u, x1);
-      }
-    }
-  }
 }
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-#define BODY(DK, DV, MT, many) attend_mma(a, DK, DV, MT, many);
-#else
-#define BODY(DK, DV, MT, many) (void)a;
 #endif
+
 #define KERNELS(DK, DV, MT)                                                                                            \
-  MOI_KERNEL(attend_mma_##DK##_##DV, 128, moi_cu_attention_args) { BODY(DK, DV, 1, 0) }                                \
-  MOI_KERNEL(attend_mma_many_##DK##_##DV, 128, moi_cu_attention_args) { BODY(DK, DV, MT, 1) }
+  MOI_KERNEL(attend_mma_##DK##_##DV, 128, moi_cu_attention_args){BODY(DK, DV, 1, 0)} MOI_KERNEL(                       \
+      attend_mma_many_##DK##_##DV, 128, moi_cu_attention_args) {                                                       \
+    BODY(DK, DV, MT, 1)                                                                                                \
+  }
 KERNELS(64, 64, 2)
-KERNELS(128, 128, 2)
+KERNELS(128, 128, 1)
 KERNELS(192, 128, 1)
 KERNELS(256, 256, 1)

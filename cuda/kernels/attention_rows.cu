@@ -55,8 +55,8 @@ MOI_KERNEL(attention_prepare, 256, moi_cu_attention_args) {
   }
 }
 
-/* ---- finish: a row's segments joined, sinks, the division, the output's type. A block takes a tile, a warp some of its
- * rows; what tiles of many rows have ended themselves is not here. Rows of no sequence get 0. */
+/* ---- finish: a row's segments joined, sinks, the division, the output's type. A block takes a tile, a warp some of
+ * its rows; what tiles of many rows have ended themselves is not here. Rows of no sequence get 0. */
 
 MOI_KERNEL(attention_finish, 128, moi_cu_attention_args) {
   unsigned lane = moi_lane(), kv_head = moi_block_y(), dv = a->v.dim, group = a->n_heads / a->n_kv_heads;
@@ -104,7 +104,8 @@ MOI_KERNEL(attention_finish, 128, moi_cu_attention_args) {
     uint64_t row = i < before ? i : behind + (i - before);
     for (unsigned h = 0; h < group; h++) {
       unsigned head = kv_head * group + h;
-      for (unsigned e = moi_thread(); e < dv; e += 128u) moi_store(a->output_type, a->y, moi_y_at(a, row, head) + e, 0.0f);
+      for (unsigned e = moi_thread(); e < dv; e += 128u)
+        moi_store(a->output_type, a->y, moi_y_at(a, row, head) + e, 0.0f);
       if (a->lse && moi_thread() == 0u) a->lse[row * a->n_heads + head] = -MOI_INF;
     }
   }

@@ -1,5 +1,5 @@
-/* Attention by tiles in fp32: keys and values meet queries and weights in shared memory, for any head, any type. Scores:
- * a thread has a key and half of the rows. Values: a thread has every 128th dimension of all rows in registers. */
+/* Attention by tiles in fp32: keys and values meet queries and weights in shared memory, for any head, any type.
+ * Scores: a thread has a key and half of the rows. Values: a thread has every 128th dimension of all rows in registers. */
 #include "cuda/kernels/attention_load.h"
 
 #define T 128u  /* threads */
@@ -15,8 +15,8 @@
  * through one. */
 MOI_DEVICE void attend_tile(const moi_cu_attention_args *a, const unsigned R, const unsigned DV, const int many) {
   MOI_SHARED(float, tile, TILE);
-  MOI_SHARED(float, queries, MAX_R * CK);
-  MOI_SHARED(float, weights, N * LDP);
+  MOI_SHARED(float, queries, (MAX_R * CK));
+  MOI_SHARED(float, weights, (N * LDP));
   MOI_SHARED(const uint8_t *, k_rows, N);
   MOI_SHARED(const uint8_t *, v_rows, N);
   MOI_SHARED(float, scales, MAX_R);
@@ -27,8 +27,8 @@ MOI_DEVICE void attend_tile(const moi_cu_attention_args *a, const unsigned R, co
   MOI_SHARED(unsigned, begins, MAX_R);
   MOI_SHARED(unsigned, ends, MAX_R);
   MOI_SHARED(unsigned, odd, 2);
-  const unsigned RT = R / 2u;            /* rows of a thread's scores: two threads have a key */
-  const unsigned VK = TILE / (T * DV);   /* keys whose values are there at once */
+  const unsigned RT = R / 2u;          /* rows of a thread's scores: two threads have a key */
+  const unsigned VK = TILE / (T * DV); /* keys whose values are there at once */
   unsigned thread = moi_thread(), item = moi_block_x(), n_seqs = a->n_seqs;
   unsigned n_items = many ? a->seqs[n_seqs].many : a->seqs[n_seqs].few;
   if (item >= n_items) return;
