@@ -18,7 +18,7 @@ enum {
   SEGMENT = 512,     /* keys, at least */
   SHORT = 256,       /* of flash-tile: a sequence of few KV heads is to keep many workgroups busy */
   GROUP = 64,        /* keys that a subgroup weighs at once */
-  STEP = 256,        /* keys whose weights lie in shared memory, at most */
+  STEP = 512,        /* keys whose weights lie in shared memory, at most */
   ZEROS = 4096,      /* bytes, a row of the cache at most */
   SEQ_BYTES = 32,    /* attention.glsl: SEQ_WORDS */
   FINISH_HEADS = 8,  /* attention_finish.comp: HEADS */

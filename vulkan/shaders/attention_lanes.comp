@@ -423,8 +423,7 @@ void main() {
           shrink_all(g);
           for (uint t = 0u; t < KT; t++) {
             uvec2 at = shared_v[g * GROUP + t * SG + lane];
-            [[dont_unroll]] for (uint r = 0u; r < R; r++) turn[r] = shared_p[r * STEP + g * GROUP + t * SG + lane];
-            [[unroll]] for (uint r = 0u; r < R; r++) weight[r] = turn[r];
+            [[unroll]] for (uint r = 0u; r < R; r++) weight[r] = shared_p[r * STEP + g * GROUP + t * SG + lane];
             if (SG <= VK) { /* lanes known by number are a shuffle that costs nothing */
               add_keys(at, 0u, c, dv);
             } else {
