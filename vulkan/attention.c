@@ -16,8 +16,9 @@
 enum {
   MAX_SEGMENTS = 32, /* attention_finish.comp */
   SEGMENT = 512,     /* keys, at least */
+  SHORT = 256,       /* of flash-tile: a sequence of few KV heads is to keep many workgroups busy */
   GROUP = 64,        /* keys that a subgroup weighs at once */
-  STEP = 256,        /* keys whose weights lie in shared memory, at most */
+  STEP = 512,        /* keys whose weights lie in shared memory, at most */
   ZEROS = 4096,      /* bytes, a row of the cache at most */
   SEQ_BYTES = 32,    /* attention.glsl: SEQ_WORDS */
   FINISH_HEADS = 8,  /* attention_finish.comp: HEADS */
@@ -50,6 +51,8 @@ typedef struct arguments {
 typedef struct memory {
   size_t args, zeros, seqs, few_calls, many_calls, few, few_sums, many, many_sums, now, now_sums;
 } memory;
+
+#define ALIGNMENTS MOI_VK_CACHE_ALIGNMENTS
 
 static uint32_t min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 static uint32_t round_up(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
@@ -122,49 +125,83 @@ void moi_vk_attention_count(const moi_plan *plan, moi_carve *c) {
   carve(plan, c, &m);
 }
 
-/* Keys of a lane, and groups of a step: attention_lanes.comp's KT and GROUPS. */
-static void lanes_shape(const moi_vulkan *v, uint32_t tile, uint32_t *keys, uint32_t *groups) {
+/* llvmpipe ends all loops of an invocation after 65535 turns. */
+enum { TURNS = 50000 };
+
+/* Keys of a lane, and groups of a step: attention_lanes.comp's KT and GROUPS; returns the turns of loops in a step. */
+static uint32_t lanes_shape(const moi_vulkan *v, const moi_attention_desc *d, uint32_t tile, uint32_t *keys,
+                            uint32_t *groups) {
   uint32_t subgroup = v->traits.subgroup, step = STEP;
   *keys = subgroup >= GROUP ? 1 : subgroup >= GROUP / 8 ? GROUP / subgroup : 8;
-  while (step > subgroup * *keys && tile * step * 4 + step * 8 + 1024 > v->traits.shared_memory) step /= 2;
+  uint32_t k_chunk = subgroup <= 8 ? 8 : subgroup <= 32 ? subgroup : 32, v_chunk = 8 * subgroup;
+  uint32_t k_turns = (d->head_dim + k_chunk - 1) / k_chunk * (tile + 1 + k_chunk * *keys) + tile * *keys;
+  uint32_t v_turns = (d->v_head_dim + v_chunk - 1) / v_chunk * (*keys * (tile + 1 + 8 * subgroup) + 20 * tile + 8);
+  uint32_t turns = k_turns + v_turns + *keys * 66 + 8; /* of a group; 64 lines of a row of values are touched */
+  while (step > subgroup * *keys && (tile * step * 4 + step * 8 + 1024 > v->traits.shared_memory ||
+                                     (v->traits.is_cpu && step / (subgroup * *keys) * turns > TURNS)))
+    step /= 2;
   *groups = step < subgroup * *keys ? 1 : step / (subgroup * *keys);
+  return *groups * turns;
+}
+
+/* Words of a row's elements; q8_0's scales not counted. */
+static uint32_t words_of(moi_format format, uint32_t n) {
+  uint32_t each = format == MOI_FORMAT_F32 ? 1 : format == MOI_FORMAT_FP8 || format == MOI_FORMAT_Q8_0 ? 4 : 2;
+  return (n + each - 1) / each;
+}
+
+/* attention_tile.comp's K_WORDS: a whole key, up to 128 dimensions, if shared memory has room for it. */
+static uint32_t tile_key_words(const moi_vulkan *v, const moi_attention_desc *d, uint32_t tile) {
+  uint32_t words = words_of(d->k_format, 128), each = 128 / words, rows = round_up(tile, 4);
+  if (words > 64) words = 64;
+  while (words > 16 && words / 2 * each >= d->head_dim) words /= 2;
+  while (words > 16 && 64 * 4 * (words * 34 / 32 + 3) + rows * 4 * (words * each + 64) + 2560 > v->traits.shared_memory)
+    words /= 2;
+  return words;
 }
 
 static int is_lanes(const moi_vk_kernel *row) { return !strcmp(row->shader, "attention_lanes"); }
 
-/* Keys of a pass. llvmpipe ends all loops of an invocation after 65535 turns; others are only to end before a watchdog
- * barks. */
+/* Keys of a pass: software devices bound the turns, others are to end before a watchdog barks. */
 static uint32_t pass_keys(const moi_vulkan *v, const moi_attention_desc *d, const moi_vk_kernel *row) {
-  uint32_t keys, groups, subgroup = v->traits.subgroup, tile = row->m_tile, step = STEP, turns;
+  uint32_t keys, groups, step, turns;
   if (is_lanes(row)) {
-    lanes_shape(v, tile, &keys, &groups);
-    step = subgroup * keys * groups;
-    uint32_t k_chunk = subgroup <= 8 ? 8 : subgroup <= 32 ? subgroup : 32, v_chunk = 8 * subgroup;
-    uint32_t k_turns = (d->head_dim + k_chunk - 1) / k_chunk * (tile + 1 + k_chunk * keys) + tile * keys;
-    uint32_t v_turns = (d->v_head_dim + v_chunk - 1) / v_chunk * (keys * (tile + 1 + 8 * subgroup) + 20 * tile + 8);
-    turns = (k_turns + v_turns + keys * 66 + 8) * groups; /* 64 lines of a row of values are touched */
-  } else {
-    turns = step / 64 * ((d->head_dim + 31) / 32 * 32 + 120); /* attention_tile.comp: N, CK */
+    turns = lanes_shape(v, d, row->m_tile, &keys, &groups);
+    step = v->traits.subgroup * keys * groups;
+  } else { /* attention_tile.comp: a word of 16, 32 or 64 in a loop, and what goes by threads */
+    turns = 4 * ((words_of(d->k_format, d->head_dim) + 63) / 64 * 224 + 320);
+    step = 256;
   }
   if (!v->traits.is_cpu) return round_up(16384, step);
-  return 50000 / turns > 1 ? 50000 / turns * step : step;
+  return TURNS / turns > 1 ? TURNS / turns * step : step;
 }
 
 /* The pipelines for tiles of `tile` rows. */
 static moi_status attend_get(const char *fn, const moi_plan *plan, const moi_vk_kernel *row, uint32_t tile, int many,
-                             VkPipeline out[2]) {
+                             VkPipeline out[ALIGNMENTS]) {
   const moi_attention_desc *d = &plan->attention;
   const moi_vulkan *v = plan->context->state;
   const moi_vk_attention_state *state = &((const moi_vk_plan *)plan->state)->attention;
   if (!is_lanes(row)) {
-    uint32_t constants[] = {
-        tile, (d->v_head_dim + 127) / 128, (uint32_t)d->k_format, (uint32_t)d->v_format, d->softcap > 0, many != 0};
-    moi_status status = moi_vk_row_want(fn, plan, row, constants, 6, &out[0]);
-    return status ? status : moi_vk_row_want(fn, plan, row, constants, 6, &out[1]);
+    uint32_t units = words_of(d->v_format, d->v_head_dim), phases = units > 64 ? 1 : units > 32 ? 2 : 4;
+    moi_status status = MOI_OK;
+    for (uint32_t aligned = 0; !status && aligned < ALIGNMENTS; aligned++) {
+      uint32_t constants[] = {tile,
+                              phases > 1 ? 1 : (units + 127) / 128,
+                              phases,
+                              tile_key_words(v, d, tile),
+                              (uint32_t)d->k_format,
+                              (uint32_t)d->v_format,
+                              aligned,
+                              d->softcap > 0,
+                              many != 0};
+      status = moi_vk_row_want(fn, plan, row, constants, sizeof constants / sizeof *constants, &out[aligned]);
+    }
+    return status;
   }
   uint32_t subgroup = v->traits.subgroup, keys, groups;
-  lanes_shape(v, tile, &keys, &groups);
-  for (uint32_t words = 0; words < 2; words++) {
+  lanes_shape(v, d, tile, &keys, &groups);
+  for (uint32_t aligned = 0; aligned < ALIGNMENTS; aligned++) { /* to words, or to more, which is no matter here */
     uint32_t constants[] = {subgroup,
                             subgroup,
                             tile,
@@ -172,12 +209,12 @@ static moi_status attend_get(const char *fn, const moi_plan *plan, const moi_vk_
                             groups,
                             (uint32_t)d->k_format,
                             (uint32_t)d->v_format,
-                            words,
+                            aligned > 0,
                             d->softcap > 0,
                             many != 0,
                             many && state->n_segments > 1,
                             v->traits.is_cpu};
-    moi_status status = moi_vk_row_want(fn, plan, row, constants, sizeof constants / sizeof *constants, &out[words]);
+    moi_status status = moi_vk_row_want(fn, plan, row, constants, sizeof constants / sizeof *constants, &out[aligned]);
     if (status) return status;
   }
   return MOI_OK;
@@ -194,7 +231,8 @@ moi_status moi_vk_attention_plan(const char *fn, moi_plan *plan, const char *for
   state->few_rows = group < state->few_tile ? state->few_tile / group : 1;
   state->many_tile = state->pick.many->m_tile;
   state->pass_keys = min_u32(pass_keys(v, d, state->pick.few), pass_keys(v, d, state->pick.many));
-  state->segment = round_up((d->max_kv + MAX_SEGMENTS - 1) / MAX_SEGMENTS, SEGMENT);
+  uint32_t least = is_lanes(state->pick.few) ? SEGMENT : SHORT;
+  state->segment = round_up((d->max_kv + MAX_SEGMENTS - 1) / MAX_SEGMENTS, least);
   state->n_segments = (d->max_kv + state->segment - 1) / state->segment;
   uint32_t append[3] = {0, (uint32_t)d->input_type, 0}, output = (uint32_t)d->output_type;
   uint32_t finish[3] = {v->traits.subgroup, output, 0};
@@ -215,9 +253,9 @@ moi_status moi_vk_attention_plan(const char *fn, moi_plan *plan, const char *for
 
 /* ---- attention */
 
-/* Whether all rows of the cache's k or v begin at words; q8_0 is read by halves. */
-static int at_words(moi_format format, uint64_t address, uint64_t token, uint64_t head, uint64_t page) {
-  return format == MOI_FORMAT_Q8_0 || (address | token | head | page) % 4 == 0;
+/* Whether all rows of the cache's k or v begin at a multiple of bytes; q8_0 is read by halves. */
+static int begin_at(uint32_t bytes, moi_format format, uint64_t address, uint64_t token, uint64_t head, uint64_t page) {
+  return format == MOI_FORMAT_Q8_0 || (address | token | head | page) % bytes == 0;
 }
 
 static void dispatch_pass(const moi_vk_record *r, VkPipeline pipeline, uint64_t args, calls c, uint32_t pass,
@@ -307,8 +345,12 @@ static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record
       .many_chunk = many.chunk,
       .many_chunks = many.chunks,
   };
-  int words = at_words(d->k_format, args.k, args.k_token, args.k_head, args.k_page) &&
-              at_words(d->v_format, args.v, args.v_token, args.v_head, args.v_page);
+  moi_format_sizes k_row;
+  moi_format_size(d->k_format, 1, d->head_dim, &k_row);
+  int aligned = begin_at(4, d->k_format, args.k, args.k_token, args.k_head, args.k_page) &&
+                begin_at(4, d->v_format, args.v, args.v_token, args.v_head, args.v_page);
+  if (aligned && k_row.data % 16 == 0 && begin_at(16, d->k_format, args.k, args.k_token, args.k_head, args.k_page))
+    aligned = 2;
   struct {
     uint64_t args;
     uint32_t first_row, none;
@@ -317,8 +359,8 @@ static void attend(const moi_plan *plan, const moi_run *run, const moi_vk_record
   moi_vk_dispatch(r, state->prepare, &push.args, sizeof push.args, 1, 1, 1);
   moi_vk_barrier(r);
   for (uint32_t pass = 0; a->n_seqs && (pass < few.passes || pass < many.passes); pass++) {
-    dispatch_pass(r, state->few[words], push.args, few, pass, m.few_calls);
-    dispatch_pass(r, state->many[words], push.args, many, pass, m.many_calls);
+    dispatch_pass(r, state->few[aligned], push.args, few, pass, m.few_calls);
+    dispatch_pass(r, state->many[aligned], push.args, many, pass, m.many_calls);
     moi_vk_barrier(r);
   }
   int pairs = (args.y | (uint64_t)a->output_stride * 2 | (uint64_t)d->v_head_dim * 2) % 4 == 0;

@@ -183,9 +183,13 @@ typedef struct moi_vk_ffn_state {
   moi_vk_gemm_state up, down;
 } moi_vk_ffn_state;
 
+/* Rows of the cache begin anywhere; at words; and keys at 16 bytes, and are multiples of them. */
+#define MOI_VK_CACHE_ALIGNMENTS 3
+
 typedef struct moi_vk_attention_state {
   moi_vk_pick pick;
-  VkPipeline prepare, merge, few[2], many[2], finish[2], append_k[2], append_v[2]; /* [rows begin anywhere, at words] */
+  VkPipeline prepare, merge, few[MOI_VK_CACHE_ALIGNMENTS], many[MOI_VK_CACHE_ALIGNMENTS];
+  VkPipeline finish[2], append_k[2], append_v[2]; /* [rows begin anywhere, at words] */
   uint32_t few_rows, few_tile, many_tile; /* rows of a sequence that count as few; query rows of a workgroup */
   uint32_t segment, n_segments;           /* keys that are summed up by themselves */
   uint32_t pass_keys;                     /* keys of a dispatch */

@@ -39,6 +39,11 @@ shared float shared_f[RV * SG * GROUPS]; /* what a group shrinks the sums before
  * few in the text, in loops that are not unrolled, and come and go through an array of any index. The loops over arrays
  * that arithmetic uses must be unrolled wholly (NIR does so for 32 turns at most), else they are memory too. */
 
+/* Two f16 of a word. Software devices convert them by an instruction, which knows subnormals; others may flush them. */
+vec2 halves(uint w) {
+  return IN_STEP != 0u ? unpackHalf2x16(w) : vec2(moi_f16_value(w & 65535u), moi_f16_value(w >> 16));
+}
+
 /* ---- keys: CK dimensions at a time */
 
 const uint CK = SG <= 8u ? 8u : SG <= 32u ? SG : 32u;
@@ -91,8 +96,9 @@ void key_chunk(uvec2 row, uint c, uint n) {
       } else if (K_FORMAT == KV_FP8) {
         [[unroll]] for (uint j = 0u; j < 4u; j++) x[4u * i + j] = moi_e4m3_value((w >> (8u * j)) & 255u);
       } else if (K_FORMAT == MOI_F16) {
-        x[2u * i] = moi_f16_value(w & 65535u);
-        x[2u * i + 1u] = moi_f16_value(w >> 16);
+        vec2 both = halves(w);
+        x[2u * i] = both.x;
+        x[2u * i + 1u] = both.y;
       } else {
         x[2u * i] = uintBitsToFloat(w << 16);
         x[2u * i + 1u] = uintBitsToFloat(w & 0xffff0000u);
@@ -147,8 +153,9 @@ void value_chunk(uvec2 row, uint c, uint n) {
       } else if (V_FORMAT == KV_FP8) {
         [[unroll]] for (uint j = 0u; j < 4u; j++) value[4u * i + j] = moi_e4m3_value((w >> (8u * j)) & 255u);
       } else if (V_FORMAT == MOI_F16) {
-        value[2u * i] = moi_f16_value(w & 65535u);
-        value[2u * i + 1u] = moi_f16_value(w >> 16);
+        vec2 both = halves(w);
+        value[2u * i] = both.x;
+        value[2u * i + 1u] = both.y;
       } else {
         value[2u * i] = uintBitsToFloat(w << 16);
         value[2u * i + 1u] = uintBitsToFloat(w & 0xffff0000u);
@@ -416,8 +423,7 @@ void main() {
           shrink_all(g);
           for (uint t = 0u; t < KT; t++) {
             uvec2 at = shared_v[g * GROUP + t * SG + lane];
-            [[dont_unroll]] for (uint r = 0u; r < R; r++) turn[r] = shared_p[r * STEP + g * GROUP + t * SG + lane];
-            [[unroll]] for (uint r = 0u; r < R; r++) weight[r] = turn[r];
+            [[unroll]] for (uint r = 0u; r < R; r++) weight[r] = shared_p[r * STEP + g * GROUP + t * SG + lane];
             if (SG <= VK) { /* lanes known by number are a shuffle that costs nothing */
               add_keys(at, 0u, c, dv);
             } else {

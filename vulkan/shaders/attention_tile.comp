@@ -1,53 +1,166 @@
 /* Attention by tiles: a workgroup takes a tile of query rows (rows x heads of one KV head), so that keys and values are
- * read once for all of them. Scores: keys and queries meet in shared memory, CK dimensions at a time. Values: a thread
- * has DV dimensions of all rows in registers. Nothing depends on the size of a subgroup. */
+ * read once for all of them. Scores: keys lie in shared memory as they do in the cache, a thread has a key and some of
+ * the rows. Values: a thread has words of a row, and all rows' sums of their elements in registers; where a row has
+ * fewer words than there are threads, PHASES threads share a word and have every PHASES-th key. Many loads are under
+ * way at once: a decode waits for nothing else. Nothing depends on the size of a subgroup. */
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 #include "attention.glsl"
 
 layout(local_size_x = 128) in;
-layout(constant_id = 0) const uint R = 16u; /* rows of a tile, 1 to 16 */
-layout(constant_id = 1) const uint DV = 1u; /* v_head_dim / 128, rounded up */
-layout(constant_id = 2) const uint K_FORMAT = MOI_F16;
-layout(constant_id = 3) const uint V_FORMAT = MOI_F16;
-layout(constant_id = 4) const uint SOFTCAP = 0u;
-layout(constant_id = 5) const uint MANY = 0u; /* as attention_lanes.comp's */
+layout(constant_id = 0) const uint R = 16u;      /* rows of a tile, 1 to 16 */
+layout(constant_id = 1) const uint SLOTS = 1u;   /* words of values of a thread */
+layout(constant_id = 2) const uint PHASES = 2u;  /* 1 if SLOTS is not */
+layout(constant_id = 3) const uint K_WORDS = 64u; /* of a key in shared memory: a multiple of 16 */
+layout(constant_id = 4) const uint K_FORMAT = MOI_F16;
+layout(constant_id = 5) const uint V_FORMAT = MOI_F16;
+/* rows of the cache begin anywhere; at words (q8_0: at halves); and keys at 16 bytes, and are multiples of them */
+layout(constant_id = 6) const uint ALIGNED = 1u;
+layout(constant_id = 7) const uint SOFTCAP = 0u;
+layout(constant_id = 8) const uint MANY = 0u; /* as attention_lanes.comp's */
 
 layout(push_constant) uniform Push {
   uvec2 args;
   uint first_item, pass;
 };
+layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer Quads { uvec4 v[]; };
 
 const uint T = 128u;
 const uint N = 64u;                        /* keys of a step */
-const uint CK = 32u;                       /* dimensions of keys at once */
 const uint R4 = (R + 3u) / 4u;             /* vectors of four rows */
 const uint RT = R > 8u ? 8u : R > 4u ? 4u : R > 2u ? 2u : 1u; /* rows of a thread's scores: two threads have a key */
 const uint PARTS = T / 16u;                /* threads that sum up a row */
 
-shared float shared_k[N * (CK + 1u)];      /* the last column keeps rows in different banks */
-shared float shared_q[16u * CK];           /* and what threads have found of a row */
-shared vec4 shared_p[N * R4];              /* logits, then weights */
+/* keys: CK dimensions at once, KE of a word; KW words, the last one for what does not begin at a word */
+const uint KE = K_FORMAT == MOI_F32 ? 1u : K_FORMAT == KV_FP8 || K_FORMAT == KV_Q8_0 ? 4u : 2u;
+const uint CK = K_WORDS * KE;
+const uint KW = K_FORMAT == KV_Q8_0 ? CK * 34u / 128u + 2u : ALIGNED == 0u ? K_WORDS + 1u : K_WORDS;
+const uint KS = KW | 1u; /* rows begin in different banks */
+const uint KN = 8u;      /* loads of a thread under way */
+
+/* values */
+const uint VE = V_FORMAT == MOI_F32 ? 1u : V_FORMAT == KV_FP8 || V_FORMAT == KV_Q8_0 ? 4u : 2u;
+const uint VN = V_FORMAT == KV_Q8_0 ? 8u : 16u; /* keys under way */
+const uint UNITS = T / PHASES;
+/* rows whose phases are summed up at once, in the keys' memory */
+const uint RB = N * KS / (T * VE) > R ? R : N * KS / (T * VE);
+
+shared uint shared_k[N * KS];
+shared vec4 shared_q[CK * R4]; /* four rows of a dimension */
+shared vec4 shared_p[N * R4];  /* logits, then weights */
+shared float shared_part[T];   /* what threads have found of a row */
 shared uvec2 shared_k_row[N], shared_v_row[N];
 shared uvec2 shared_q_row[16];
 shared float shared_scale[16], shared_most[16], shared_sum[16], shared_keep[16], shared_add[16];
 shared uint shared_begin[16], shared_end[16];
 
-/* Element e of a row of the cache. */
+/* Elements of a word. */
+float element_of(uint format, uint word, uint i) {
+  if (format == MOI_F32) return uintBitsToFloat(word);
+  if (format == KV_FP8) return moi_e4m3_value((word >> (8u * i)) & 255u);
+  uint h = (word >> (16u * i)) & 65535u;
+  return format == MOI_F16 ? moi_f16_value(h) : moi_bf16_value(h);
+}
+
+/* Element e of a row of the cache that begins anywhere. */
 float element(uint format, uvec2 row, uint e) {
-  if (format == MOI_F32) return Floats(row).v[e];
   Stream s = moi_stream(row);
+  if (format == MOI_F32) return uintBitsToFloat(moi_u32(s, 4u * e));
   if (format == KV_FP8) return moi_e4m3_value(moi_u8(s, e));
-  if (format == KV_Q8_0) {
-    uint block = 34u * (e / 32u);
-    return moi_f16_value(moi_u16(s, block)) * float(int(moi_u8(s, block + 2u + e % 32u) << 24) >> 24);
-  }
   uint h = moi_u16(s, 2u * e);
   return format == MOI_F16 ? moi_f16_value(h) : moi_bf16_value(h);
 }
 
-float acc[R * DV];
+/* Dimensions c, c + 1, ... of the step's keys to shared memory. */
+void fetch_keys(uint c, uint dk) {
+  uint thread = gl_LocalInvocationID.x;
+  if (ALIGNED == 2u && K_FORMAT != KV_Q8_0) {
+    const uint QUADS = K_WORDS / 4u, TURNS = N * QUADS / T, TOGETHER = TURNS > KN ? KN : TURNS;
+    uint first = c / KE / 4u, last = dk / KE / 4u - 1u;
+    [[dont_unroll]] for (uint turn = 0u; turn < TURNS; turn += TOGETHER) {
+      uvec4 w[TOGETHER];
+      [[unroll]] for (uint n = 0u; n < TOGETHER; n++) {
+        uint i = (turn + n) * T + thread;
+        w[n] = Quads(shared_k_row[i / QUADS]).v[min(first + i % QUADS, last)];
+      }
+      [[unroll]] for (uint n = 0u; n < TOGETHER; n++) {
+        uint i = (turn + n) * T + thread, at = i / QUADS * KS + 4u * (i % QUADS);
+        [[unroll]] for (uint k = 0u; k < 4u; k++) shared_k[at + k] = w[n][k];
+      }
+    }
+  } else {
+    uint from = K_FORMAT == KV_Q8_0 ? c / 32u * 34u : c * 4u / KE;
+    uint bytes = K_FORMAT == KV_Q8_0 ? dk / 32u * 34u : dk * 4u / KE;
+    [[dont_unroll]] for (uint turn = 0u; turn < N * KW; turn += KN * T) {
+      uint w[KN];
+      [[unroll]] for (uint n = 0u; n < KN; n++) {
+        uint i = min(turn + n * T + thread, N * KW - 1u);
+        Stream s = moi_stream(shared_k_row[i / KW]);
+        w[n] = Words(s.words).v[min(((s.at + from) >> 2) + i % KW, (s.at + bytes - 1u) >> 2)];
+      }
+      [[unroll]] for (uint n = 0u; n < KN; n++) {
+        uint i = min(turn + n * T + thread, N * KW - 1u);
+        shared_k[i / KW * KS + i % KW] = w[n];
+      }
+    }
+  }
+}
+
+/* Word i of key k's CK dimensions, scale: of q8_0's. */
+uint key_word(uint k, uint at, uint i, out float scale) {
+  uint base = k * KS;
+  scale = 1.0;
+  if (K_FORMAT == KV_Q8_0) {
+    uint block = at + i / 8u * 34u, byte = block + 2u + i % 8u * 4u;
+    scale = moi_f16_value((shared_k[base + (block >> 2)] >> (8u * (block & 2u))) & 65535u);
+    uint low = shared_k[base + (byte >> 2)], high = shared_k[base + ((byte + 2u) >> 2)];
+    return (byte & 2u) != 0u ? (low >> 16) | (high << 16) : low;
+  }
+  if (ALIGNED != 0u) return shared_k[base + i];
+  uint low = shared_k[base + i], high = shared_k[base + i + 1u];
+  return at == 0u ? low : (low >> (8u * at)) | (high << (32u - 8u * at));
+}
+
+float acc[R * SLOTS * VE];
+
+/* acc += values of keys k0, k0 + PHASES, ... under their weights */
+void add_values(uint slot, uint unit, uint k0, uint dv) {
+  uint first = slot * UNITS + unit, at = min(first, (dv - 1u) / VE);
+  bool words = ALIGNED != 0u || V_FORMAT == KV_Q8_0 || V_FORMAT == MOI_F32;
+  uint w[VN], d[VN], more[VN];
+  [[unroll]] for (uint n = 0u; n < VN; n++) {
+    uvec2 row = shared_v_row[k0 + n * PHASES];
+    if (V_FORMAT == KV_Q8_0) {
+      uvec2 base = uvec2(row.x & ~3u, row.y);
+      uint block = (row.x & 2u) + 34u * (at >> 3), byte = block + 2u + 4u * (at & 7u);
+      d[n] = Words(base).v[block >> 2] >> (8u * (block & 2u));
+      w[n] = Words(base).v[byte >> 2];
+      more[n] = Words(base).v[(byte + 2u) >> 2];
+      w[n] = (byte & 2u) != 0u ? (w[n] >> 16) | (more[n] << 16) : w[n];
+    } else if (words) {
+      w[n] = Words(row).v[at];
+    }
+  }
+  [[unroll]] for (uint n = 0u; n < VN; n++) {
+    uint k = k0 + n * PHASES;
+    vec4 p[R4];
+    [[unroll]] for (uint r = 0u; r < R4; r++) p[r] = shared_p[k * R4 + r];
+    [[unroll]] for (uint i = 0u; i < VE; i++) {
+      float f = 0.0;
+      if (V_FORMAT == KV_Q8_0) f = moi_f16_value(d[n] & 65535u) * float(int(w[n] << (24u - 8u * i)) >> 24);
+      else if (words) f = element_of(V_FORMAT, w[n], i);
+      else f = element(V_FORMAT, shared_v_row[k], min(first * VE + i, dv - 1u));
+      bool odd = (floatBitsToUint(f) & 0x7f800000u) == 0x7f800000u; /* then what weighs 0 is left out */
+      [[unroll]] for (uint r = 0u; r < R; r++) {
+        float weight = p[r / 4u][r % 4u];
+        uint a = (r * SLOTS + slot) * VE + i;
+        float more_acc = fma(weight, f, acc[a]);
+        acc[a] = odd && weight == 0.0 ? acc[a] : more_acc;
+      }
+    }
+  }
+}
 
 void main() {
   Args a = Args(args);
@@ -107,6 +220,7 @@ void main() {
   now_sums = moi_add(moi_add(now_sums, moi_mul(moi_mul(8u, stride), slot)), moi_mul(8u, out_row));
 
   uint first_segment = begin / segment_keys, key = thread % N, first_row = thread / N * RT;
+  uint unit = thread % UNITS, phase = thread / UNITS;
   for (uint segment = pass_begin / segment_keys; segment * segment_keys < pass_end; segment++) {
     uint segment_begin = max(begin, segment * segment_keys), segment_end = min(end, (segment + 1u) * segment_keys);
     uint from = max(segment_begin, pass_begin), to = min(segment_end, pass_end);
@@ -117,10 +231,13 @@ void main() {
       shared_sum[thread] = fresh ? 0.0 : Floats(to_sums).v[2u * thread + 1u];
     }
     [[unroll]] for (uint r = 0u; r < R; r++)
-      [[unroll]] for (uint c = 0u; c < DV; c++)
-        acc[r * DV + c] = fresh ? 0.0 : Floats(to_acc).v[r * dv + min(c * T + thread, dv - 1u)];
+      [[unroll]] for (uint i = 0u; i < SLOTS * VE; i++) {
+        uint e = (i / VE * UNITS + unit) * VE + i % VE;
+        acc[r * SLOTS * VE + i] = fresh || phase > 0u ? 0.0 : Floats(to_acc).v[r * dv + min(e, dv - 1u)];
+      }
 
-    for (uint step = from / N * N; step < to; step += N) {
+    uint first_step = from / N * N;
+    for (uint step = first_step; step < to; step += N) {
       barrier(); /* the last step's weights have been read */
       if (thread < N) {
         uint j = step + thread, page, token;
@@ -138,23 +255,35 @@ void main() {
       [[unroll]] for (uint i = 0u; i < RT; i++) score[i] = 0.0;
       for (uint c = 0u; c < dk; c += CK) {
         barrier();
-        for (uint i = thread; i < N * CK; i += T) {
-          uint e = c + i % CK;
-          float f = element(K_FORMAT, shared_k_row[i / CK], min(e, dk - 1u));
-          shared_k[i / CK * (CK + 1u) + i % CK] = e < dk ? f : 0.0;
-        }
-        for (uint i = thread; i < R * CK; i += T) {
-          uint e = c + i % CK;
-          float f = moi_load(input_type, shared_q_row[i / CK], min(e, dk - 1u));
-          shared_q[i] = e < dk ? f : 0.0;
-        }
-        barrier();
-        [[dont_unroll]] for (uint e = 0u; e < CK; e += 4u)
-          [[unroll]] for (uint k = 0u; k < 4u; k++) {
-            float x = shared_k[key * (CK + 1u) + e + k];
-            [[unroll]] for (uint i = 0u; i < RT; i++)
-              score[i] = fma(x, shared_q[min(first_row + i, R - 1u) * CK + e + k], score[i]);
+        fetch_keys(c, dk);
+        if (dk > CK || step == first_step)
+          for (uint i = thread; i < R4 * 4u * CK; i += T) {
+            uint r = i / CK, e = c + i % CK;
+            float f = moi_load(input_type, shared_q_row[min(r, R - 1u)], min(e, dk - 1u));
+            shared_q[i % CK * R4 + r / 4u][r % 4u] = e < dk && r < R ? f : 0.0;
           }
+        barrier();
+        uint at = K_FORMAT == KV_Q8_0 ? (shared_k_row[key].x + c / 32u * 34u) & 3u : shared_k_row[key].x & 3u;
+        [[dont_unroll]] for (uint i = 0u; i < K_WORDS; i++) {
+          float d;
+          uint word = key_word(key, at, i, d);
+          [[unroll]] for (uint k = 0u; k < KE; k++) {
+            float x = K_FORMAT == KV_Q8_0 ? d * float(int(word << (24u - 8u * k)) >> 24)
+                                          : element_of(K_FORMAT, word, k);
+            uint e = i * KE + k;
+            x = c + e < dk ? x : 0.0;
+            if (RT >= 4u) {
+              [[unroll]] for (uint r = 0u; r < RT / 4u; r++) {
+                vec4 q = shared_q[e * R4 + min(first_row / 4u + r, R4 - 1u)];
+                [[unroll]] for (uint n = 0u; n < 4u; n++) score[4u * r + n] = fma(x, q[n], score[4u * r + n]);
+              }
+            } else {
+              vec4 q = shared_q[e * R4];
+              if (RT == 2u) score[RT - 1u] = fma(x, first_row == 0u ? q.y : q.w, score[RT - 1u]);
+              score[0] = fma(x, first_row == 0u ? q.x : RT == 2u ? q.z : q.y, score[0]);
+            }
+          }
+        }
       }
       [[unroll]] for (uint i = 0u; i < RT; i++) {
         uint r = first_row + i, j = step + key;
@@ -174,10 +303,10 @@ void main() {
         float l = shared_p[k * R4 + row / 4u][row % 4u];
         top = l > top ? l : top;
       }
-      shared_q[thread] = top;
+      shared_part[thread] = top;
       barrier();
       [[unroll]] for (uint k = 0u; k < PARTS; k++) {
-        float other = shared_q[row * PARTS + k];
+        float other = shared_part[row * PARTS + k];
         top = other > top ? other : top;
       }
       float most = row < R ? shared_most[row] : 0.0, sum = row < R ? shared_sum[row] : 0.0, more = 0.0;
@@ -189,12 +318,12 @@ void main() {
         shared_p[k * R4 + row / 4u][row % 4u] = p;
       }
       barrier();
-      shared_q[thread] = more;
+      shared_part[thread] = more;
       barrier();
       if (part == 0u && row < R) {
         more = 0.0;
         [[unroll]] for (uint k = 0u; k < PARTS; k++) {
-          precise float plus = more + shared_q[row * PARTS + k];
+          precise float plus = more + shared_part[row * PARTS + k];
           more = plus;
         }
         float keep = sum == 0.0 ? 0.0 : shrink(most, top);
@@ -207,20 +336,26 @@ void main() {
       /* values */
       [[unroll]] for (uint r = 0u; r < R; r++) {
         float keep = shared_keep[r];
-        [[unroll]] for (uint c = 0u; c < DV; c++) acc[r * DV + c] *= keep;
+        [[unroll]] for (uint i = 0u; i < SLOTS * VE; i++) acc[r * SLOTS * VE + i] *= keep;
       }
-      [[dont_unroll]] for (uint k = 0u; k < N; k++) {
-        uvec2 v_row = shared_v_row[k];
-        vec4 p[R4];
-        [[unroll]] for (uint r = 0u; r < R4; r++) p[r] = shared_p[k * R4 + r];
-        [[unroll]] for (uint c = 0u; c < DV; c++) {
-          float f = element(V_FORMAT, v_row, min(c * T + thread, dv - 1u));
-          bool odd = (floatBitsToUint(f) & 0x7f800000u) == 0x7f800000u; /* then what weighs 0 is left out */
-          [[unroll]] for (uint r = 0u; r < R; r++) {
-            float w = p[r / 4u][r % 4u];
-            float more_acc = fma(w, f, acc[r * DV + c]);
-            acc[r * DV + c] = odd && w == 0.0 ? acc[r * DV + c] : more_acc;
-          }
+      [[unroll]] for (uint slot = 0u; slot < SLOTS; slot++)
+        [[dont_unroll]] for (uint k0 = phase; k0 < N; k0 += PHASES * VN) add_values(slot, unit, k0, dv);
+    }
+
+    /* phases: in ascending order */
+    if (PHASES > 1u) {
+      [[unroll]] for (uint r0 = 0u; r0 < R; r0 += RB) {
+        barrier();
+        [[unroll]] for (uint r = 0u; r < RB; r++)
+          [[unroll]] for (uint i = 0u; i < VE; i++)
+            if (r0 + r < R) shared_k[(r * VE + i) * T + thread] = floatBitsToUint(acc[min(r0 + r, R - 1u) * VE + i]);
+        barrier();
+        if (phase == 0u) {
+          [[unroll]] for (uint r = 0u; r < RB; r++)
+            [[unroll]] for (uint i = 0u; i < VE; i++)
+              [[unroll]] for (uint p = 1u; p < PHASES; p++)
+                if (r0 + r < R) acc[min(r0 + r, R - 1u) * VE + i] +=
+                    uintBitsToFloat(shared_k[(r * VE + i) * T + p * UNITS + unit]);
         }
       }
     }
@@ -245,13 +380,13 @@ void main() {
     barrier();
     uvec2 target = whole ? out_acc : to_acc;
     [[unroll]] for (uint r = 0u; r < R; r++)
-      [[unroll]] for (uint c = 0u; c < DV; c++) {
-        uint e = c * T + thread;
-        if (e >= dv) continue;
-        if (!whole) Floats(target).v[r * dv + e] = acc[r * DV + c];
+      [[unroll]] for (uint i = 0u; i < SLOTS * VE; i++) {
+        uint e = (i / VE * UNITS + unit) * VE + i % VE;
+        if (e >= dv || phase > 0u) continue;
+        if (!whole) Floats(target).v[r * dv + e] = acc[r * SLOTS * VE + i];
         else if (shared_add[r] != 0.0)
           Floats(target).v[r * dv + e] =
-              fma(Floats(target).v[r * dv + e], shared_keep[r], acc[r * DV + c] * shared_add[r]);
+              fma(Floats(target).v[r * dv + e], shared_keep[r], acc[r * SLOTS * VE + i] * shared_add[r]);
       }
     barrier();
   }
