@@ -121,7 +121,7 @@ static void add_positions(moi_attention_operands *o, uint32_t index) {
   }
 }
 
-enum { ATTENDING = 210, APPENDING = 24, MERGING = 12 };
+enum { ATTENDING = 210, APPENDING = 24, MERGING = 12, BF16 = 16 };
 
 static void append_case(uint32_t i, moi_attention_operands *o) {
   moi_attention_desc *d = &o->desc;
@@ -234,15 +234,41 @@ static void attend_case(uint32_t index, moi_attention_operands *o) {
   if (index % 41 == 19) o->hostile = 1;
 }
 
+/* What kernels of bf16 serve: long enough that tiles are whole, cut by a mask, and joined from several segments. */
+static void bf16_case(uint32_t i, moi_attention_operands *o) {
+  static const lengths whole[] = {{150, 600}, {1, 700}, {0, -1}}, cut[] = {{140, 140}, {70, 530}, {3, 300}, {0, -1}},
+                       few[] = {{2, 900}, {1, 1030}, {5, 5}, {0, -1}};
+  static const shape sizes[] = {{128, 128, 0}, {64, 64, 0}, {192, 128, 0}, {256, 256, 0}, {80, 80, 0}};
+  moi_attention_desc *d = &o->desc;
+  *d = (moi_attention_desc)MOI_ATTENTION_DESC_INIT;
+  d->head_dim = PICK(sizes, i).dk;
+  d->v_head_dim = PICK(sizes, i).dv;
+  d->n_kv_heads = 1;
+  d->n_heads = i % 4 < 2 ? 1 : 4;
+  add_sequences(o, i % 3 == 0 ? whole : i % 3 == 1 ? cut : few);
+  d->input_type = MOI_FORMAT_BF16;
+  d->k_format = i % 4 == 3 ? MOI_FORMAT_FP8 : MOI_FORMAT_BF16;
+  d->v_format = i % 8 == 6 ? MOI_FORMAT_FP8 : d->k_format;
+  d->output_type = i % 2 ? MOI_FORMAT_F32 : MOI_FORMAT_BF16;
+  d->page_size = PICK(page_sizes, i);
+  o->layout.shuffled = 1;
+  if (i % 5 == 1) d->window = 200;
+  if (i % 5 == 2) d->flags |= MOI_ATTENTION_SINKS;
+  if (i % 5 == 3) d->softcap = 30;
+  o->has_lse = i % 2;
+  o->nan = i % 3 != 2;
+}
+
 int moi_check_attention_case(uint32_t index, uint64_t seed, moi_case *out) {
-  if (index >= ATTENDING + APPENDING + MERGING) return 0;
+  if (index >= ATTENDING + APPENDING + MERGING + BF16) return 0;
   memset(out, 0, sizeof *out);
   out->op = MOI_OP_ATTENTION;
   out->seed = seed * 1000 + 400 + index;
   moi_attention_operands *o = &out->attention;
   if (index < ATTENDING) attend_case(index, o);
   else if (index < ATTENDING + APPENDING) append_case(index - ATTENDING, o);
-  else merge_case(index - ATTENDING - APPENDING, o);
+  else if (index < ATTENDING + APPENDING + MERGING) merge_case(index - ATTENDING - APPENDING, o);
+  else bf16_case(index - ATTENDING - APPENDING - MERGING, o);
   if (index % 4 == 2) out->stride_extra = 3;
   return 1;
 }

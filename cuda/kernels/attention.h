@@ -2,7 +2,8 @@
  *
  * A tile is some of a sequence's rows x query heads of one KV head, by row, then head: keys and values are read once
  * for all of it. Keys are gone through in steps that begin at multiples of the step, a row's sums over them do not
- * depend on the other rows of its tile, and segments are joined in ascending order: a row's bits are the same in any batch. */
+ * depend on the other rows of its tile, and segments are joined in ascending order: a row's bits are the same in any
+ * batch. */
 #ifndef MOI_CUDA_ATTENTION_H
 #define MOI_CUDA_ATTENTION_H
 

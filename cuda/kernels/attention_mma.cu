@@ -13,6 +13,11 @@
 #define LOG2E 1.44269504f
 #define LN2 0.693147181f
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define BODY(DK, DV, MT, many) (void)a;
+#else
+#define BODY(DK, DV, MT, many) attend_mma(a, DK, DV, MT, many);
+
 /* 2^x to 2^-22 of it */
 MOI_DEVICE float exp2_of(float x) {
 #if defined(MOI_EMULATED)
@@ -23,11 +28,6 @@ MOI_DEVICE float exp2_of(float x) {
   return y;
 #endif
 }
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-#define BODY(DK, DV, MT, many) (void)a;
-#else
-#define BODY(DK, DV, MT, many) attend_mma(a, DK, DV, MT, many);
 
 /* Eight floats that are bf16, to shared memory. */
 MOI_DEVICE void store_eight(uint16_t *to, const float *f) {
@@ -386,6 +386,7 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
       MOI_UNROLL
       for (unsigned n = 0; n < DV / 8u; n++) {
         unsigned e = 8u * n + column0;
+        if (n % 4u == 0u) moi_sync_warp(); /* loads of four at a time: all would need as many registers as acc */
         if (e >= dv) continue;
         moi_f2 *x = (moi_f2 *)(void *)&to_acc[r * dv + e], y;
         const float *more = &acc[((h / 2u) * (DV / 8u) + n) * 4u + 2u * (h % 2u)];

@@ -1,5 +1,6 @@
 /* Attention by tiles in fp32: keys and values meet queries and weights in shared memory, for any head, any type.
- * Scores: a thread has a key and half of the rows. Values: a thread has every 128th dimension of all rows in registers. */
+ * Scores: a thread has a key and half of the rows. Values: a thread has every 128th dimension of all rows in
+ * registers. */
 #include "cuda/kernels/attention_load.h"
 
 #define T 128u  /* threads */

@@ -79,7 +79,7 @@ API int cuDeviceGetAttribute(int *value, int attribute, int device) {
   int sm = capability ? capability : 89;
   switch (attribute) {
     case 8: *value = 48 << 10; break;
-    case 97: *value = sm < 80 ? 64 << 10 : 99 << 10; break;
+    case 97: *value = (sm < 80 ? 64 : sm == 80 ? 163 : sm == 90 || sm == 100 ? 227 : 99) << 10; break;
     case 13: *value = 1000000; break;
     case 16: *value = 2; break;
     case 38: *value = 1 << 20; break;
