@@ -1,6 +1,7 @@
 /* Attention by tiles in fp32: keys and values meet queries and weights in shared memory, for any head, any type.
  * Scores: a thread has a key and half of the rows. Values: a thread has every 128th dimension of all rows in
  * registers. */
+#define MOI_BLOCKS 2 /* by itself nvcc aims at more, and spills */
 #include "cuda/kernels/attention_load.h"
 
 #define T 128u  /* threads */
