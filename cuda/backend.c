@@ -41,10 +41,13 @@ static moi_status kernel_get(uint32_t index, moi_kernel_info *info) {
   return MOI_OK;
 }
 
+/* Rows along k are what `stream` reads. */
 static moi_format pack_preferred(moi_format format) {
   switch (format) {
     case MOI_FORMAT_BF16_KN: return MOI_FORMAT_BF16;
+    case MOI_FORMAT_GPTQ_G32:
     case MOI_FORMAT_AWQ_G32: return MOI_FORMAT_INT4Z_G32;
+    case MOI_FORMAT_GPTQ_G128:
     case MOI_FORMAT_AWQ_G128: return MOI_FORMAT_INT4Z_G128;
     default: return format;
   }
