@@ -389,6 +389,23 @@ int parse_kv_formats(const char *list, std::vector<moi_format> *out) {
   return 0;
 }
 
+// FORMAT or FORMAT:QUANTISATION. 0, or an exit status after a message.
+int parse_format(const std::string &word, moi_format *format, int *quant) {
+  size_t colon = word.find(':');
+  std::string name = word.substr(0, colon), act = colon == std::string::npos ? "" : word.substr(colon + 1);
+  *format = MOI_FORMAT_NONE;
+  *quant = -1;
+  if (name != "native")
+    if (int status = moi_find_format("bench", name.c_str(), format)) return status;
+  if (colon == std::string::npos) return 0;
+  std::string all;
+  for (int i = 0; const char *known = moi_act_quant_name(static_cast<moi_act_quant>(i)); i++) {
+    if (act == known) *quant = i;
+    all += std::string(i ? ", " : "") + known;
+  }
+  return *quant >= 0 ? 0 : moi_usage_error("bench", "--format: no '%s' behind the colon; there are %s", act.c_str(), all.c_str());
+}
+
 // The layers that are asked for. 0, or an exit status after a message.
 int open_layers(const Settings &s, uint64_t memory, std::vector<std::unique_ptr<moi_bench_layer, LayerFree>> *out) {
   char error[768];
@@ -404,15 +421,16 @@ int open_layers(const Settings &s, uint64_t memory, std::vector<std::unique_ptr<
   for (const std::string &name : split(s.preset))
     for (const std::string &format_name : split(s.format)) {
       const moi_preset *preset;
-      moi_format format = MOI_FORMAT_NONE;
+      moi_format format;
+      int quant;
       if (int status = moi_find_preset("bench", name.c_str(), &preset)) return status;
-      if (format_name != "native")
-        if (int status = moi_find_format("bench", format_name.c_str(), &format)) return status;
+      if (int status = parse_format(format_name, &format, &quant)) return status;
       moi_bench_layer *l = moi_bench_layer_of_preset(preset, format, memory, error, sizeof error);
       if (!l) {
         std::fprintf(stderr, "moiety bench: %s\n", error);
         return 1;
       }
+      if (quant >= 0) moi_bench_layer_quantise(l, static_cast<moi_act_quant>(quant));
       out->emplace_back(l);
     }
   return 0;
@@ -485,7 +503,7 @@ int parse(int argc, char **argv, Settings *s) {
       {"--op", MOI_OPTION_TEXT, &s->op, "OP,...", "of route, experts, moe, attention; all (default: moe)", 0},
       {"--tokens", MOI_OPTION_TEXT, &s->tokens, "N,...", "tokens of a call (default: 1,8,64,512)", 0},
       {"--backend", MOI_OPTION_TEXT, &s->backend, "NAME,...", "of cpu, cuda, vulkan; all that are here (default)", 0},
-      {"--format", MOI_OPTION_TEXT, &s->format, "NAME,...", "weight formats, or native: the preset's own (default)", 0},
+      {"--format", MOI_OPTION_TEXT, &s->format, "NAME,...", "weight formats, or native: the preset's own (default); q4_k:int8_32: with activations quantised", 0},
       {"--device", MOI_OPTION_UINT, &s->device, "N", "of a backend that has several, see moiety devices (default: 0)", 0},
       {"--threads", MOI_OPTION_UINT, &s->threads, "N", "CPU threads (default: one for each core)", 0},
       {"--kernel", MOI_OPTION_TEXT, &s->kernel, "NAME", "a row of the kernel list (default: the library chooses)", 0},

@@ -103,6 +103,17 @@ moi_bench_layer *moi_bench_layer_of_preset(const moi_preset *preset, moi_format 
   return l;
 }
 
+const char *moi_act_quant_name(moi_act_quant quant) {
+  static const char *const names[] = {"none", "fp8_128", "fp8_128_pow2", "int8_32"};
+  return (unsigned)quant < sizeof names / sizeof names[0] ? names[quant] : NULL;
+}
+
+void moi_bench_layer_quantise(moi_bench_layer *l, moi_act_quant quant) {
+  size_t n = strlen(l->format);
+  l->proto.experts.act_quant = l->proto.shared.act_quant = quant;
+  snprintf(l->format + n, sizeof l->format - n, ":%s", moi_act_quant_name(quant));
+}
+
 moi_bench_layer *moi_bench_layer_of_file(const char *path, uint32_t index, char *error, size_t error_size) {
   moi_bench_layer *l = allocate(sizeof *l);
   moi_load_error reason = {""};

@@ -12,11 +12,16 @@ extern "C" {
 typedef struct moi_bench_layer moi_bench_layer;
 typedef struct moi_bench_row moi_bench_row;
 
+/* The name of an online quantisation of activations: "fp8_128", "fp8_128_pow2", "int8_32"; "none". NULL: no such. */
+const char *moi_act_quant_name(moi_act_quant quant);
+
 /* memory: bytes that its weights may take: where that is too little for all experts, fewer are there, and routing goes
  * among those. format NONE: the preset's own. Weights are made by the first row that is prepared. NULL: *error says
  * why. */
 moi_bench_layer *moi_bench_layer_of_preset(const moi_preset *preset, moi_format format, uint64_t memory, char *error,
                                            size_t error_size);
+/* Gives the experts another quantisation of activations than the model's; its name joins the format's. */
+void moi_bench_layer_quantise(moi_bench_layer *layer, moi_act_quant quant);
 moi_bench_layer *moi_bench_layer_of_file(const char *path, uint32_t index, char *error, size_t error_size);
 /* Gives the weights back; a row that is prepared later makes them again. */
 void moi_bench_layer_drop(moi_bench_layer *layer);
@@ -24,7 +29,7 @@ void moi_bench_layer_free(moi_bench_layer *layer);
 /* One line about its size. */
 const char *moi_bench_layer_text(const moi_bench_layer *layer);
 const char *moi_bench_layer_name(const moi_bench_layer *layer);   /* preset or file, for row names */
-const char *moi_bench_layer_format(const moi_bench_layer *layer); /* "q4_k", "q4_k+q6_k" */
+const char *moi_bench_layer_format(const moi_bench_layer *layer); /* "q4_k", "q4_k+q6_k", "q4_k:int8_32" */
 uint64_t moi_bench_layer_expert_bytes(const moi_bench_layer *layer);
 
 /* Plans; NULL with MOI_UNSUPPORTED or another status and moi_last_error() if there is no kernel. kernel may be NULL. */

@@ -54,7 +54,7 @@ int moi_check_gemm_case(moi_format format, uint32_t index, uint64_t seed, moi_ca
   d->input_type = PICK(dense_types, index);
   d->output_type = PICK(dense_types, index / 3);
   if (choose(index, 1, 2)) d->bias_type = PICK(dense_types, index / 2);
-  if (index % 7 == 3) d->act_quant = index % 2 ? MOI_ACT_QUANT_FP8_128 : MOI_ACT_QUANT_FP8_128_POW2;
+  if (index % 7 == 3) d->act_quant = (moi_act_quant)(1 + choose(index, 10, 3));
   if (index % 5 == 4) d->flags |= MOI_EXPERTS_ACCUMULATE;
   if (index % 6 == 5) d->flags |= MOI_EXPERTS_TABLES;
   if (index % 4 == 2) out->stride_extra = 5;
@@ -103,7 +103,7 @@ int moi_check_experts_case(moi_format format, uint32_t index, uint64_t seed, moi
   if (choose(index, 4, 2)) d->output_type = PICK(dense_types, choose(index, 5, 3));
   d->weight_on = (moi_weight_on)choose(index, 6, 3);
   if (choose(index, 7, 2)) d->bias_type = PICK(dense_types, choose(index, 8, 3));
-  if (choose(index, 9, 5) == 0) d->act_quant = (moi_act_quant)(1 + choose(index, 10, 2));
+  if (choose(index, 9, 5) == 0) d->act_quant = (moi_act_quant)(1 + choose(index, 10, 3));
   if (choose(index, 11, 4) == 0) d->flags |= MOI_EXPERTS_ACCUMULATE;
   if (choose(index, 12, 4) == 0) d->flags |= MOI_EXPERTS_TABLES;
   if (choose(index, 13, 4) == 0) d->n_identity = 3;

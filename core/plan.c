@@ -86,7 +86,7 @@ static moi_status check_experts(const char *fn, moi_experts_desc *d, const char 
   ENUM(what, activation, MOI_ACT_RELU2);
   ENUM(what, gate_layout, MOI_GATE_NONE);
   ENUM(what, weight_on, MOI_WEIGHT_ON_ACTIVATION);
-  ENUM(what, act_quant, MOI_ACT_QUANT_FP8_128_POW2);
+  ENUM(what, act_quant, MOI_ACT_QUANT_INT8_32);
   FLAGS(what, flags, MOI_EXPERTS_ACCUMULATE | MOI_EXPERTS_TABLES);
   FLAGS(what, plan_flags, ALL_PLAN_FLAGS);
   FINITE(what, act_alpha);
@@ -126,7 +126,7 @@ static moi_status check_gemm(const char *fn, moi_gemm_desc *d, const char *what)
   RANGE(what, n, 1, MAX_WIDTH);
   RANGE(what, k, 1, MAX_WIDTH);
   RANGE(what, n_experts, 1, MAX_EXPERTS);
-  ENUM(what, act_quant, MOI_ACT_QUANT_FP8_128_POW2);
+  ENUM(what, act_quant, MOI_ACT_QUANT_INT8_32);
   FLAGS(what, flags, MOI_EXPERTS_ACCUMULATE | MOI_EXPERTS_TABLES);
   FLAGS(what, plan_flags, ALL_PLAN_FLAGS);
   DENSE(what, input_type, MOI_FORMAT_F32);

@@ -451,11 +451,15 @@ typedef enum moi_weight_on {
   MOI_WEIGHT_ON_FORCE_32 = 0x7fffffff
 } moi_weight_on;
 
-/* Online quantisation of the GEMM inputs that is part of the model (not a choice of a kernel). */
+/* Online quantisation of the GEMM inputs: the FP8 kinds are part of a model; INT8_32 is a caller's choice of speed. Never a
+ * kernel's choice: what is computed is defined here, and every backend computes it. Groups begin at k = 0. */
 typedef enum moi_act_quant {
   MOI_ACT_QUANT_NONE = 0,
   MOI_ACT_QUANT_FP8_128 = 1,      /* E4M3 for each 128 k: a = max(|x|,1e-4), s = a/448, q = e4m3(clamp(x/s)): DeepSeek V3 */
   MOI_ACT_QUANT_FP8_128_POW2 = 2, /* s = 2^ceil(log2(a/448)): DeepSeek V3.1, V3.2, V4 */
+  MOI_ACT_QUANT_INT8_32 = 3, /* INT8 for each 32 k: s = max(max|x| / 127, 2^-126), q = x/s rounded to the nearest integer,
+                                ties to even; a group with an infinity or a NaN becomes NaN. Integer dot products then take
+                                one digit: the arithmetic of ggml's Q8_0 activations, but for its f16 scale */
   MOI_ACT_QUANT_FORCE_32 = 0x7fffffff
 } moi_act_quant;
 

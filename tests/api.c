@@ -345,7 +345,7 @@ static void test_experts_desc(void **state) {
                                    X(gate_layout, MOI_GATE_NONE),
                                    X(weight_on, 3),
                                    X(weight_on, -1),
-                                   X(act_quant, 3),
+                                   X(act_quant, 4),
                                    X(act_quant, 0x7fffffff),
                                    X(format, 0),
                                    X(format, 5),
@@ -403,7 +403,7 @@ static void test_gemm_desc(void **state) {
   static const bad_member bad[] = {
       G(max_rows, 0),   G(max_rows, UINT32_MAX), G(n, 0),         G(n, UINT32_MAX), G(k, 0),       G(k, UINT32_MAX),
       G(n_experts, 0),  G(n_experts, 65537),     G(format, 0),    G(format, -1),    G(format, 71), G(bias_type, 4),
-      G(input_type, 4), G(output_type, 64),      G(act_quant, 3), G(act_quant, -1), G(flags, 4),   G(plan_flags, 8)};
+      G(input_type, 4), G(output_type, 64),      G(act_quant, 4), G(act_quant, -1), G(flags, 4),   G(plan_flags, 8)};
   refuse_members(bad, sizeof bad / sizeof bad[0], &l.gemm, MOI_OP_GEMM);
   moi_plan *plan = NULL;
   l.gemm.format = MOI_FORMAT_AWQ_G32;

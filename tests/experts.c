@@ -54,6 +54,14 @@ static double to_e4m3(double v) {
 }
 
 static void quantise(moi_act_quant quant, double *x, uint32_t n) {
+  for (uint32_t at = 0; quant == MOI_ACT_QUANT_INT8_32 && at < n; at += 32) {
+    uint32_t end = at + 32 < n ? at + 32 : n;
+    float a = 0;
+    for (uint32_t i = at; i < end; i++) a = isfinite(x[i]) ? fmaxf(a, fabsf((float)x[i])) : INFINITY;
+    float s = fmaxf(a / 127.0f, 0x1p-126f);
+    for (uint32_t i = at; i < end; i++) x[i] = isinf(s) ? NAN : rintf((float)x[i] / s) * s;
+  }
+  if (quant == MOI_ACT_QUANT_INT8_32) return;
   for (uint32_t at = 0; quant && at < n; at += 128) {
     uint32_t end = at + 128 < n ? at + 128 : n;
     float a = 1e-4f;
@@ -326,6 +334,7 @@ static void test_act_quant(void **state) {
        0,
        0,
        2e-2},
+      {"int8", {.act_quant = MOI_ACT_QUANT_INT8_32}, 0, 0, 1e-2},
   };
   RUN(v);
 }
@@ -608,7 +617,7 @@ static void test_gemm_act_quant(void **state) {
   for (int i = 0; i < C; i++)
     x[C + i] *= 1e-6f, x[2 * C + i] *= 1e4f, x[3 * C + i] = i < 128 ? 0 : x[3 * C + i], x[4 * C + i] = (float)(i - 150);
   for (int i = 0; i < C; i++) w[i * C + i] = 1; /* W is the identity: y shows what x became */
-  for (int q = 0; q < 3; q++)
+  for (int q = 0; q <= MOI_ACT_QUANT_INT8_32; q++)
     for (int k = 0; k < 3; k++) {
       moi_gemm_desc d = MOI_GEMM_DESC_INIT;
       d.max_rows = M, d.n = C, d.k = C, d.n_experts = 1, d.format = MOI_FORMAT_F32, d.act_quant = (moi_act_quant)q;

@@ -45,7 +45,8 @@ moi_error moi_experts_error(moi_accumulator accumulator, const moi_experts_desc 
   moi_format mid = desc->mid_type ? desc->mid_type : input;
   moi_error error = {2 * dot_error(accumulator, desc->hidden) + 0x1p-20, 0};
   if (mid != MOI_FORMAT_F32) round_values(&error, step_of(mid), desc->intermediate);
-  if (desc->act_quant) round_values(&error, 0x1p-4, desc->intermediate);
+  if (desc->act_quant) /* half a step of E4M3; of INT8, beside the largest of 32 */
+    round_values(&error, desc->act_quant == MOI_ACT_QUANT_INT8_32 ? 0x1p-5 : 0x1p-4, desc->intermediate);
   error.e += dot_error(accumulator, desc->intermediate);
   return error;
 }

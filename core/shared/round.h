@@ -29,9 +29,34 @@ static inline void moi_dense_store(moi_format type, void *p, size_t i, float f) 
 
 static inline uint8_t moi_to_e4m3(float f) { return (uint8_t)moi_e4m3_code(f); }
 
-/* In place: the values that a model's online E4M3 quantisation in groups of 128 leaves (moi_act_quant). */
+/* n <= 32 values of MOI_ACT_QUANT_INT8_32: their codes (unless NULL), and their scale. A scale of infinity says that all
+ * are NaN; their codes are 0. */
+static inline float moi_int8_group(const float *x, uint32_t n, int8_t *codes) {
+  float a = 0;
+  for (uint32_t i = 0; i < n; i++) {
+    float v = x[i] < 0 ? -x[i] : x[i];
+    if (!(v <= 0x1.fffffep127f)) v = moi_bits_f32(0x7f800000u);
+    if (v > a) a = v;
+  }
+  float s = a / 127.0f;
+  if (s < 0x1p-126f) s = 0x1p-126f;
+  for (uint32_t i = 0; codes && i < n; i++) {
+    float v = x[i] / s; /* 1.5 * 2^23: what is added to it is rounded to an integer */
+    codes[i] = s < moi_bits_f32(0x7f800000u) ? (int8_t)(int32_t)(v + 12582912.0f - 12582912.0f) : 0;
+  }
+  return s;
+}
+
+/* In place: the values that online quantisation leaves. */
 static inline void moi_act_quant_row(moi_act_quant quant, float *x, uint32_t k) {
   if (quant == MOI_ACT_QUANT_NONE) return;
+  for (uint32_t at = 0; quant == MOI_ACT_QUANT_INT8_32 && at < k; at += 32) {
+    int8_t codes[32];
+    uint32_t n = k - at < 32 ? k - at : 32;
+    float s = moi_int8_group(x + at, n, codes);
+    for (uint32_t i = 0; i < n; i++) x[at + i] = (float)codes[i] * s;
+  }
+  if (quant == MOI_ACT_QUANT_INT8_32) return;
   for (uint32_t at = 0; at < k; at += 128) {
     uint32_t n = k - at < 128 ? k - at : 128;
     float a = 1e-4f;

@@ -7,16 +7,17 @@
 
 #define THREADS 128u
 
-MOI_DEVICE float reduce(float *shares, float v, int largest) {
+/* Over `width` threads side by side, a power of two. */
+MOI_DEVICE float reduce(float *shares, float v, int largest, unsigned width) {
   unsigned thread = moi_thread();
   shares[thread] = v;
   moi_sync();
-  for (unsigned step = THREADS / 2u; step > 0u; step >>= 1) {
-    if (thread < step)
+  for (unsigned step = width / 2u; step > 0u; step >>= 1) {
+    if ((thread & (width - 1u)) < step)
       shares[thread] = largest ? fmaxf(shares[thread], shares[thread + step]) : shares[thread] + shares[thread + step];
     moi_sync();
   }
-  float r = shares[0];
+  float r = shares[thread & ~(width - 1u)];
   moi_sync();
   return r;
 }
@@ -34,7 +35,7 @@ MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
     float *to = a->x ? a->x + (uint64_t)row * a->ldx : NULL;
     uint16_t *digits = a->digits ? a->digits + (uint64_t)row * 2u * a->ldx : NULL;
     float weight = a->weights ? a->weights[row] : 1.0f, dot = 0.0f;
-    for (unsigned k0 = 0; k0 < a->ldx; k0 += THREADS) { /* 128: a group of act_quant */
+    for (unsigned k0 = 0; k0 < a->ldx; k0 += THREADS) { /* 128: groups of act_quant */
       unsigned k = k0 + thread;
       float v = 0.0f;
       if (k < a->k) {
@@ -42,8 +43,11 @@ MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
         if (a->gate) dot = fmaf(v, moi_load(a->gate_type, a->gate, k), dot);
         if (a->weights) v = moi_round_to(a->input_type, v * weight);
       }
-      if (a->act_quant) {
-        float scale = reduce(shares, fmaxf(fabsf(v), 1e-4f), 1) / 448.0f;
+      if (a->act_quant == 3u) { /* INT8_32 */
+        float scale = fmaxf(reduce(shares, fabsf(v) <= 3.402823466e38f ? fabsf(v) : INFINITY, 1, 32) / 127.0f, 1.17549435e-38f);
+        v = rintf(v / scale) * scale;
+      } else if (a->act_quant) {
+        float scale = reduce(shares, fmaxf(fabsf(v), 1e-4f), 1, THREADS) / 448.0f;
         if (a->act_quant == 2u) { /* 2^ceil(log2 scale), on the bits */
           unsigned u = moi_f32_bits(scale);
           scale = moi_bits_f32(((u >> 23) + ((u & 0x7fffffu) != 0u ? 1u : 0u)) << 23);
@@ -60,7 +64,7 @@ MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
       if (a->n_digits > 1u) digits[a->ldx + k] = (uint16_t)moi_bf16_code(v - moi_bf16_value(high));
     }
     if (a->gate) {
-      dot = reduce(shares, dot, 0);
+      dot = reduce(shares, dot, 0, THREADS);
       if (thread == 0u) a->gate_out[row] = 1.0f / (1.0f + expf(-dot));
     }
   }

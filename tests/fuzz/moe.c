@@ -46,7 +46,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   e.activation = (moi_activation)below(&b, 7);
   e.gate_layout = (moi_gate_layout)below(&b, 5);
   e.weight_on = (moi_weight_on)below(&b, 4);
-  e.act_quant = (moi_act_quant)below(&b, 4);
+  e.act_quant = (moi_act_quant)below(&b, 5);
   e.act_limit = real(&b);
   e.format = any_format(&b);
   e.down_format = next8(&b) < 200 ? 0 : any_format(&b);

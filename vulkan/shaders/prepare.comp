@@ -20,14 +20,15 @@ layout(push_constant) uniform Push { uvec2 args; };
 
 shared float shares[THREADS];
 
-float reduce_max(uint thread, float v) {
+/* Over `width` invocations side by side, a power of two. */
+float reduce_max(uint thread, float v, uint width) {
   shares[thread] = v;
   barrier();
-  for (uint step = THREADS / 2u; step > 0u; step /= 2u) {
-    if (thread < step) shares[thread] = max(shares[thread], shares[thread + step]);
+  for (uint step = width / 2u; step > 0u; step /= 2u) {
+    if ((thread & (width - 1u)) < step) shares[thread] = max(shares[thread], shares[thread + step]);
     barrier();
   }
-  float r = shares[0];
+  float r = shares[thread & ~(width - 1u)];
   barrier();
   return r;
 }
@@ -63,7 +64,7 @@ void main() {
     uvec2 from = moi_add(a.input_rows, moi_mul(moi_mul(a.input_stride, moi_element_bytes(a.input_type)), row / a.row_div));
     uvec2 to = moi_add(a.x, moi_mul(moi_mul(a.ldx, 4u), row));
     float weight = moi_has(a.weights) ? Floats(a.weights).v[row] : 1.0, dot = 0.0;
-    for (uint k0 = 0u; k0 < a.ldx; k0 += THREADS) { /* 128: a group of act_quant */
+    for (uint k0 = 0u; k0 < a.ldx; k0 += THREADS) { /* 128: groups of act_quant */
       uint k = k0 + thread;
       float v = 0.0;
       if (k < a.k) {
@@ -71,8 +72,14 @@ void main() {
         if (moi_has(a.gate)) dot = fma(v, moi_load(a.gate_type, a.gate, k), dot);
         if (moi_has(a.weights)) v = moi_round_to(a.input_type, v * weight);
       }
-      if (a.act_quant != 0u) {
-        float scale = reduce_max(thread, max(abs(v), 1e-4));
+      if (a.act_quant == 3u) { /* INT8_32 */
+        bool finite = (floatBitsToUint(v) & 0x7f800000u) != 0x7f800000u;
+        float scale = reduce_max(thread, finite ? abs(v) : uintBitsToFloat(0x7f800000u), 32u);
+        scale = max(divide(scale, 127.0), 1.17549435e-38);
+        bool whole = (floatBitsToUint(scale) & 0x7f800000u) != 0x7f800000u;
+        v = whole ? roundEven(divide(v, scale)) * scale : uintBitsToFloat(0x7fc00000u);
+      } else if (a.act_quant != 0u) {
+        float scale = reduce_max(thread, max(abs(v), 1e-4), THREADS);
         scale = divide(scale, 448.0);
         if (a.act_quant == 2u) { /* 2^ceil(log2 scale), on the bits */
           uint u = floatBitsToUint(scale);
