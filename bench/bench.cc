@@ -78,8 +78,8 @@ struct Moment {
 Moment latest;
 
 Moment moment(moi_device *device, moi_peak_kind kind) {
-  // pthreadpool's threads spin for about 50 ms after their last work: they are not to be part of what is measured
-  std::this_thread::sleep_for(std::chrono::milliseconds(60));
+  // threads of the pool spin for a moment after their last work: they are not to be part of what is measured
+  std::this_thread::sleep_for(std::chrono::milliseconds(1));
   Moment m;
   m.read = device ? moi_device_read_rate(device) : moi_probe_read(probe);
   m.ops = device ? moi_device_fma_rate(device) : moi_probe_ops(probe, kind);

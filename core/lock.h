@@ -1,4 +1,5 @@
-/* A lock, for what contexts make on the way: POSIX threads, or Windows' own. */
+/* A lock, for what contexts make on the way, and a signal to wait for under it: POSIX threads, or Windows' own. A wait may
+ * end without a signal. */
 #ifndef MOI_CORE_LOCK_H
 #define MOI_CORE_LOCK_H
 
@@ -10,6 +11,12 @@ static inline void moi_lock_open(moi_lock *l) { InitializeSRWLock(l); }
 static inline void moi_lock_close(moi_lock *l) { (void)l; }
 static inline void moi_lock_take(moi_lock *l) { AcquireSRWLockExclusive(l); }
 static inline void moi_lock_give(moi_lock *l) { ReleaseSRWLockExclusive(l); }
+typedef CONDITION_VARIABLE moi_signal;
+static inline void moi_signal_open(moi_signal *s) { InitializeConditionVariable(s); }
+static inline void moi_signal_close(moi_signal *s) { (void)s; }
+static inline void moi_signal_wait(moi_signal *s, moi_lock *l) { SleepConditionVariableSRW(s, l, INFINITE, 0); }
+static inline void moi_signal_one(moi_signal *s) { WakeConditionVariable(s); }
+static inline void moi_signal_all(moi_signal *s) { WakeAllConditionVariable(s); }
 #else
 #include <pthread.h>
 typedef pthread_mutex_t moi_lock;
@@ -17,6 +24,12 @@ static inline void moi_lock_open(moi_lock *l) { pthread_mutex_init(l, NULL); }
 static inline void moi_lock_close(moi_lock *l) { pthread_mutex_destroy(l); }
 static inline void moi_lock_take(moi_lock *l) { pthread_mutex_lock(l); }
 static inline void moi_lock_give(moi_lock *l) { pthread_mutex_unlock(l); }
+typedef pthread_cond_t moi_signal;
+static inline void moi_signal_open(moi_signal *s) { pthread_cond_init(s, NULL); }
+static inline void moi_signal_close(moi_signal *s) { pthread_cond_destroy(s); }
+static inline void moi_signal_wait(moi_signal *s, moi_lock *l) { pthread_cond_wait(s, l); }
+static inline void moi_signal_one(moi_signal *s) { pthread_cond_signal(s); }
+static inline void moi_signal_all(moi_signal *s) { pthread_cond_broadcast(s); }
 #endif
 
 #endif

@@ -5,11 +5,7 @@
 
 #include <stdatomic.h>
 
-#if defined(_WIN32)
-#define WIN32_LEAN_AND_MEAN
-#include <windows.h>
-#else
-#include <pthread.h>
+#if !defined(_WIN32)
 #include <signal.h>
 #include <unistd.h>
 #if defined(__linux__)
@@ -38,6 +34,46 @@ uint32_t moi_cores(void) {
 #endif
 }
 
+#if defined(_WIN32)
+static DWORD WINAPI begin(void *arg) {
+  const moi_thread_body *b = arg;
+  b->body(b->arg);
+  return 0;
+}
+
+int moi_thread_start(moi_thread *t, moi_thread_body *body) {
+  *t = CreateThread(NULL, STACK, begin, body, STACK_SIZE_PARAM_IS_A_RESERVATION, NULL);
+  return *t != NULL;
+}
+
+void moi_thread_join(moi_thread t) {
+  WaitForSingleObject(t, INFINITE);
+  CloseHandle(t);
+}
+#else
+static void *begin(void *arg) {
+  const moi_thread_body *b = arg;
+  b->body(b->arg);
+  return NULL;
+}
+
+int moi_thread_start(moi_thread *t, moi_thread_body *body) {
+  pthread_attr_t attributes;
+  sigset_t all, before;
+  if (pthread_attr_init(&attributes)) return 0;
+  sigfillset(&all);
+  int failed = pthread_attr_setstacksize(&attributes, STACK) || pthread_sigmask(SIG_SETMASK, &all, &before);
+  if (!failed) {
+    failed = pthread_create(t, &attributes, begin, body);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+  }
+  pthread_attr_destroy(&attributes);
+  return !failed;
+}
+
+void moi_thread_join(moi_thread t) { pthread_join(t, NULL); }
+#endif
+
 typedef struct work {
   void (*body)(void *arg, uint32_t i);
   void *arg;
@@ -45,61 +81,21 @@ typedef struct work {
   atomic_uint next;
 } work;
 
-static void take(work *w) {
+static void take(void *arg) {
+  work *w = arg;
   for (uint32_t i; (i = atomic_fetch_add(&w->next, 1)) < w->n;) w->body(w->arg, i);
 }
 
-#if defined(_WIN32)
-typedef HANDLE thread;
-
-static DWORD WINAPI begin(void *arg) {
-  take(arg);
-  return 0;
-}
-
-static int start(thread *t, work *w) {
-  *t = CreateThread(NULL, STACK, begin, w, STACK_SIZE_PARAM_IS_A_RESERVATION, NULL);
-  return *t != NULL;
-}
-
-static void join(thread t) {
-  WaitForSingleObject(t, INFINITE);
-  CloseHandle(t);
-}
-#else
-typedef pthread_t thread;
-
-static void *begin(void *arg) {
-  take(arg);
-  return NULL;
-}
-
-static int start(thread *t, work *w) {
-  pthread_attr_t attributes;
-  sigset_t all, before;
-  if (pthread_attr_init(&attributes)) return 0;
-  sigfillset(&all);
-  int failed = pthread_attr_setstacksize(&attributes, STACK) || pthread_sigmask(SIG_SETMASK, &all, &before);
-  if (!failed) {
-    failed = pthread_create(t, &attributes, begin, w);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-  }
-  pthread_attr_destroy(&attributes);
-  return !failed;
-}
-
-static void join(thread t) { pthread_join(t, NULL); }
-#endif
-
 void moi_threads_run(uint32_t n, uint32_t most, void (*body)(void *arg, uint32_t i), void *arg) {
   work w = {.body = body, .arg = arg, .n = n};
-  thread threads[MAX_THREADS];
+  moi_thread_body threads_body = {take, &w};
+  moi_thread threads[MAX_THREADS];
   uint32_t cores = n > 1 ? moi_cores() : 1, started = 0;
   atomic_init(&w.next, 0);
   if (most > cores) most = cores;
   if (most > n) most = n;
   if (most > MAX_THREADS) most = MAX_THREADS;
-  while (started + 1 < most && start(&threads[started], &w)) started++;
+  while (started + 1 < most && moi_thread_start(&threads[started], &threads_body)) started++;
   take(&w);
-  while (started) join(threads[--started]);
+  while (started) moi_thread_join(threads[--started]);
 }

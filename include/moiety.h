@@ -231,8 +231,9 @@ typedef struct moi_context_desc {
   uint32_t n_workers; /* CPU: threads of the default pool (0: one for each core this process may use), or, with
                          parallel_for, how many bodies may run at once (must be > 0); at most 1024 */
   uint32_t reserved;
-  moi_parallel_for_fn parallel_for; /* CPU: the engine's threads; NULL: the default pool (pthreadpool, loaded at run
-                                       time; if it is missing: one worker and a warning; on Windows its own pool) */
+  moi_parallel_for_fn parallel_for; /* CPU: the engine's threads; NULL: the default pool: threads of the context's
+                                       own, which spin for some 50 us after a run and then sleep; fewer of them, and
+                                       a warning, where the system gives no more */
   void *parallel_for_user;
   moi_allocate_fn allocate; /* NULL: malloc and free */
   moi_free_fn free;

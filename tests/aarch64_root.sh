@@ -5,7 +5,7 @@
 # Needs apt of Debian or Ubuntu and g++-aarch64-linux-gnu; does nothing where FOLDER is complete.
 set -euo pipefail
 root=$1
-packages=(libbenchmark-dev libcjson-dev libcmocka-dev libpthreadpool-dev)
+packages=(libbenchmark-dev libcjson-dev libcmocka-dev)
 stamp=$root/.packages
 if [ "$(cat "$stamp" 2>/dev/null)" = "${packages[*]}" ]; then exit 0; fi
 mkdir -p "$root"

@@ -5,17 +5,6 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#if defined(__SANITIZE_THREAD__)
-#define TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define TSAN 1
-#endif
-#endif
-#ifndef TSAN
-#define TSAN 0
-#endif
-
 enum { THREADS = 6, ROUNDS = 10, T = 5, H = 160, I = 96, E = 8, K = 3 };
 
 static float x[T * H], router[E * H], gate[E * I * H], up[E * I * H], down[E * H * I], shared_gate[H];
@@ -129,7 +118,7 @@ static void *context_many(void *arg) {
   worker *w = arg;
   for (int i = 0; i < ROUNDS / 5; i++) {
     moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
-    desc.n_workers = TSAN ? 1 : 2;
+    desc.n_workers = 2;
     moi_context *context = NULL;
     w->failures += moi_context_create(&desc, &context) != MOI_OK;
     moi_context_destroy(context);
@@ -177,7 +166,6 @@ static void test_one_worker(void **state) {
 
 static void test_default_pool(void **state) {
   (void)state;
-  if (TSAN) skip(); /* pthreadpool is not instrumented: what its threads hand over looks like a race */
   moi_context *context = open_cpu(3);
   all_at_once(context);
   moi_context_destroy(context);
