@@ -121,7 +121,7 @@ static void add_positions(moi_attention_operands *o, uint32_t index) {
   }
 }
 
-enum { ATTENDING = 210, APPENDING = 24, MERGING = 12, BF16 = 16 };
+enum { ATTENDING = 210, APPENDING = 24, MERGING = 12, BF16 = 16, LONG = 2 };
 
 static void append_case(uint32_t i, moi_attention_operands *o) {
   moi_attention_desc *d = &o->desc;
@@ -259,8 +259,25 @@ static void bf16_case(uint32_t i, moi_attention_operands *o) {
   o->nan = i % 3 != 2;
 }
 
+/* Contexts of several thousand keys: segments of several lengths. */
+static void long_case(uint32_t i, moi_attention_operands *o) {
+  static const lengths decode[] = {{1, 9000}, {1, 300}, {0, -1}}, both[] = {{1, 20000}, {3, 8200}, {0, -1}};
+  moi_attention_desc *d = &o->desc;
+  *d = (moi_attention_desc)MOI_ATTENTION_DESC_INIT;
+  d->head_dim = d->v_head_dim = 64;
+  d->n_kv_heads = 1;
+  d->n_heads = 2;
+  add_sequences(o, i ? both : decode);
+  d->max_kv = i ? 131072 : 20000;
+  d->page_size = 64;
+  o->layout.shuffled = 1;
+  d->input_type = d->k_format = d->v_format = i ? MOI_FORMAT_BF16 : MOI_FORMAT_F16;
+  d->output_type = MOI_FORMAT_F32;
+  o->has_lse = 1;
+}
+
 int moi_check_attention_case(uint32_t index, uint64_t seed, moi_case *out) {
-  if (index >= ATTENDING + APPENDING + MERGING + BF16) return 0;
+  if (index >= ATTENDING + APPENDING + MERGING + BF16 + LONG) return 0;
   memset(out, 0, sizeof *out);
   out->op = MOI_OP_ATTENTION;
   out->seed = seed * 1000 + 400 + index;
@@ -268,7 +285,8 @@ int moi_check_attention_case(uint32_t index, uint64_t seed, moi_case *out) {
   if (index < ATTENDING) attend_case(index, o);
   else if (index < ATTENDING + APPENDING) append_case(index - ATTENDING, o);
   else if (index < ATTENDING + APPENDING + MERGING) merge_case(index - ATTENDING - APPENDING, o);
-  else bf16_case(index - ATTENDING - APPENDING - MERGING, o);
+  else if (index < ATTENDING + APPENDING + MERGING + BF16) bf16_case(index - ATTENDING - APPENDING - MERGING, o);
+  else long_case(index - ATTENDING - APPENDING - MERGING - BF16, o);
   if (index % 4 == 2) out->stride_extra = 3;
   return 1;
 }

@@ -7,14 +7,13 @@
  *
  * 2 goes over the keys in passes of bounded length, dispatched indirectly: those behind the last key are empty.
  *
- * A tile is some of a sequence's rows x query heads of one KV head, by row, then head. Segments lie at multiples of a
- * number of keys that the plan alone decides, and are joined in ascending order, so that a row's bits are the same in
- * any batch. */
+ * A tile is some of a sequence's rows x query heads of one KV head, by row, then head. Segments lie where
+ * core/shared/segment.h says and are joined in ascending order, so that a row's bits are the same in any batch. */
 #include "core/format.h"
+#include "core/shared/segment.h"
 #include "vulkan/vulkan.h"
 
 enum {
-  MAX_SEGMENTS = 32, /* attention_finish.comp */
   SEGMENT = 512,     /* keys, at least */
   SHORT = 256,       /* of flash-tile: a sequence of few KV heads is to keep many workgroups busy */
   GROUP = 64,        /* keys that a subgroup weighs at once */
@@ -92,8 +91,15 @@ static calls calls_of(const moi_attention_desc *d, size_t tiles, uint32_t tile, 
   return (calls){(uint32_t)chunk, (uint32_t)((tiles + chunk - 1) / chunk), (keys + pass_keys - 1) / pass_keys};
 }
 
+/* Keys of the longest segment: the last, or the one before. */
+static uint32_t longest(const moi_attention_desc *d, const moi_vk_attention_state *s) {
+  uint32_t last = s->n_segments - 1, begin = moi_segment_begin(last, s->segment);
+  uint32_t before = last ? begin - moi_segment_begin(last - 1, s->segment) : 0, rest = d->max_kv - begin;
+  return rest > before ? rest : before;
+}
+
 static calls few_calls(const moi_attention_desc *d, const moi_vk_attention_state *s, uint32_t rows, uint32_t seqs) {
-  return calls_of(d, few_tiles(d, s, rows, seqs), s->few_tile, s->segment, s->pass_keys, s->n_segments);
+  return calls_of(d, few_tiles(d, s, rows, seqs), s->few_tile, longest(d, s), s->pass_keys, s->n_segments);
 }
 
 static calls many_calls(const moi_attention_desc *d, const moi_vk_attention_state *s, uint32_t rows, uint32_t seqs) {
@@ -231,9 +237,8 @@ moi_status moi_vk_attention_plan(const char *fn, moi_plan *plan, const char *for
   state->few_rows = group < state->few_tile ? state->few_tile / group : 1;
   state->many_tile = state->pick.many->m_tile;
   state->pass_keys = min_u32(pass_keys(v, d, state->pick.few), pass_keys(v, d, state->pick.many));
-  uint32_t least = is_lanes(state->pick.few) ? SEGMENT : SHORT;
-  state->segment = round_up((d->max_kv + MAX_SEGMENTS - 1) / MAX_SEGMENTS, least);
-  state->n_segments = (d->max_kv + state->segment - 1) / state->segment;
+  state->segment = is_lanes(state->pick.few) ? SEGMENT : SHORT;
+  state->n_segments = moi_segment_of(d->max_kv - 1, state->segment) + 1;
   uint32_t append[3] = {0, (uint32_t)d->input_type, 0}, output = (uint32_t)d->output_type;
   uint32_t finish[3] = {v->traits.subgroup, output, 0};
   status = moi_vk_pipeline_want(fn, plan, "attention_prepare", NULL, 0, &state->prepare);

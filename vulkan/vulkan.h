@@ -191,7 +191,7 @@ typedef struct moi_vk_attention_state {
   VkPipeline prepare, merge, few[MOI_VK_CACHE_ALIGNMENTS], many[MOI_VK_CACHE_ALIGNMENTS];
   VkPipeline finish[2], append_k[2], append_v[2]; /* [rows begin anywhere, at words] */
   uint32_t few_rows, few_tile, many_tile; /* rows of a sequence that count as few; query rows of a workgroup */
-  uint32_t segment, n_segments;           /* keys that are summed up by themselves */
+  uint32_t segment, n_segments;           /* core/shared/segment.h: its unit */
   uint32_t pass_keys;                     /* keys of a dispatch */
 } moi_vk_attention_state;
 

@@ -25,7 +25,7 @@ layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer Arg
   float temperature, scale, softcap;
   uint has_sinks;
   uint few_rows, few_tile, many_tile; /* few_rows: rows of a sequence that count as few */
-  uint segment, n_segments;           /* keys; few: a slot for each of them */
+  uint segment, n_segments;           /* segment.h: its unit; few: a slot for each segment */
   uint pass_keys, few_passes, many_passes;
   uint few_chunk, few_chunks, many_chunk, many_chunks; /* tiles of a dispatch; how many such chunks */
 };

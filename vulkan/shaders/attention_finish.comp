@@ -5,7 +5,7 @@
 #include "common.glsl"
 #include "attention.glsl"
 
-const uint MAX_SEGMENTS = 32u;
+const uint MAX_SEGMENTS = 368u; /* of 2^32 keys, units of 256 */
 const uint HEADS = 8u; /* of a workgroup */
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint OUTPUT = MOI_F32;
@@ -46,8 +46,8 @@ void main() {
       if (span.x < span.y) {
         n_parts = 1u;
         if (few) {
-          segment = span.x / a.segment;
-          n_parts = (span.y - 1u) / a.segment - segment + 1u;
+          segment = moi_segment_of(span.x, a.segment);
+          n_parts = moi_segment_of(span.y - 1u, a.segment) - segment + 1u;
         }
       }
     }

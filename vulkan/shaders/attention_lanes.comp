@@ -297,13 +297,13 @@ void main() {
 
   /* few rows: one segment of the keys; many: all of them, each joined to those before. In a pass only so many keys,
    * since software devices bound the turns of all loops of an invocation, and others the time of a dispatch. */
-  uint segment_keys = a.segment, pass_keys = a.pass_keys, slot = item, window_begin = pass * pass_keys;
+  uint unit_keys = a.segment, pass_keys = a.pass_keys, slot = item, window_begin = pass * pass_keys;
   if (MANY == 0u) {
     uint segment = gl_WorkGroupID.z;
-    begin = max(begin, segment * segment_keys);
-    end = min(end, (segment + 1u) * segment_keys);
+    begin = max(begin, moi_segment_begin(segment, unit_keys));
+    end = min(end, moi_segment_begin(segment + 1u, unit_keys));
     slot = item * a.n_segments + segment;
-    window_begin += segment * segment_keys;
+    window_begin += moi_segment_begin(segment, unit_keys);
   }
   uint pass_begin = max(begin, window_begin), pass_end = min(end, window_begin + pass_keys);
   if (pass_begin >= pass_end) return;
@@ -322,9 +322,10 @@ void main() {
   now_sums = moi_add(moi_add(now_sums, moi_mul(moi_mul(8u, stride), slot)), moi_mul(8u, out_row));
 
   uint v_words = V_FORMAT == KV_Q8_0 ? dv * 34u / 128u : max(dv * (4u / VE) / 4u, 1u), touched = 0u;
-  uint first_segment = begin / segment_keys;
-  for (uint segment = pass_begin / segment_keys; segment * segment_keys < pass_end; segment++) {
-    uint segment_begin = max(begin, segment * segment_keys), segment_end = min(end, (segment + 1u) * segment_keys);
+  uint first_segment = moi_segment_of(begin, unit_keys);
+  for (uint segment = moi_segment_of(pass_begin, unit_keys); moi_segment_begin(segment, unit_keys) < pass_end; segment++) {
+    uint segment_begin = max(begin, moi_segment_begin(segment, unit_keys));
+    uint segment_end = min(end, moi_segment_begin(segment + 1u, unit_keys));
     uint from = max(segment_begin, pass_begin), to = min(segment_end, pass_end);
     uvec2 to_acc = segment == first_segment ? out_acc : now, to_sums = segment == first_segment ? out_sums : now_sums;
     bool fresh = from == segment_begin;

@@ -88,7 +88,7 @@ void main() {
   barrier();
   keys_few = longest_few;
   keys_many = longest_many;
-  uint segments = (keys_few + a.segment - 1u) / a.segment, pass_keys = a.pass_keys, n_kv_heads = a.n_kv_heads;
+  uint segments = keys_few > 0u ? moi_segment_of(keys_few - 1u, a.segment) + 1u : 0u, pass_keys = a.pass_keys, n_kv_heads = a.n_kv_heads;
   calls(a.few_calls, a.few_passes, a.few_chunks, a.few_chunk, shared_few[0], keys_few, pass_keys, n_kv_heads, segments);
   calls(a.many_calls, a.many_passes, a.many_chunks, a.many_chunk, shared_many[0], keys_many, pass_keys, n_kv_heads, 1u);
 }

@@ -195,13 +195,13 @@ void main() {
   }
 
   /* segments and passes: as in attention_lanes.comp */
-  uint segment_keys = a.segment, pass_keys = a.pass_keys, slot = item, window_begin = pass * pass_keys;
+  uint unit_keys = a.segment, pass_keys = a.pass_keys, slot = item, window_begin = pass * pass_keys;
   if (MANY == 0u) {
     uint segment = gl_WorkGroupID.z;
-    begin = max(begin, segment * segment_keys);
-    end = min(end, (segment + 1u) * segment_keys);
+    begin = max(begin, moi_segment_begin(segment, unit_keys));
+    end = min(end, moi_segment_begin(segment + 1u, unit_keys));
     slot = item * a.n_segments + segment;
-    window_begin += segment * segment_keys;
+    window_begin += moi_segment_begin(segment, unit_keys);
   }
   uint pass_begin = max(begin, window_begin), pass_end = min(end, window_begin + pass_keys);
   if (pass_begin >= pass_end) return;
@@ -219,10 +219,11 @@ void main() {
   out_sums = moi_add(moi_add(out_sums, moi_mul(moi_mul(8u, stride), slot)), moi_mul(8u, out_row));
   now_sums = moi_add(moi_add(now_sums, moi_mul(moi_mul(8u, stride), slot)), moi_mul(8u, out_row));
 
-  uint first_segment = begin / segment_keys, key = thread % N, first_row = thread / N * RT;
+  uint first_segment = moi_segment_of(begin, unit_keys), key = thread % N, first_row = thread / N * RT;
   uint unit = thread % UNITS, phase = thread / UNITS;
-  for (uint segment = pass_begin / segment_keys; segment * segment_keys < pass_end; segment++) {
-    uint segment_begin = max(begin, segment * segment_keys), segment_end = min(end, (segment + 1u) * segment_keys);
+  for (uint segment = moi_segment_of(pass_begin, unit_keys); moi_segment_begin(segment, unit_keys) < pass_end; segment++) {
+    uint segment_begin = max(begin, moi_segment_begin(segment, unit_keys));
+    uint segment_end = min(end, moi_segment_begin(segment + 1u, unit_keys));
     uint from = max(segment_begin, pass_begin), to = min(segment_end, pass_end);
     uvec2 to_acc = segment == first_segment ? out_acc : now, to_sums = segment == first_segment ? out_sums : now_sums;
     bool fresh = from == segment_begin;

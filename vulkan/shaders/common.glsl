@@ -52,6 +52,7 @@ uint moi_any32(Stream s, uint i) {
 #define MOI_U16(B, i) moi_u16(B, i)
 #define MOI_U32(B, i) moi_u32(B, i)
 #include "../../core/shared/decode.h"
+#include "../../core/shared/segment.h"
 
 /* values of moi_format for dense types */
 #define MOI_F32 1u
