@@ -154,6 +154,7 @@ MOI_DEVICE void attend_tile(const moi_cu_attention_args *a, const unsigned R, co
         }
         MOI_UNROLL
         for (unsigned mask = 1u; mask < PARTS; mask *= 2u) more += moi_xor_f32(more, mask);
+        moi_sync_warp(); /* all lanes of the row have read mosts: the exchanges order no memory */
         if (part == 0u) {
           float keep = sums[row] == 0.0f ? 0.0f : moi_shrink(most, top);
           keeps[row] = keep;

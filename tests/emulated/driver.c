@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "machine.h"
+#include "races.h"
 
 #define API __attribute__((visibility("default")))
 
@@ -248,14 +249,14 @@ API int cuLaunchKernel(const moi_emulated_kernel *k, unsigned grid_x, unsigned g
 API int cuMemAlloc_v2(uint64_t *pointer, size_t size) {
   IN_CONTEXT;
   MAY_FAIL;
-  void *p = NULL;
   if (!size) return INVALID_VALUE;
-  if (posix_memalign(&p, 512, (size + 255) & ~(size_t)255)) return OUT_OF_MEMORY;
+  void *p = moi_races_alloc((size + 255) & ~(size_t)255);
+  if (!p) return OUT_OF_MEMORY;
   *pointer = (uint64_t)(uintptr_t)p;
   return SUCCESS;
 }
 API int cuMemFree_v2(uint64_t pointer) {
-  free((void *)(uintptr_t)pointer);
+  moi_races_free((void *)(uintptr_t)pointer);
   return SUCCESS;
 }
 API int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t size) {

@@ -17,19 +17,24 @@ extern _Thread_local moi_emulated_thread moi_emulated_now;
 
 /* name: of the kernel; entry takes its arguments */
 void moi_emulated_register(const char *name, void (*entry)(const void *args), size_t args_size, unsigned threads);
-void *moi_emulated_shared(const void *key, size_t bytes);
+void *moi_emulated_shared(const char *name, size_t bytes); /* known by the address of its name */
 void *moi_emulated_asked(void); /* the launch's */
 void moi_emulated_sync(void);
+void moi_emulated_sync_warp(void);
+unsigned moi_emulated_atomic_add(unsigned *p, unsigned v);
 /* A thread's copies: made when they are waited for; until then shared memory is NaN there. */
 void moi_emulated_copy16(void *to, const void *from, int valid);
 void moi_emulated_copy_commit(void);
 void moi_emulated_copy_wait(unsigned groups);
+void moi_emulated_read(const void *p, size_t size); /* this thread reads it: for races.h */
 void moi_emulated_aligned(const char *what, const void *p, size_t alignment); /* or the program ends */
 /* The lanes of a warp meet, each with `size` bytes (at most 64); returns what they brought, 64 bytes a lane, until the
  * next meeting. what: the kind of exchange, the same for all lanes. */
 const unsigned char *moi_emulated_meet(const char *what, const void *value, size_t size);
 
 #define MOI_DEVICE static inline __attribute__((unused))
+/* A word whose memory is not the kernel's, but for what it says with moi_emulated_read: races.h does not look at it. */
+#define MOI_WORD MOI_DEVICE __attribute__((no_sanitize_thread))
 #define MOI_KERNEL(name, threads, type) MOI_KERNEL_OF(name, threads, type)
 #define MOI_KERNEL_OF(name, threads, type)                                                                             \
   static void name##_body(const type *a);                                                                              \
@@ -39,8 +44,8 @@ const unsigned char *moi_emulated_meet(const char *what, const void *value, size
   }                                                                                                                    \
   static void name##_body(const type *a)
 #define MOI_SHARED(type, name, n)                                                                                      \
-  static char name##_key;                                                                                              \
-  type *const name = (type *)moi_emulated_shared(&name##_key, (n) * sizeof(type))
+  static const char name##_name[] = #name;                                                                             \
+  type *const name = (type *)moi_emulated_shared(name##_name, (n) * sizeof(type))
 #define MOI_SHARED_ASKED(name) unsigned char *const name = (unsigned char *)moi_emulated_asked()
 #define MOI_UNROLL
 #define MOI_ROLLED
@@ -59,20 +64,20 @@ MOI_DEVICE unsigned moi_block_y(void) { return moi_emulated_now.block_y; }
 MOI_DEVICE unsigned moi_grid_x(void) { return moi_emulated_now.grid_x; }
 MOI_DEVICE unsigned moi_grid_y(void) { return moi_emulated_now.grid_y; }
 MOI_DEVICE void moi_sync(void) { moi_emulated_sync(); }
-MOI_DEVICE void moi_sync_warp(void) { moi_emulated_meet("sync_warp", NULL, 0); }
-MOI_DEVICE unsigned moi_from_u32(unsigned v, unsigned lane) {
+MOI_DEVICE void moi_sync_warp(void) { moi_emulated_sync_warp(); }
+MOI_WORD unsigned moi_from_u32(unsigned v, unsigned lane) {
   unsigned r;
   memcpy(&r, moi_emulated_meet("shuffle", &v, 4) + 64 * (lane & 31u), 4);
   return r;
 }
-MOI_DEVICE float moi_from_f32(float v, unsigned lane) {
+MOI_WORD float moi_from_f32(float v, unsigned lane) {
   float r;
   memcpy(&r, moi_emulated_meet("shuffle", &v, 4) + 64 * (lane & 31u), 4);
   return r;
 }
 MOI_DEVICE unsigned moi_xor_u32(unsigned v, unsigned mask) { return moi_from_u32(v, moi_lane() ^ mask); }
 MOI_DEVICE float moi_xor_f32(float v, unsigned mask) { return moi_from_f32(v, moi_lane() ^ mask); }
-MOI_DEVICE unsigned moi_ballot(int condition) {
+MOI_WORD unsigned moi_ballot(int condition) {
   unsigned char c = condition != 0;
   const unsigned char *all = moi_emulated_meet("ballot", &c, 1);
   unsigned r = 0;
@@ -81,7 +86,7 @@ MOI_DEVICE unsigned moi_ballot(int condition) {
 }
 MOI_DEVICE void moi_keep_order(void) {}
 MOI_DEVICE const void *moi_global(const void *p) { return p; }
-MOI_DEVICE unsigned moi_max_u32(unsigned v) {
+MOI_WORD unsigned moi_max_u32(unsigned v) {
   const unsigned char *all = moi_emulated_meet("reduction", &v, 4);
   for (unsigned i = 0, other; i < 32; i++) {
     memcpy(&other, all + 64 * i, 4);
@@ -90,14 +95,14 @@ MOI_DEVICE unsigned moi_max_u32(unsigned v) {
   return v;
 }
 MOI_DEVICE unsigned moi_min_u32(unsigned v) { return ~moi_max_u32(~v); }
-MOI_DEVICE unsigned moi_match(unsigned v) {
+MOI_WORD unsigned moi_match(unsigned v) {
   const unsigned char *all = moi_emulated_meet("match", &v, 4);
   unsigned r = 0;
   for (unsigned i = 0; i < 32; i++) r |= (unsigned)!memcmp(all + 64 * i, &v, 4) << i;
   return r;
 }
 MOI_DEVICE unsigned moi_bits(unsigned v) { return (unsigned)__builtin_popcount(v); }
-MOI_DEVICE unsigned moi_atomic_add(unsigned *p, unsigned v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
+MOI_DEVICE unsigned moi_atomic_add(unsigned *p, unsigned v) { return moi_emulated_atomic_add(p, v); }
 
 /* ---- cuda/device/copy.h */
 
@@ -108,7 +113,7 @@ MOI_DEVICE void moi_copy_wait(unsigned groups) { moi_emulated_copy_wait(groups);
 /* ---- cuda/device/mma.h: the lanes of a warp bring their fragments, and each computes what it gets */
 
 /* bf16: 1, or f16: 0 */
-MOI_DEVICE float moi_emulated_half(unsigned word, unsigned high, int bf16) {
+MOI_WORD float moi_emulated_half(unsigned word, unsigned high, int bf16) {
   unsigned h = high ? word >> 16 : word & 0xffffu, e = (h >> 10) & 31u, bits = h << 16;
   float f;
   if (!bf16) {
@@ -121,7 +126,7 @@ MOI_DEVICE float moi_emulated_half(unsigned word, unsigned high, int bf16) {
 }
 /* D = A B + D of m16n8k<k>: element A[i][j] is in register a[i / 8 + 2 (j / 8)] of lane 4 (i % 8) + (j % 8) / 2, element
  * B[j][i] in b[j / 8] of lane 4 i + (j % 8) / 2. */
-MOI_DEVICE void moi_emulated_mma(const char *what, float *d, const unsigned *a, const unsigned *b, unsigned k, int bf16) {
+MOI_WORD void moi_emulated_mma(const char *what, float *d, const unsigned *a, const unsigned *b, unsigned k, int bf16) {
   unsigned mine[6], n_a = k / 4u, n_b = k / 8u, lane = moi_lane();
   memcpy(mine, a, 4 * n_a);
   memcpy(mine + n_a, b, 4 * n_b);
@@ -151,8 +156,7 @@ MOI_DEVICE void moi_mma_f16_16816(float *d, const unsigned *a, const unsigned *b
 MOI_DEVICE void moi_mma_f16_1688(float *d, const unsigned *a, const unsigned *b) {
   moi_emulated_mma("mma f16 m16n8k8", d, a, b, 8, 0);
 }
-MOI_DEVICE void moi_emulated_ldmatrix(const char *what, unsigned *r, const void *row, int transposed) {
-  moi_emulated_aligned("ldmatrix", row, 16);
+MOI_WORD void moi_emulated_ldmatrix(const char *what, unsigned *r, const void *row, int transposed) {
   const unsigned char *all = moi_emulated_meet(what, &row, sizeof row);
   unsigned g = moi_lane() / 4u, q = moi_lane() % 4u;
   for (unsigned i = 0; i < 4; i++) {
@@ -166,8 +170,14 @@ MOI_DEVICE void moi_emulated_ldmatrix(const char *what, unsigned *r, const void 
     r[i] = half[0] | (unsigned)half[1] << 16;
   }
 }
-MOI_DEVICE void moi_ldmatrix_x4(unsigned *r, const void *row) { moi_emulated_ldmatrix("ldmatrix x4", r, row, 0); }
+MOI_DEVICE void moi_ldmatrix_x4(unsigned *r, const void *row) {
+  moi_emulated_aligned("ldmatrix", row, 16);
+  moi_emulated_read(row, 16);
+  moi_emulated_ldmatrix("ldmatrix x4", r, row, 0);
+}
 MOI_DEVICE void moi_ldmatrix_x4_trans(unsigned *r, const void *row) {
+  moi_emulated_aligned("ldmatrix", row, 16);
+  moi_emulated_read(row, 16);
   moi_emulated_ldmatrix("ldmatrix x4 trans", r, row, 1);
 }
 MOI_DEVICE unsigned moi_bytes(unsigned a, unsigned b, unsigned selector) {
@@ -176,7 +186,7 @@ MOI_DEVICE unsigned moi_bytes(unsigned a, unsigned b, unsigned selector) {
   for (unsigned i = 0; i < 4; i++) r |= (unsigned)(both >> (8u * ((selector >> (4u * i)) & 7u)) & 255u) << (8u * i);
   return r;
 }
-MOI_DEVICE unsigned moi_bf16x2_fma(unsigned a, unsigned b, unsigned c) {
+MOI_WORD unsigned moi_bf16x2_fma(unsigned a, unsigned b, unsigned c) {
   unsigned r = 0;
   for (unsigned i = 0; i < 2; i++) {
     double v = (double)moi_emulated_half(a, i, 1) * moi_emulated_half(b, i, 1) + moi_emulated_half(c, i, 1);

@@ -1,6 +1,8 @@
 /* Blocks on fibers: see emulated.h. */
 #include "machine.h"
 
+#include "races.h"
+
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +17,8 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
+
+#define CALLER __builtin_return_address(0)
 
 _Thread_local moi_emulated_thread moi_emulated_now;
 
@@ -49,8 +53,8 @@ typedef struct warp {
 } warp;
 
 typedef struct shared {
-  const void *key;
-  void *memory;
+  const char *name; /* its address is the key */
+  unsigned char *memory;
   size_t bytes;
 } shared;
 
@@ -60,13 +64,18 @@ static _Thread_local struct machine {
   size_t scheduler_size;
   warp warps[MAX_THREADS / 32];
   shared shared[MAX_SHARED];
+  size_t shared_end;
   unsigned n_shared, n, done, waiting, current, asked;
   unsigned long long random;
   const moi_emulated_kernel *kernel;
   const void *args;
 } *m;
 
-static void die(const char *what) {
+static const char sync_warp[] = "sync_warp";
+
+static void die(const char *what) { moi_emulated_die(what); }
+
+void moi_emulated_die(const char *what) {
   fprintf(stderr, "emulated: kernel %s, block %u %u, thread %u: %s\n", m->kernel->name, moi_emulated_now.block_x,
           moi_emulated_now.block_y, moi_emulated_now.thread, what);
   abort();
@@ -139,9 +148,9 @@ static void wait_for_others(fiber_state state) {
 
 /* ---- what kernels call */
 
-void *moi_emulated_shared(const void *key, size_t bytes) {
+void *moi_emulated_shared(const char *name, size_t bytes) {
   for (unsigned i = 0; i < m->n_shared; i++)
-    if (m->shared[i].key == key) {
+    if (m->shared[i].name == name) {
       if (m->shared[i].bytes != bytes) die("shared memory of two sizes under one name");
       return m->shared[i].memory;
     }
@@ -149,17 +158,25 @@ void *moi_emulated_shared(const void *key, size_t bytes) {
   size_t all = bytes;
   for (unsigned i = 0; i < m->n_shared; i++) all += m->shared[i].bytes;
   if (all > SHARED_LIMIT) die("more shared memory than any device has");
-  void *memory = NULL;
-  if (posix_memalign(&memory, 128, bytes)) die("out of memory");
+  unsigned char *memory = moi_races_shared(m->shared_end, bytes);
+  if (!memory) die("out of memory");
+  m->shared_end = (m->shared_end + bytes + 127) & ~(size_t)127;
   memset(memory, 0xff, bytes);
-  m->shared[m->n_shared++] = (shared){key, memory, bytes};
+  m->shared[m->n_shared++] = (shared){name, memory, bytes};
   return memory;
 }
 
+void moi_emulated_place(const void *p, char *text, size_t size) {
+  for (unsigned i = 0; i < m->n_shared; i++) {
+    size_t at = (size_t)((const unsigned char *)p - m->shared[i].memory);
+    if (at < m->shared[i].bytes) snprintf(text, size, "byte %zu of shared memory \"%s\"", at, m->shared[i].name);
+  }
+}
+
 void *moi_emulated_asked(void) {
-  static const char key;
+  static const char name[] = "asked for";
   if (!m->asked) die("shared memory that the launch does not ask for");
-  return moi_emulated_shared(&key, m->asked);
+  return moi_emulated_shared(name, m->asked);
 }
 
 void moi_emulated_aligned(const char *what, const void *p, size_t alignment) {
@@ -181,6 +198,8 @@ void moi_emulated_copy16(void *to, const void *from, int valid) {
   moi_emulated_aligned("an asynchronous copy from", from, 16);
   if (valid < 0 || valid > 16) die("an asynchronous copy of more than 16 bytes");
   *copy_new() = (copy){to, from, (unsigned)valid};
+  if (valid) moi_races_read(from, (size_t)valid, CALLER);
+  moi_races_copy(to, 16, CALLER);
   memset(to, 0xff, 16);
 }
 
@@ -196,6 +215,7 @@ void moi_emulated_copy_wait(unsigned groups) {
       ends--;
       continue;
     }
+    moi_races_landed(c->to, 16);
     memset(c->to, 0, 16);
     memcpy(c->to, c->from, c->valid);
   }
@@ -203,16 +223,30 @@ void moi_emulated_copy_wait(unsigned groups) {
   self->n_copies = at;
 }
 
+static void open_barrier(void) {
+  for (unsigned i = 0; i < m->n; i++)
+    if (m->fibers[i].state == AT_BARRIER) m->fibers[i].state = READY;
+  m->waiting = 0;
+  moi_races_sync();
+}
+
+void moi_emulated_read(const void *p, size_t size) { moi_races_read(p, size, CALLER); }
+
+unsigned moi_emulated_atomic_add(unsigned *p, unsigned v) {
+  moi_races_atomic(p, sizeof *p, CALLER);
+  return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+
 void moi_emulated_sync(void) {
   m->waiting++;
   if (m->waiting + m->done == m->n) {
-    for (unsigned i = 0; i < m->n; i++)
-      if (m->fibers[i].state == AT_BARRIER) m->fibers[i].state = READY;
-    m->waiting = 0;
+    open_barrier();
     return;
   }
   wait_for_others(AT_BARRIER);
 }
+
+void moi_emulated_sync_warp(void) { moi_emulated_meet(sync_warp, NULL, 0); }
 
 const unsigned char *moi_emulated_meet(const char *what, const void *value, size_t size) {
   unsigned lane = m->current & 31u, first = m->current & ~31u;
@@ -228,6 +262,7 @@ const unsigned char *moi_emulated_meet(const char *what, const void *value, size
   }
   w->arrived = 0;
   w->generation++;
+  if (what == sync_warp) moi_races_sync_warp(m->current >> 5);
   for (unsigned i = first; i < first + w->lanes; i++)
     if (m->fibers[i].state == AT_MEETING) m->fibers[i].state = READY;
   return brought;
@@ -242,6 +277,7 @@ static unsigned random_below(unsigned n) { /* the same numbers in every run of t
 
 static void run_block(unsigned x, unsigned y, unsigned grid_x, unsigned grid_y) {
   m->done = m->waiting = 0;
+  moi_races_block();
   memset(m->warps, 0, sizeof m->warps);
   for (unsigned i = 0; i < m->n; i++) {
     m->warps[i >> 5].lanes++;
@@ -255,6 +291,7 @@ static void run_block(unsigned x, unsigned y, unsigned grid_x, unsigned grid_y) 
     for (unsigned turn = 0; turn < m->n; turn++) {
       unsigned i = (first + (backwards ? m->n - turn : turn)) % m->n;
       if (m->fibers[i].state != READY) continue;
+      moi_races_thread(i);
       m->current = moi_emulated_now.thread = i;
       go(&m->scheduler, &m->fibers[i], 0);
       ran++;
@@ -262,15 +299,14 @@ static void run_block(unsigned x, unsigned y, unsigned grid_x, unsigned grid_y) 
     if (ran || m->done == m->n) continue;
     /* nobody can go on: those at the barrier wait for lanes that wait for each other, or for who has gone */
     if (m->waiting && m->waiting + m->done == m->n) { /* the last to be waited for has gone */
-      for (unsigned i = 0; i < m->n; i++)
-        if (m->fibers[i].state == AT_BARRIER) m->fibers[i].state = READY;
-      m->waiting = 0;
+      open_barrier();
       continue;
     }
     die("threads wait for each other at different places");
   }
-  for (unsigned i = 0; i < m->n_shared; i++) free(m->shared[i].memory);
+  for (unsigned i = 0; i < m->n_shared && !MOI_RACES; i++) free(m->shared[i].memory);
   m->n_shared = 0;
+  m->shared_end = 0;
 }
 
 /* A launch that several threads share: each takes the next block. */
@@ -334,10 +370,12 @@ static void start_helpers(void) {
 void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, unsigned grid_x, unsigned grid_y,
                          unsigned threads, unsigned asked) {
   uint64_t n = (uint64_t)grid_x * grid_y;
-  if (n < 4 || pthread_mutex_trylock(&pool.turn)) { /* little to share, or another launch has the helpers */
+  if (MOI_RACES || n < 4 || pthread_mutex_trylock(&pool.turn)) { /* little to share, or another launch has the helpers */
     be_machine(kernel, args, threads, asked);
+    moi_races_begin(n);
     for (unsigned y = 0; y < grid_y; y++)
       for (unsigned x = 0; x < grid_x; x++) run_block(x, y, grid_x, grid_y);
+    moi_races_end();
     return;
   }
   pthread_mutex_lock(&pool.lock);

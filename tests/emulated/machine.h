@@ -17,4 +17,9 @@ const moi_emulated_kernel *moi_emulated_find(const char *name);
 void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, unsigned grid_x, unsigned grid_y,
                          unsigned threads, unsigned asked);
 
+/* Ends the program with a text of the thread that runs. */
+void moi_emulated_die(const char *what);
+/* Says where in the running block's shared memory an address is. */
+void moi_emulated_place(const void *p, char *text, size_t size);
+
 #endif
