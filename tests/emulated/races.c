@@ -7,8 +7,7 @@
  * two threads of the last moment, and that is enough: if they are of two warps, one of them is not ordered before whoever
  * comes; if there is one warp, its lanes since its last moi_sync_warp are what its own accesses can race with, and for
  * other warps one lane stands for all. A set with another block of the launch stays as it is: all blocks that come are not
- * ordered behind that.
- */
+ * ordered behind that. */
 #define _GNU_SOURCE /* dladdr */
 #include "races.h"
 
@@ -90,8 +89,8 @@ static void print_line(const char *head, unsigned thread, int32_t where) {
   Dl_info info;
   fprintf(stderr, "  %s, thread %u\n", head, thread);
   if (!dladdr(address, &info) || !info.dli_fname) return;
-  snprintf(command, sizeof command, "LD_LIBRARY_PATH= LD_PRELOAD= addr2line -i -f -s -p -e '%s' 0x%zx 2>&1", info.dli_fname,
-           (size_t)(address - (const unsigned char *)info.dli_fbase));
+  snprintf(command, sizeof command, "LD_LIBRARY_PATH= LD_PRELOAD= addr2line -i -f -s -p -e '%s' 0x%zx 2>&1",
+           info.dli_fname, (size_t)(address - (const unsigned char *)info.dli_fbase));
   FILE *text = popen(command, "r");
   while (text && fgets(line, sizeof line, text)) fprintf(stderr, "    %s", line);
   if (text) pclose(text);
@@ -159,13 +158,15 @@ static void add(set *s, int global, int32_t where) {
 static void settle(void) {
   while (n_pending) {
     const struct pending *p = &pending[--n_pending];
-    if (memcmp(p->at, p->before, p->size)) report(p->at, names[WRITE], p->where, names[WRITE], p->other, p->other_where);
+    if (memcmp(p->at, p->before, p->size))
+      report(p->at, names[WRITE], p->where, names[WRITE], p->other, p->other_where);
   }
 }
 
 static void touch(set *sets, unsigned char *at, unsigned size, enum kind kind, int global, int32_t where) {
   int32_t other_where;
-  if (kind == READ && !global && sets[WRITE].moment != moment && sets[ATOMIC].moment != moment && sets[WRITE].second != FLYING) {
+  if (kind == READ && !global && sets[WRITE].moment != moment && sets[ATOMIC].moment != moment &&
+      sets[WRITE].second != FLYING) {
     add(&sets[READ], 0, where); /* nearly all of them */
     return;
   }
@@ -185,7 +186,7 @@ static void touch(set *sets, unsigned char *at, unsigned size, enum kind kind, i
 
 /* Cells of an access: what(sets, first byte, how many). */
 #define EACH_CELL(p, size, what)                                                                                       \
-  for (size_t at_ = (size_t)((const unsigned char *)(p)-memory), end_ = at_ + (size), n_; at_ < end_; at_ += n_) {      \
+  for (size_t at_ = (size_t)((const unsigned char *)(p)-memory), end_ = at_ + (size), n_; at_ < end_; at_ += n_) {     \
     cell *c_ = &words[at_ / 4];                                                                                        \
     n_ = 4 - at_ % 4 < end_ - at_ ? 4 - at_ % 4 : end_ - at_;                                                          \
     if (n_ == 4 && c_->split != launch) {                                                                              \
@@ -229,11 +230,28 @@ static inline void access(const void *p, size_t size, enum kind kind, const void
   void __tsan_unaligned_read##size(void *p) { access(p, size, READ, CALLER); }                                         \
   void __tsan_unaligned_write##size(void *p);                                                                          \
   void __tsan_unaligned_write##size(void *p) { access(p, size, WRITE, CALLER); }
-HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16)
-void __tsan_read_range(void *p, size_t size);
+HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16) void __tsan_read_range(void *p, size_t size);
 void __tsan_read_range(void *p, size_t size) { access(p, size, READ, CALLER); }
 void __tsan_write_range(void *p, size_t size);
 void __tsan_write_range(void *p, size_t size) { access(p, size, WRITE, CALLER); }
+/* newer compilers': copies that are not split into accesses */
+void *__tsan_memcpy(void *to, const void *from, size_t size);
+void *__tsan_memcpy(void *to, const void *from, size_t size) {
+  access(from, size, READ, CALLER);
+  access(to, size, WRITE, CALLER);
+  return memcpy(to, from, size);
+}
+void *__tsan_memmove(void *to, const void *from, size_t size);
+void *__tsan_memmove(void *to, const void *from, size_t size) {
+  access(from, size, READ, CALLER);
+  access(to, size, WRITE, CALLER);
+  return memmove(to, from, size);
+}
+void *__tsan_memset(void *to, int value, size_t size);
+void *__tsan_memset(void *to, int value, size_t size) {
+  access(to, size, WRITE, CALLER);
+  return memset(to, value, size);
+}
 void __tsan_init(void);
 void __tsan_init(void) {}
 void __tsan_func_entry(void *caller);
@@ -288,9 +306,7 @@ void moi_races_sync_warp(unsigned warp) { warp_syncs[warp]++; }
 
 void *moi_races_shared(size_t at, size_t size) { return at + size <= SHARED ? memory + DEVICE + at : NULL; }
 
-static struct piece {
-  size_t at, end;
-} pieces[4096]; /* by address */
+static struct piece { size_t at, end; } pieces[4096]; /* by address */
 static size_t n_pieces;
 
 void *moi_races_alloc(size_t size) {

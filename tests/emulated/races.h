@@ -19,16 +19,16 @@
 enum { MOI_RACES = 1 };
 void moi_races_begin(uint64_t blocks); /* of a launch; until moi_races_end other launches wait */
 void moi_races_end(void);
-void moi_races_block(void); /* the next block of the launch */
+void moi_races_block(void);             /* the next block of the launch */
 void moi_races_thread(unsigned thread); /* that runs from now on */
 void moi_races_sync(void);              /* all threads of the block have met */
 void moi_races_sync_warp(unsigned warp);
 void moi_races_atomic(const void *p, size_t size, const void *caller);
 void moi_races_read(const void *p, size_t size, const void *caller);
-void moi_races_copy(const void *to, size_t size, const void *caller);   /* is issued by the thread */
-void moi_races_landed(const void *to, size_t size); /* has been waited for */
-void *moi_races_shared(size_t at, size_t size);     /* null: more than there is */
-void *moi_races_alloc(size_t size);                 /* a device's memory; null: none is left */
+void moi_races_copy(const void *to, size_t size, const void *caller); /* is issued by the thread */
+void moi_races_landed(const void *to, size_t size);                   /* has been waited for */
+void *moi_races_shared(size_t at, size_t size);                       /* null: more than there is */
+void *moi_races_alloc(size_t size);                                   /* a device's memory; null: none is left */
 void moi_races_free(void *p);
 #else
 enum { MOI_RACES = 0 };
@@ -38,9 +38,13 @@ static inline void moi_races_block(void) {}
 static inline void moi_races_thread(unsigned thread) { (void)thread; }
 static inline void moi_races_sync(void) {}
 static inline void moi_races_sync_warp(unsigned warp) { (void)warp; }
-static inline void moi_races_atomic(const void *p, size_t size, const void *caller) { (void)p, (void)size, (void)caller; }
+static inline void moi_races_atomic(const void *p, size_t size, const void *caller) {
+  (void)p, (void)size, (void)caller;
+}
 static inline void moi_races_read(const void *p, size_t size, const void *caller) { (void)p, (void)size, (void)caller; }
-static inline void moi_races_copy(const void *to, size_t size, const void *caller) { (void)to, (void)size, (void)caller; }
+static inline void moi_races_copy(const void *to, size_t size, const void *caller) {
+  (void)to, (void)size, (void)caller;
+}
 static inline void moi_races_landed(const void *to, size_t size) { (void)to, (void)size; }
 static inline void *moi_races_shared(size_t at, size_t size) {
   void *p = NULL;

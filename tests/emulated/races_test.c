@@ -24,8 +24,15 @@ typedef struct race_args {
 
 /* ---- barriers */
 
-KERNEL(no_barrier) { WORDS s[t] = t; g[t] = s[t ^ 32u]; }
-KERNEL(barrier) { WORDS s[t] = t; moi_sync(); g[t] = s[t ^ 32u]; }
+KERNEL(no_barrier) {
+  WORDS s[t] = t;
+  g[t] = s[t ^ 32u];
+}
+KERNEL(barrier) {
+  WORDS s[t] = t;
+  moi_sync();
+  g[t] = s[t ^ 32u];
+}
 KERNEL(one_barrier_of_a_loop) {
   WORDS unsigned sum = 0;
   for (unsigned i = 0; i < 2u; i++) {
@@ -56,10 +63,24 @@ KERNEL(written_after_all_have_read) {
 
 /* ---- warps */
 
-KERNEL(no_warp_sync) { WORDS s[t] = t; g[t] = s[t ^ 1u]; }
-KERNEL(exchange_for_warp_sync) { WORDS s[t] = t; g[t] = moi_xor_u32(t, 1u) + s[t ^ 1u]; }
-KERNEL(warp_sync) { WORDS s[t] = t; moi_sync_warp(); g[t] = s[t ^ 1u]; }
-KERNEL(warp_sync_for_barrier) { WORDS s[t] = t; moi_sync_warp(); g[t] = s[t ^ 32u]; }
+KERNEL(no_warp_sync) {
+  WORDS s[t] = t;
+  g[t] = s[t ^ 1u];
+}
+KERNEL(exchange_for_warp_sync) {
+  WORDS s[t] = t;
+  g[t] = moi_xor_u32(t, 1u) + s[t ^ 1u];
+}
+KERNEL(warp_sync) {
+  WORDS s[t] = t;
+  moi_sync_warp();
+  g[t] = s[t ^ 1u];
+}
+KERNEL(warp_sync_for_barrier) {
+  WORDS s[t] = t;
+  moi_sync_warp();
+  g[t] = s[t ^ 32u];
+}
 /* lane 0's own write is the last, lane 1's older one is in no order with lane 2 */
 KERNEL(two_warp_syncs_later) {
   WORDS s[t] = t;
@@ -68,8 +89,15 @@ KERNEL(two_warp_syncs_later) {
   moi_sync_warp();
   s[t ^ 1u] = t;
 }
-KERNEL(read_before_warp_sync_written_by_a_lane) { WORDS g[t] = s[t & 32u]; moi_sync_warp(); if (t % 32u == 9u) s[t & 32u] = 1u; }
-KERNEL(read_and_written_by_a_lane) { WORDS g[t] = s[t & 32u]; if (t % 32u == 9u) s[t & 32u] = 1u; }
+KERNEL(read_before_warp_sync_written_by_a_lane) {
+  WORDS g[t] = s[t & 32u];
+  moi_sync_warp();
+  if (t % 32u == 9u) s[t & 32u] = 1u;
+}
+KERNEL(read_and_written_by_a_lane) {
+  WORDS g[t] = s[t & 32u];
+  if (t % 32u == 9u) s[t & 32u] = 1u;
+}
 
 /* ---- bytes */
 
@@ -107,9 +135,20 @@ KERNEL(a_word_of_vectors) {
 
 /* ---- values, atomics */
 
-KERNEL(all_write_one_value) { WORDS *s = 1u; moi_sync(); g[t] = *s; }
-KERNEL(all_write_another_value) { WORDS *s = t; moi_sync(); g[t] = *s; }
-KERNEL(read_while_one_value_is_written) { WORDS *s = 1u; g[t] = *(volatile unsigned *)s; }
+KERNEL(all_write_one_value) {
+  WORDS *s = 1u;
+  moi_sync();
+  g[t] = *s;
+}
+KERNEL(all_write_another_value) {
+  WORDS *s = t;
+  moi_sync();
+  g[t] = *s;
+}
+KERNEL(read_while_one_value_is_written) {
+  WORDS *s = 1u;
+  g[t] = *(volatile unsigned *)s;
+}
 KERNEL(atomics) {
   WORDS if (t == 0u) *s = 0u;
   moi_sync();
@@ -121,16 +160,41 @@ KERNEL(read_beside_atomics) {
   moi_atomic_add(s, 1u);
   g[t] = *s;
 }
-KERNEL(atomics_behind_no_barrier) { WORDS if (t == 0u) *s = 0u; g[t] = moi_atomic_add(s, 1u); }
+KERNEL(atomics_behind_no_barrier) {
+  WORDS if (t == 0u) *s = 0u;
+  g[t] = moi_atomic_add(s, 1u);
+}
 
 /* ---- asynchronous copies: a thread copies a line, another reads it */
 
 #define COPY(line) moi_copy16_async(s + 4u * (line), a->global + 4u * (line), 16), moi_copy_commit()
-KERNEL(copy) { WORDS COPY(t); moi_copy_wait(0); moi_sync(); (void)*(volatile unsigned *)&s[4u * (t ^ 32u)]; }
-KERNEL(copy_no_wait) { WORDS COPY(t); moi_sync(); (void)*(volatile unsigned *)&s[4u * (t ^ 32u)]; moi_copy_wait(0); }
-KERNEL(copy_no_wait_own) { WORDS COPY(t); (void)*(volatile unsigned *)&s[4u * t]; moi_copy_wait(0); }
-KERNEL(copy_own) { WORDS COPY(t); moi_copy_wait(0); (void)*(volatile unsigned *)&s[4u * t]; }
-KERNEL(copy_no_barrier) { WORDS COPY(t); moi_copy_wait(0); (void)*(volatile unsigned *)&s[4u * (t ^ 32u)]; }
+KERNEL(copy) {
+  WORDS COPY(t);
+  moi_copy_wait(0);
+  moi_sync();
+  (void)*(volatile unsigned *)&s[4u * (t ^ 32u)];
+}
+KERNEL(copy_no_wait) {
+  WORDS COPY(t);
+  moi_sync();
+  (void)*(volatile unsigned *)&s[4u * (t ^ 32u)];
+  moi_copy_wait(0);
+}
+KERNEL(copy_no_wait_own) {
+  WORDS COPY(t);
+  (void)*(volatile unsigned *)&s[4u * t];
+  moi_copy_wait(0);
+}
+KERNEL(copy_own) {
+  WORDS COPY(t);
+  moi_copy_wait(0);
+  (void)*(volatile unsigned *)&s[4u * t];
+}
+KERNEL(copy_no_barrier) {
+  WORDS COPY(t);
+  moi_copy_wait(0);
+  (void)*(volatile unsigned *)&s[4u * (t ^ 32u)];
+}
 KERNEL(copy_barrier_before_wait) {
   WORDS COPY(t);
   moi_sync();
@@ -172,8 +236,15 @@ KERNEL(matrix_no_barrier) {
 
 /* ---- global memory */
 
-KERNEL(global_no_barrier) { WORDS g[t] = t; g[t ^ 32u] += 1u; }
-KERNEL(global_barrier) { WORDS g[t] = t; moi_sync(); g[t ^ 32u] += 1u; }
+KERNEL(global_no_barrier) {
+  WORDS g[t] = t;
+  g[t ^ 32u] += 1u;
+}
+KERNEL(global_barrier) {
+  WORDS g[t] = t;
+  moi_sync();
+  g[t ^ 32u] += 1u;
+}
 KERNEL(blocks_write_one_word) { WORDS a->global[t] = moi_block_x(); }
 KERNEL(blocks_read_one_word) { WORDS g[t] = a->global[4u * THREADS]; }
 KERNEL(block_reads_what_another_wrote) {
@@ -181,7 +252,7 @@ KERNEL(block_reads_what_another_wrote) {
   moi_sync();
   (void)*(volatile unsigned *)&a->global[t];
 }
-KERNEL(blocks_halves_of_a_word) { WORDS ((uint16_t *)(void *)a->global)[moi_block_x()] = 1u; }
+KERNEL(blocks_halves_of_a_word) { WORDS((uint16_t *)(void *)a->global)[moi_block_x()] = 1u; }
 KERNEL(blocks_atomics) { WORDS moi_atomic_add(a->global, 1u); }
 
 static const struct {
@@ -248,11 +319,13 @@ int main(void) {
       _exit(0);
     }
     close(ends[1]);
-    while (length < sizeof text - 1 && (got = read(ends[0], text + length, sizeof text - 1 - length)) > 0) length += (size_t)got;
+    while (length < sizeof text - 1 && (got = read(ends[0], text + length, sizeof text - 1 - length)) > 0)
+      length += (size_t)got;
     close(ends[0]);
     waitpid(child, &status, 0);
     int right = cases[i].report ? WIFSIGNALED(status) && strstr(text, cases[i].report) != NULL : status == 0 && !length;
-    if (!right) failures++, printf("%s: wanted %s, status %x\n%s", cases[i].kernel, cases[i].report, (unsigned)status, text);
+    if (!right)
+      failures++, printf("%s: wanted %s, status %x\n%s", cases[i].kernel, cases[i].report, (unsigned)status, text);
   }
   printf("%u passed, %u failed\n", n - failures, failures);
   return failures ? 1 : 0;
