@@ -8,7 +8,9 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* Elements of one scale lane. */
-INLINE uint32_t block_of(int f) { return f == MOI_FORMAT_Q6_K || f == MOI_FORMAT_NVFP4 ? 16 : 32; }
+INLINE uint32_t block_of(int f) {
+  return f == MOI_FORMAT_Q6_K || f == MOI_FORMAT_NVFP4 || f == MOI_FORMAT_FP4_G16 ? 16 : 32;
+}
 /* Bytes of block_of elements in the data stream; K-quants: of a superblock. */
 INLINE uint32_t bytes_of(int f) {
   switch (f) {
@@ -19,16 +21,19 @@ INLINE uint32_t bytes_of(int f) {
   case MOI_FORMAT_Q4_K: return 144;
   case MOI_FORMAT_Q5_K: return 176;
   case MOI_FORMAT_Q6_K: return 210;
-  case MOI_FORMAT_NVFP4: return 8;
+  case MOI_FORMAT_NVFP4:
+  case MOI_FORMAT_FP4_G16: return 8;
   default: return 16;
   }
 }
 INLINE int is_superblock(int f) { return f == MOI_FORMAT_Q4_K || f == MOI_FORMAT_Q5_K || f == MOI_FORMAT_Q6_K; }
 INLINE int is_even_odd(int f) {
-  return f == MOI_FORMAT_MXFP4 || f == MOI_FORMAT_NVFP4 || f == MOI_FORMAT_INT4_G32 || f == MOI_FORMAT_INT4_G128 ||
-         f == MOI_FORMAT_INT4Z_G32 || f == MOI_FORMAT_INT4Z_G128;
+  return f == MOI_FORMAT_MXFP4 || f == MOI_FORMAT_NVFP4 || f == MOI_FORMAT_FP4_G16 || f == MOI_FORMAT_INT4_G32 ||
+         f == MOI_FORMAT_INT4_G128 || f == MOI_FORMAT_INT4Z_G32 || f == MOI_FORMAT_INT4Z_G128;
 }
-INLINE int is_e2m1(int f) { return f == MOI_FORMAT_MXFP4_GGUF || f == MOI_FORMAT_MXFP4 || f == MOI_FORMAT_NVFP4; }
+INLINE int is_e2m1(int f) {
+  return f == MOI_FORMAT_MXFP4_GGUF || f == MOI_FORMAT_MXFP4 || f == MOI_FORMAT_NVFP4 || f == MOI_FORMAT_FP4_G16;
+}
 /* The constant that makes weights unsigned; 0: the format brings its own corrections. */
 INLINE float offset_of(int f) {
   switch (f) {
@@ -40,7 +45,8 @@ INLINE float offset_of(int f) {
   case MOI_FORMAT_INT4_G128: return 8;
   case MOI_FORMAT_MXFP4_GGUF:
   case MOI_FORMAT_MXFP4:
-  case MOI_FORMAT_NVFP4: return 12;
+  case MOI_FORMAT_NVFP4:
+  case MOI_FORMAT_FP4_G16: return 12;
   default: return 0;
   }
 }
@@ -57,6 +63,7 @@ INLINE uint32_t scale_bytes_of(int f) {
   switch (f) {
   case MOI_FORMAT_MXFP4: return 4;
   case MOI_FORMAT_NVFP4:
+  case MOI_FORMAT_FP4_G16:
   case MOI_FORMAT_INT4_G32:
   case MOI_FORMAT_INT4Z_G32: return 8;
   case MOI_FORMAT_INT4_G128:

@@ -1,0 +1,246 @@
+/* GEMMs for many tokens: c = x W^T with integer activations and weights, vpdpbusd.
+ *
+ * Weights are taken apart once for all tokens: codes as unsigned bytes, turned into panels, and their scales as floats.
+ * x is d * q for each 32, q an integer of two digits; a block is
+ *   scale * (d * (256 * sum u*hi + sum u*lo) - offset * s)      or, where a format brings minima,
+ *   scale * d * (256 * sum u*hi + sum u*lo) - minimum * s
+ * where the sums are exact integers and s = d * sum q comes with the prepared row.
+ *
+ * Every (token, column) has sums of its own in an order that depends on k alone: BATCH_INVARIANT. */
+#if defined(__x86_64__)
+
+#include "cpu/kernels/int_avx512.h"
+#include "cpu/kernels/panel_avx512.h"
+
+/* What the loops must know of a format, all constants. */
+typedef struct layout {
+  uint32_t block;   /* elements of a scale */
+  uint32_t section; /* elements of 16 scales, or of 8 scales and 8 minima */
+  int even_odd;     /* order of x */
+  int minima;       /* 0: an offset; 1: behind the scales; 2: in a panel of their own */
+  uint32_t digits;  /* of x */
+} layout;
+
+INLINE layout layout_of(int f) {
+  layout l = {block_of(f), group_of(f), is_even_odd(f), 0, 2};
+  if (f == MOI_FORMAT_Q4_K || f == MOI_FORMAT_Q5_K) l.minima = 1;
+  if (f == MOI_FORMAT_INT4Z_G32 || f == MOI_FORMAT_INT4Z_G128) l.minima = 2;
+  return l;
+}
+
+typedef struct panel {
+  const uint8_t *codes;          /* [kp / 4][COLUMNS] times four */
+  const float *scales, *minima;  /* [sections][16][COLUMNS] */
+} panel;
+
+/* sum += u . q. GCC 12 copies every sum around the intrinsic, once before and once behind it. */
+INLINE __m512i dot(__m512i sum, __m512i u, __m512i q) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(q));
+  return sum;
+}
+
+/* Word j of the block's words in a chunk of 64 elements (16 words). */
+INLINE uint32_t word_of(layout l, uint32_t block, uint32_t j) {
+  const uint32_t words = l.block / 4, half = words / 2;
+  if (!l.even_odd) return block * words + j;
+  return block * half + (j < half ? j : 8 + j - half);
+}
+
+/* tokens x 16 * vectors sums over the whole of k. */
+INLINE void tile(const layout l, const uint32_t tokens, const uint32_t vectors, uint32_t k, const uint8_t *const *x,
+                 const panel *p, float offset, float sum[PANEL_TOKENS][COLUMNS]) {
+  const size_t kp = MOI_FORM_KP(k);
+  const uint32_t blocks = 64 / l.block;
+  for (uint32_t t = 0; t < tokens; t++)
+    for (uint32_t v = 0; v < vectors; v++) _mm512_store_ps(sum[t] + 16 * v, _mm512_setzero_ps());
+  for (size_t k0 = 0; k0 < kp; k0 += l.section) {
+    const uint32_t n = kp - k0 < l.section ? (uint32_t)(kp - k0) : l.section;
+    float d[PANEL_TOKENS][16] __attribute__((aligned(64))), s[PANEL_TOKENS][16] __attribute__((aligned(64)));
+    for (uint32_t t = 0; t < tokens; t++) {
+      const float *d_at = (const float *)(const void *)(x[t] + MOI_FORM_D(k)) + k0 / 32;
+      const float *s_at = (const float *)(const void *)(x[t] + MOI_FORM_S(k)) + k0 / 16;
+      const uint32_t n_s = n / 16;
+      __m512 dv = _mm512_maskz_loadu_ps((__mmask16)((1u << n / 32) - 1), d_at);
+      __m512 sv = _mm512_maskz_loadu_ps((__mmask16)(n_s < 16 ? (1u << n_s) - 1 : 0xffff), s_at);
+      if (l.block == 16) {
+        dv = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), dv);
+      } else {
+        __m512 more = _mm512_maskz_loadu_ps((__mmask16)(n_s > 16 ? (1u << (n_s - 16)) - 1 : 0), s_at + 16);
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        sv = _mm512_add_ps(_mm512_permutex2var_ps(sv, even, more), _mm512_permutex2var_ps(sv, odd, more));
+      }
+      if (!l.minima) sv = _mm512_mul_ps(sv, _mm512_set1_ps(-offset));
+      _mm512_store_ps(d[t], dv);
+      _mm512_store_ps(s[t], sv);
+    }
+    for (uint32_t c = 0; c < n / 64; c++) {
+      const uint8_t *codes = p->codes + (k0 + 64 * c) * COLUMNS;
+      for (uint32_t b = 0; b < blocks; b++) {
+        __m512i a[PANEL_TOKENS][4];
+#pragma GCC unroll 6
+        for (uint32_t t = 0; t < tokens; t++)
+#pragma GCC unroll 4
+          for (uint32_t v = 0; v < vectors; v++) a[t][v] = _mm512_setzero_si512();
+#pragma GCC unroll 2
+        for (uint32_t digit = 0; digit < l.digits; digit++) {
+          const size_t at = l.digits * (k0 + 64 * c) + 64 * digit;
+          if (digit)
+#pragma GCC unroll 6
+            for (uint32_t t = 0; t < tokens; t++)
+#pragma GCC unroll 4
+              for (uint32_t v = 0; v < vectors; v++) a[t][v] = _mm512_slli_epi32(a[t][v], 8);
+#pragma GCC unroll 1
+          for (uint32_t j = 0; j < l.block / 4; j++) {
+            const uint32_t word = word_of(l, b, j);
+            __m512i u[4];
+#pragma GCC unroll 4
+            for (uint32_t v = 0; v < vectors; v++) {
+              u[v] = _mm512_load_si512(codes + (word * COLUMNS + 16 * v) * 4);
+              IN_REGISTER(u[v]);
+            }
+#pragma GCC unroll 6
+            for (uint32_t t = 0; t < tokens; t++) {
+              const __m512i q = _mm512_set1_epi32(*(const int32_t *)(const void *)(x[t] + at + 4 * word));
+#pragma GCC unroll 4
+              for (uint32_t v = 0; v < vectors; v++) a[t][v] = dot(a[t][v], u[v], q);
+            }
+          }
+        }
+        IN_MEMORY();
+        const uint32_t at = c * blocks + b;
+        const float *scale = p->scales + (k0 / l.section * 16 + at) * COLUMNS;
+        const float *minimum = l.minima == 1 ? scale + 8 * COLUMNS : p->minima + (k0 / l.section * 16 + at) * COLUMNS;
+#pragma GCC unroll 6
+        for (uint32_t t = 0; t < tokens; t++) {
+          const __m512 dt = _mm512_set1_ps(d[t][at]), st = _mm512_set1_ps(s[t][at]);
+#pragma GCC unroll 4
+          for (uint32_t v = 0; v < vectors; v++) {
+            const __m512 q = _mm512_cvtepi32_ps(a[t][v]);
+            const __m512 w = _mm512_load_ps(scale + 16 * v);
+            __m512 y = _mm512_load_ps(sum[t] + 16 * v);
+            if (l.minima) {
+              y = _mm512_fmadd_ps(w, _mm512_mul_ps(q, dt), y);
+              y = _mm512_fnmadd_ps(_mm512_load_ps(minimum + 16 * v), st, y);
+            } else {
+              y = _mm512_fmadd_ps(w, _mm512_fmadd_ps(q, dt, st), y);
+            }
+            _mm512_store_ps(sum[t] + 16 * v, y);
+          }
+        }
+      }
+    }
+  }
+}
+
+INLINE void tiles(const layout l, const uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x,
+                  const panel *p, float offset, float sum[PANEL_TOKENS][COLUMNS]) {
+  switch (tokens) {
+  case 1: tile(l, 1, vectors, k, x, p, offset, sum); break;
+  case 2: tile(l, 2, vectors, k, x, p, offset, sum); break;
+  case 3: tile(l, 3, vectors, k, x, p, offset, sum); break;
+  case 4: tile(l, 4, vectors, k, x, p, offset, sum); break;
+  case 5: tile(l, 5, vectors, k, x, p, offset, sum); break;
+  default: tile(l, 6, vectors, k, x, p, offset, sum); break;
+  }
+}
+
+/* One function for all formats of a layout. */
+typedef void (*tiles_fn)(uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p,
+                         float offset, float sum[PANEL_TOKENS][COLUMNS]);
+#define TILES(name, format)                                                                                            \
+  static void tiles_##name(uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p,     \
+                           float offset, float sum[PANEL_TOKENS][COLUMNS]) {                                          \
+    const layout l = layout_of(MOI_FORMAT_##format);                                                                   \
+    if (vectors > 2) tiles(l, 4, tokens, k, x, p, offset, sum);                                                        \
+    else tiles(l, 2, tokens, k, x, p, offset, sum);                                                                    \
+  }
+TILES(32, Q8_0)
+TILES(16, Q6_K)
+TILES(minima, Q4_K)
+TILES(even_odd_32, MXFP4)
+TILES(even_odd_16, NVFP4)
+TILES(even_odd_zeros, INT4Z_G32)
+
+INLINE tiles_fn tiles_of(int f) {
+  const layout l = layout_of(f);
+  if (l.minima) return l.minima == 1 ? tiles_minima : tiles_even_odd_zeros;
+  if (l.even_odd) return l.block == 16 ? tiles_even_odd_16 : tiles_even_odd_32;
+  return l.block == 16 ? tiles_16 : tiles_32;
+}
+
+/* Vector v of the panel: rows n..n+15, the last that exists again behind it. */
+INLINE void fill(int f, const moi_gemm_tile *g, const strides *stride, uint32_t n, uint32_t v, uint8_t *codes,
+                 float *scales, float *minima) {
+  const layout l = layout_of(f);
+  const uint32_t k = g->w->k;
+  row rows[16];
+  for (uint32_t r = 0; r < 16; r++) rows[r] = row_of(g->w, stride, n + r < g->n1 ? n + r : g->n1 - 1);
+  for (size_t k0 = 0; k0 < k; k0 += l.section) {
+    const uint32_t size = k - k0 < l.section ? (uint32_t)(k - k0) : l.section;
+    const uint32_t pieces = l.minima == 1 ? 4 : ((size + 63) / 64 * 64 / l.block + 3) / 4;
+    float scale[16][16] __attribute__((aligned(64))), minimum[16][16] __attribute__((aligned(64)));
+    uint8_t bytes[16][64] __attribute__((aligned(64)));
+    for (uint32_t r = 0; r < 16; r++) {
+      __m512 of;
+      _mm512_store_ps(scale[r], scales_of(f, &rows[r], k0, size, &of));
+      if (l.minima == 2) _mm512_store_ps(minimum[r], of);
+    }
+    panel_turn((const uint8_t *)scale, 64, pieces, scales + k0 / l.section * 16 * COLUMNS + 16 * v);
+    if (l.minima == 2)
+      panel_turn((const uint8_t *)minimum, 64, pieces, minima + k0 / l.section * 16 * COLUMNS + 16 * v);
+    for (uint32_t c = 0; c < (size + 63) / 64; c++) {
+      const uint32_t left = size - 64 * c;
+      if (left >= 64)
+        for (uint32_t r = 0; r < 16; r++) _mm512_store_si512(bytes[r], chunk_of(f, 0, &rows[r], k0, c, 64));
+      else
+        for (uint32_t r = 0; r < 16; r++) _mm512_store_si512(bytes[r], chunk_of(f, 0, &rows[r], k0, c, left));
+      panel_turn(bytes[0], 64, 4, codes + (k0 + 64 * c) * COLUMNS + 64 * v);
+    }
+  }
+}
+
+/* scratch_rows: 24. Codes are 16 rows of it; scales are COLUMNS * kp / 16 floats at most, 4 rows, and minima at most
+ * 4 rows where kp is 64. */
+INLINE void gemm(int f, const moi_gemm_tile *g) {
+  const moi_matrix *w = g->w;
+  const size_t kp = MOI_FORM_KP(w->k);
+  const strides stride = strides_of(f, w->k);
+  uint8_t *codes = g->scratch;
+  float *scales = (float *)g->scratch + 16 * kp, *minima = (float *)g->scratch + 20 * kp;
+  const panel p = {codes, scales, minima};
+  const tiles_fn run = tiles_of(f);
+  float sum[PANEL_TOKENS][COLUMNS] __attribute__((aligned(64)));
+  for (uint32_t n = g->n0; n < g->n1; n += COLUMNS) {
+    const uint32_t width = g->n1 - n < COLUMNS ? g->n1 - n : COLUMNS, vectors = (width + 15) / 16;
+    for (uint32_t v = 0; v < vectors; v++) fill(f, g, &stride, n + 16 * v, v, codes, scales, minima);
+    for (uint32_t t = 0, tokens; t < g->m; t += tokens) {
+      tokens = panel_tokens(t, g->m);
+      const uint8_t *x[PANEL_TOKENS];
+      for (uint32_t i = 0; i < tokens; i++) x[i] = g->x + g->rows[t + i] * g->x_stride;
+      run(vectors, tokens, w->k, x, &p, offset_of(f), sum);
+      panel_store(sum, tokens, width, w->global, g->c + t * g->ldc + (n - g->n0), g->ldc);
+    }
+  }
+}
+
+#define MOI_GEMM(format, name)                                                                                         \
+  void moi_gemm_##name##_panel_avx512vnni(const moi_gemm_tile *tile);                                                  \
+  void moi_gemm_##name##_panel_avx512vnni(const moi_gemm_tile *tile) { gemm(MOI_FORMAT_##format, tile); }
+
+MOI_GEMM(Q8_0, q8_0)
+MOI_GEMM(Q4_0, q4_0)
+MOI_GEMM(Q4_K, q4_k)
+MOI_GEMM(Q5_K, q5_k)
+MOI_GEMM(Q6_K, q6_k)
+MOI_GEMM(MXFP4_GGUF, mxfp4_gguf)
+MOI_GEMM(IQ4_NL, iq4_nl)
+MOI_GEMM(MXFP4, mxfp4)
+MOI_GEMM(NVFP4, nvfp4)
+MOI_GEMM(FP4_G16, fp4_g16)
+MOI_GEMM(INT4_G32, int4_g32)
+MOI_GEMM(INT4_G128, int4_g128)
+MOI_GEMM(INT4Z_G32, int4z_g32)
+MOI_GEMM(INT4Z_G128, int4z_g128)
+
+#endif
