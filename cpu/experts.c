@@ -12,7 +12,7 @@
 #include "cpu/cpu.h"
 
 enum {
-  ROWS = 128,        /* token rows in one kernel call: amortises decoding, keeps the tiles in L2 */
+  ROWS = 256,        /* token rows in one kernel call: amortises decoding, keeps the tiles in L2 */
   BLOCK_MAX = 64,    /* weight rows in a task */
   BLOCK_MIN = 16,    /* what kernels need n0 to be a multiple of */
   TILE = BLOCK_MAX + BLOCK_MIN, /* width of a result tile: an up block may start up to 15 rows early */
@@ -190,10 +190,23 @@ static void prepare_x(void *arg, uint32_t lane_index, uint32_t i) {
 
 /* ---- step 2 */
 
+/* Rows of the next kernel call when `left` are left: calls as even as may be, for each decodes the weights. */
+static uint32_t rows_now(uint32_t left) {
+  const uint32_t calls = (left + ROWS - 1) / ROWS;
+  return (left + calls - 1) / calls;
+}
+
+/* Rows n0..n1-1 of a matrix; none if n1 = 0. */
+typedef struct span {
+  moi_matrix matrix;
+  uint32_t n0, n1;
+} span;
+
 /* c[r, 0..n1-n0) of rows first..first+m-1 (sorted positions) for W rows n0..n1-1; returns where column n0 starts, as
- * kernels want to begin at a multiple of 16. */
+ * kernels want to begin at a multiple of 16. next: what this thread multiplies after it, if that is known. */
 static float *product(const moi_cpu_kernel *kernel, const moi_matrix *matrix, uint32_t n0, uint32_t n1,
-                      const uint8_t *x, const uint32_t *rows, uint32_t m, float *c, size_t ldc, void *scratch) {
+                      const uint8_t *x, const uint32_t *rows, uint32_t m, float *c, size_t ldc, void *scratch,
+                      const span *next) {
   uint32_t early = n0 % BLOCK_MIN;
   moi_gemm_tile tile = {.w = matrix,
                         .n0 = n0 - early,
@@ -205,6 +218,7 @@ static float *product(const moi_cpu_kernel *kernel, const moi_matrix *matrix, ui
                         .c = c,
                         .ldc = ldc,
                         .scratch = scratch};
+  if (next->n1 > next->n0) moi_tile_ahead(&tile, &next->matrix, next->n0, next->n1);
   ((moi_gemm_fn)kernel->fn)(&tile);
   return c + early;
 }
@@ -213,6 +227,22 @@ static void load_bias(const ffn_work *w, const ffn *f, const moi_weights *weight
                       float *out) {
   const uint8_t *bias = moi_bias_of(weights, e, tables(f));
   w->ew->load(f->d->bias_type, bias + (size_t)n0 * (f->d->bias_type == MOI_FORMAT_F32 ? 4 : 2), out, n);
+}
+
+/* What task i of gate_up begins with. */
+static span first_of(const ffn *f, uint32_t i) {
+  const moi_experts_desc *d = f->d;
+  span s = {.n1 = 0};
+  if (i < f->first_task || i >= f->first_task + f->n_tasks) return s;
+  const uint32_t blocks = (d->intermediate + f->block - 1) / f->block, e = f->active[(i - f->first_task) / blocks];
+  const int split = d->gate_layout == MOI_GATE_SPLIT, twice = d->gate_layout == MOI_GATE_INTERLEAVED;
+  s.n0 = (i - f->first_task) % blocks * f->block;
+  s.n1 = moi_min_u32(s.n0 + f->block, d->intermediate);
+  s.n0 <<= twice;
+  s.n1 <<= twice;
+  s.matrix = split ? moi_matrix_of(&f->in->gate, d->format, d->intermediate, d->hidden, e, tables(f))
+                   : moi_matrix_of(&f->in->up, d->format, rows_of(f), d->hidden, e, tables(f));
+  return s;
 }
 
 static void gate_up(void *arg, uint32_t lane_index, uint32_t i) {
@@ -237,18 +267,19 @@ static void gate_up(void *arg, uint32_t lane_index, uint32_t i) {
       load_bias(w, f, &f->in->up, e, d->gate_layout == MOI_GATE_CONCAT ? inter + n0 : n0, n, bias_u);
     }
   }
-  for (uint32_t r0 = 0; r0 < m; r0 += ROWS) {
-    uint32_t mr = moi_min_u32(ROWS, m - r0);
+  const span following = first_of(f, i + w->plan->context->desc.n_workers); /* tasks are taken in turn */
+  for (uint32_t r0 = 0, mr; r0 < m; r0 += mr) {
+    mr = rows_now(m - r0);
     const uint32_t *rows = f->x_row + first + r0;
     const size_t ldc = 2 * TILE;
     const float *g = NULL, *u;
     if (d->gate_layout == MOI_GATE_INTERLEAVED) {
-      u = product(kernel, &up, 2 * n0, 2 * n1, x, rows, mr, l.up, ldc, l.scratch);
+      u = product(kernel, &up, 2 * n0, 2 * n1, x, rows, mr, l.up, ldc, l.scratch, &following);
     } else {
       uint32_t at = d->gate_layout == MOI_GATE_CONCAT ? inter : 0;
       if (d->gate_layout != MOI_GATE_NONE)
-        g = product(kernel, &gate, n0, n1, x, rows, mr, l.gate, ldc, l.scratch);
-      u = product(kernel, &up, at + n0, at + n1, x, rows, mr, l.up, ldc, l.scratch);
+        g = product(kernel, &gate, n0, n1, x, rows, mr, l.gate, ldc, l.scratch, &(span){up, at + n0, at + n1});
+      u = product(kernel, &up, at + n0, at + n1, x, rows, mr, l.up, ldc, l.scratch, &following);
     }
     for (uint32_t r = 0; r < mr; r++) {
       uint32_t p = first + r0 + r;
@@ -306,10 +337,15 @@ static void add_experts(const ffn_work *w, const ffn *f, const lane *l, uint32_t
     const moi_cpu_kernel *kernel = moi_pick_for(&f->state->down, m);
     const uint8_t *x = f->mid_form[kernel == f->state->down.few ? 0 : 1];
     moi_matrix down = moi_matrix_of(&f->in->down, d->down_format, d->hidden, d->intermediate, e, tables(f));
+    span next = {.n1 = 0};
+    if (a + 1 < f->n_active)
+      next = (span){moi_matrix_of(&f->in->down, d->down_format, d->hidden, d->intermediate, f->active[a + 1], tables(f)),
+                    n0, n1};
     if (d->bias_type) load_bias(w, f, &f->in->down, e, n0, n, bias);
-    for (uint32_t r0 = 0; r0 < m; r0 += ROWS) {
-      uint32_t mr = moi_min_u32(ROWS, m - r0);
-      const float *c = product(kernel, &down, n0, n1, x, f->self + first + r0, mr, l->gate, BLOCK_MAX, l->scratch);
+    for (uint32_t r0 = 0, mr; r0 < m; r0 += mr) {
+      mr = rows_now(m - r0);
+      const float *c =
+          product(kernel, &down, n0, n1, x, f->self + first + r0, mr, l->gate, BLOCK_MAX, l->scratch, &next);
       for (uint32_t r = 0; r < mr; r++) {
         uint32_t slot = (uint32_t)f->order[first + r0 + r];
         float weight = d->weight_on == MOI_WEIGHT_ON_OUTPUT ? f->weights[slot] : 1.0f;
@@ -421,7 +457,8 @@ moi_status moi_cpu_ffn(const char *fn, const moi_plan *plan, const moi_run *run,
     x_rows += f->d->weight_on == MOI_WEIGHT_ON_INPUT ? f->n_slots : n_tokens;
     f->block = block_for(&w, f->d->intermediate, f->n_active);
     f->first_task = tasks;
-    tasks += f->n_active * ((f->d->intermediate + f->block - 1) / f->block);
+    f->n_tasks = f->n_active * ((f->d->intermediate + f->block - 1) / f->block);
+    tasks += f->n_tasks;
     if (!f->mid_in_place) mid_tasks += ((uint32_t)f->offsets[f->d->n_experts] + SLOTS - 1) / SLOTS;
   }
   w.down_block = block_for(&w, plan->experts.hidden, 1);

@@ -2,7 +2,7 @@
 #include "core/shared/round.h"
 #include "cpu/cpu.h"
 
-enum { ROWS = 128, BLOCK = 64 };
+enum { ROWS = 256, BLOCK = 64 };
 
 typedef struct gemm_work {
   const moi_plan *plan;
@@ -96,8 +96,13 @@ static void multiply(void *arg, uint32_t lane_index, uint32_t i) {
   }
   size_t element = d->output_type == MOI_FORMAT_F32 ? 4 : 2;
   uint8_t *y = moi_view(w->run->gemm.output);
-  for (uint32_t r0 = w->begin[e]; r0 < w->end[e]; r0 += ROWS) {
-    uint32_t m = moi_min_u32(ROWS, w->end[e] - r0);
+  moi_matrix next = {.data = NULL};
+  const uint32_t following = i + w->plan->context->desc.n_workers, next_n0 = following % blocks * BLOCK; /* taken in turn */
+  if (following < w->n_active * blocks)
+    next = moi_matrix_of(&w->run->gemm_weights, d->format, d->n, d->k, w->active[following / blocks], tables);
+  for (uint32_t r0 = w->begin[e], m; r0 < w->end[e]; r0 += m) {
+    const uint32_t left = w->end[e] - r0, calls = (left + ROWS - 1) / ROWS;
+    m = (left + calls - 1) / calls;
     moi_gemm_tile tile = {.w = &matrix,
                           .n0 = n0,
                           .n1 = n1,
@@ -108,6 +113,7 @@ static void multiply(void *arg, uint32_t lane_index, uint32_t i) {
                           .c = l.c,
                           .ldc = BLOCK,
                           .scratch = l.scratch};
+    if (next.data) moi_tile_ahead(&tile, &next, next_n0, moi_min_u32(next_n0 + BLOCK, d->n));
     ((moi_gemm_fn)kernel->fn)(&tile);
     for (uint32_t r = 0; r < m; r++) {
       uint8_t *out = y + ((size_t)(r0 + r) * w->run->gemm.output_stride + n0) * element;

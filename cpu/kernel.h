@@ -62,6 +62,8 @@ typedef struct moi_gemm_tile {
   float *c;
   size_t ldc;
   void *scratch;
+  const uint8_t *ahead; /* data that this thread will probably multiply next: a hint, to fetch it early */
+  size_t ahead_bytes;
 } moi_gemm_tile;
 typedef void (*moi_gemm_fn)(const moi_gemm_tile *tile);
 

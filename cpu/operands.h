@@ -33,6 +33,15 @@ static inline moi_matrix moi_matrix_of(const moi_weights *w, moi_format format, 
   return m;
 }
 
+/* Says in a tile that rows n0..n1-1 of `next` come after it, where they lie side by side. */
+static inline void moi_tile_ahead(moi_gemm_tile *tile, const moi_matrix *next, uint32_t n0, uint32_t n1) {
+  const moi_format_row *row = moi_format_find(next->format);
+  if (row->k_major || !next->data) return;
+  const size_t bytes = (size_t)(next->k / row->block_k) * row->block_bytes;
+  tile->ahead = next->data + n0 * bytes;
+  tile->ahead_bytes = (n1 - n0) * bytes;
+}
+
 static inline const void *moi_bias_of(const moi_weights *w, uint32_t e, int tables) {
   const uint8_t *bias = moi_view(w->bias);
   return tables ? (const void *)(uintptr_t)((const uint64_t *)(const void *)bias)[e] : bias + w->bias_stride * e;

@@ -55,4 +55,29 @@ static inline uint32_t panel_tokens(uint32_t t, uint32_t m) {
   return (left + tiles - 1) / tiles;
 }
 
+/* What is to be fetched from memory while products are computed, evenly: so many lines at each stop. */
+typedef struct panel_ahead {
+  const uint8_t *at, *end;
+  uint32_t lines;
+} panel_ahead;
+
+/* What comes behind the columns from n on: the next columns' data, or what the caller knows. One stop for each 64 elements
+ * of k of each tile. */
+static inline panel_ahead panel_next(const moi_gemm_tile *g, uint32_t n, size_t row_bytes) {
+  const uint8_t *at = g->ahead;
+  size_t bytes = at ? g->ahead_bytes : 0;
+  if (g->n1 - n > COLUMNS) {
+    const uint32_t rows = g->n1 - n - COLUMNS;
+    at = g->w->data + (n + COLUMNS) * row_bytes;
+    bytes = (rows < COLUMNS ? rows : COLUMNS) * row_bytes;
+  }
+  const size_t stops = (size_t)(g->m + PANEL_TOKENS - 1) / PANEL_TOKENS * (MOI_FORM_KP(g->w->k) / 64);
+  return (panel_ahead){at, bytes ? at + bytes : at, (uint32_t)((bytes / 64 + stops) / stops)};
+}
+
+static inline __attribute__((always_inline)) void panel_fetch(panel_ahead *ahead) {
+  for (uint32_t i = 0; i < ahead->lines && ahead->at < ahead->end; i++, ahead->at += 64)
+    _mm_prefetch((const char *)ahead->at, _MM_HINT_T1);
+}
+
 #endif

@@ -29,7 +29,7 @@ enum { SCALE_BLOCK = 128 };
 
 /* tokens x 16 * vectors sums over k. scales: NULL, or [vectors], a scale for each SCALE_BLOCK elements. */
 INLINE void tile(const uint32_t tokens, const uint32_t vectors, const int scaled, uint32_t k, const uint8_t *const *x,
-                 const uint8_t *panel, const float *const *scales, float sum[PANEL_TOKENS][COLUMNS]) {
+                 const uint8_t *panel, const float *const *scales, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
   const size_t kp = MOI_FORM_KP(k);
   for (uint32_t t = 0; scaled && t < tokens; t++)
     for (uint32_t v = 0; v < vectors; v++) _mm512_store_ps(sum[t] + 16 * v, _mm512_setzero_ps());
@@ -41,19 +41,22 @@ INLINE void tile(const uint32_t tokens, const uint32_t vectors, const int scaled
     for (uint32_t t = 0; t < tokens; t++)
 #pragma GCC unroll 4
       for (uint32_t v = 0; v < vectors; v++) a[t][v] = _mm512_setzero_ps();
+    for (size_t k2 = k0; k2 < k1; k2 += 64) {
+      panel_fetch(ahead);
 #pragma GCC unroll 1
-    for (size_t at = k0 * 2; at < k1 * 2; at += 4) {
-      __m512i w[4];
+      for (size_t at = k2 * 2; at < k2 * 2 + 128; at += 4) {
+        __m512i w[4];
 #pragma GCC unroll 4
-      for (uint32_t v = 0; v < vectors; v++) {
-        w[v] = _mm512_load_si512(panel + at * COLUMNS + 64 * v);
-        IN_REGISTER(w[v]);
-      }
+        for (uint32_t v = 0; v < vectors; v++) {
+          w[v] = _mm512_load_si512(panel + at * COLUMNS + 64 * v);
+          IN_REGISTER(w[v]);
+        }
 #pragma GCC unroll 6
-      for (uint32_t t = 0; t < tokens; t++) {
-        const __m512i pair = _mm512_set1_epi32(*(const int32_t *)(const void *)(x[t] + at));
+        for (uint32_t t = 0; t < tokens; t++) {
+          const __m512i pair = _mm512_set1_epi32(*(const int32_t *)(const void *)(x[t] + at));
 #pragma GCC unroll 4
-        for (uint32_t v = 0; v < vectors; v++) a[t][v] = dot(a[t][v], w[v], pair);
+          for (uint32_t v = 0; v < vectors; v++) a[t][v] = dot(a[t][v], w[v], pair);
+        }
       }
     }
     IN_MEMORY();
@@ -69,26 +72,26 @@ INLINE void tile(const uint32_t tokens, const uint32_t vectors, const int scaled
 }
 
 INLINE void tiles(const uint32_t vectors, const int scaled, uint32_t tokens, uint32_t k, const uint8_t *const *x,
-                  const uint8_t *panel, const float *const *scales, float sum[PANEL_TOKENS][COLUMNS]) {
+                  const uint8_t *panel, const float *const *scales, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
   switch (tokens) {
-  case 1: tile(1, vectors, scaled, k, x, panel, scales, sum); break;
-  case 2: tile(2, vectors, scaled, k, x, panel, scales, sum); break;
-  case 3: tile(3, vectors, scaled, k, x, panel, scales, sum); break;
-  case 4: tile(4, vectors, scaled, k, x, panel, scales, sum); break;
-  case 5: tile(5, vectors, scaled, k, x, panel, scales, sum); break;
-  default: tile(6, vectors, scaled, k, x, panel, scales, sum); break;
+  case 1: tile(1, vectors, scaled, k, x, panel, scales, ahead, sum); break;
+  case 2: tile(2, vectors, scaled, k, x, panel, scales, ahead, sum); break;
+  case 3: tile(3, vectors, scaled, k, x, panel, scales, ahead, sum); break;
+  case 4: tile(4, vectors, scaled, k, x, panel, scales, ahead, sum); break;
+  case 5: tile(5, vectors, scaled, k, x, panel, scales, ahead, sum); break;
+  default: tile(6, vectors, scaled, k, x, panel, scales, ahead, sum); break;
   }
 }
 
 static void tiles_plain(uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x, const uint8_t *panel,
-                        const float *const *scales, float sum[PANEL_TOKENS][COLUMNS]) {
-  if (vectors > 2) tiles(4, 0, tokens, k, x, panel, scales, sum);
-  else tiles(2, 0, tokens, k, x, panel, scales, sum);
+                        const float *const *scales, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
+  if (vectors > 2) tiles(4, 0, tokens, k, x, panel, scales, ahead, sum);
+  else tiles(2, 0, tokens, k, x, panel, scales, ahead, sum);
 }
 static void tiles_scaled(uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x, const uint8_t *panel,
-                         const float *const *scales, float sum[PANEL_TOKENS][COLUMNS]) {
-  if (vectors > 2) tiles(4, 1, tokens, k, x, panel, scales, sum);
-  else tiles(2, 1, tokens, k, x, panel, scales, sum);
+                         const float *const *scales, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
+  if (vectors > 2) tiles(4, 1, tokens, k, x, panel, scales, ahead, sum);
+  else tiles(2, 1, tokens, k, x, panel, scales, ahead, sum);
 }
 
 /* ---- panels */
@@ -160,11 +163,12 @@ INLINE void gemm(int f, const moi_gemm_tile *g) {
       if (scaled) /* of 128 rows too, of which a vector never crosses the end */
         scales[v] = (const float *)(const void *)w->scales + (size_t)(at / SCALE_BLOCK) * ((w->k + 127) / SCALE_BLOCK);
     }
+    panel_ahead ahead = panel_next(g, n, stride.data);
     for (uint32_t t = 0, tokens; t < g->m; t += tokens) {
       tokens = panel_tokens(t, g->m);
       const uint8_t *x[PANEL_TOKENS];
       for (uint32_t i = 0; i < tokens; i++) x[i] = g->x + g->rows[t + i] * g->x_stride;
-      (scaled ? tiles_scaled : tiles_plain)(vectors, tokens, w->k, x, panel, scales, sum);
+      (scaled ? tiles_scaled : tiles_plain)(vectors, tokens, w->k, x, panel, scales, &ahead, sum);
       panel_store(sum, tokens, width, w->global, g->c + t * g->ldc + (n - g->n0), g->ldc);
     }
   }

@@ -48,7 +48,7 @@ INLINE uint32_t word_of(layout l, uint32_t block, uint32_t j) {
 
 /* tokens x 16 * vectors sums over the whole of k. */
 INLINE void tile(const layout l, const uint32_t tokens, const uint32_t vectors, uint32_t k, const uint8_t *const *x,
-                 const panel *p, float offset, float sum[PANEL_TOKENS][COLUMNS]) {
+                 const panel *p, float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
   const size_t kp = MOI_FORM_KP(k);
   const uint32_t blocks = 64 / l.block;
   for (uint32_t t = 0; t < tokens; t++)
@@ -76,6 +76,7 @@ INLINE void tile(const layout l, const uint32_t tokens, const uint32_t vectors, 
     }
     for (uint32_t c = 0; c < n / 64; c++) {
       const uint8_t *codes = p->codes + (k0 + 64 * c) * COLUMNS;
+      panel_fetch(ahead);
       for (uint32_t b = 0; b < blocks; b++) {
         __m512i a[PANEL_TOKENS][4];
 #pragma GCC unroll 6
@@ -134,26 +135,26 @@ INLINE void tile(const layout l, const uint32_t tokens, const uint32_t vectors, 
 }
 
 INLINE void tiles(const layout l, const uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x,
-                  const panel *p, float offset, float sum[PANEL_TOKENS][COLUMNS]) {
+                  const panel *p, float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
   switch (tokens) {
-  case 1: tile(l, 1, vectors, k, x, p, offset, sum); break;
-  case 2: tile(l, 2, vectors, k, x, p, offset, sum); break;
-  case 3: tile(l, 3, vectors, k, x, p, offset, sum); break;
-  case 4: tile(l, 4, vectors, k, x, p, offset, sum); break;
-  case 5: tile(l, 5, vectors, k, x, p, offset, sum); break;
-  default: tile(l, 6, vectors, k, x, p, offset, sum); break;
+  case 1: tile(l, 1, vectors, k, x, p, offset, ahead, sum); break;
+  case 2: tile(l, 2, vectors, k, x, p, offset, ahead, sum); break;
+  case 3: tile(l, 3, vectors, k, x, p, offset, ahead, sum); break;
+  case 4: tile(l, 4, vectors, k, x, p, offset, ahead, sum); break;
+  case 5: tile(l, 5, vectors, k, x, p, offset, ahead, sum); break;
+  default: tile(l, 6, vectors, k, x, p, offset, ahead, sum); break;
   }
 }
 
 /* One function for all formats of a layout. */
 typedef void (*tiles_fn)(uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p,
-                         float offset, float sum[PANEL_TOKENS][COLUMNS]);
+                         float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]);
 #define TILES(name, format)                                                                                            \
   static void tiles_##name(uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p,     \
-                           float offset, float sum[PANEL_TOKENS][COLUMNS]) {                                          \
+                           float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {                                          \
     const layout l = layout_of(MOI_FORMAT_##format);                                                                   \
-    if (vectors > 2) tiles(l, 4, tokens, k, x, p, offset, sum);                                                        \
-    else tiles(l, 2, tokens, k, x, p, offset, sum);                                                                    \
+    if (vectors > 2) tiles(l, 4, tokens, k, x, p, offset, ahead, sum);                                                        \
+    else tiles(l, 2, tokens, k, x, p, offset, ahead, sum);                                                                    \
   }
 TILES(32, Q8_0)
 TILES(16, Q6_K)
@@ -214,11 +215,12 @@ INLINE void gemm(int f, const moi_gemm_tile *g) {
   for (uint32_t n = g->n0; n < g->n1; n += COLUMNS) {
     const uint32_t width = g->n1 - n < COLUMNS ? g->n1 - n : COLUMNS, vectors = (width + 15) / 16;
     for (uint32_t v = 0; v < vectors; v++) fill(f, g, &stride, n + 16 * v, v, codes, scales, minima);
+    panel_ahead ahead = panel_next(g, n, stride.data);
     for (uint32_t t = 0, tokens; t < g->m; t += tokens) {
       tokens = panel_tokens(t, g->m);
       const uint8_t *x[PANEL_TOKENS];
       for (uint32_t i = 0; i < tokens; i++) x[i] = g->x + g->rows[t + i] * g->x_stride;
-      run(vectors, tokens, w->k, x, &p, offset_of(f), sum);
+      run(vectors, tokens, w->k, x, &p, offset_of(f), &ahead, sum);
       panel_store(sum, tokens, width, w->global, g->c + t * g->ldc + (n - g->n0), g->ldc);
     }
   }
