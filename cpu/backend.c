@@ -88,23 +88,24 @@ static moi_row row_of(uint32_t i) {
   return (moi_row){k->name, k->op, k->format, k->m_max, k->flags};
 }
 
-/* exact_bf16: an int */
-static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void *exact_bf16) {
+/* holds: an int, enum moi_holds */
+static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void *holds) {
   const moi_cpu *cpu = plan->context->state;
   const moi_cpu_kernel *row = &moi_cpu_kernels[i];
   (void)asked;
   if (row->needs & ~cpu->isa) return moi_isa_name(row->needs);
-  if (row->form == MOI_FORM_BF16 && !*(const int *)exact_bf16) return "activations that are bf16";
+  if (row->form == MOI_FORM_BF16 && !(*(const int *)holds & MOI_HOLDS_BF16)) return "activations that are bf16";
+  if (moi_form_is_int8(row->form) && !(*(const int *)holds & MOI_HOLDS_INT8)) return "MOI_ACT_QUANT_INT8_32";
   return NULL;
 }
 
-static moi_choice choice_of(moi_op op, const char *what, moi_format format, const int *exact_bf16, const char *forced) {
-  return (moi_choice){"CPU", what, op, format, forced, moi_cpu_kernel_count, row_of, needs, exact_bf16};
+static moi_choice choice_of(moi_op op, const char *what, moi_format format, const int *holds, const char *forced) {
+  return (moi_choice){"CPU", what, op, format, forced, moi_cpu_kernel_count, row_of, needs, holds};
 }
 
-moi_status moi_cpu_choose(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format, int exact_bf16,
+moi_status moi_cpu_choose(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format, int holds,
                           const char *forced, int *found, moi_pick *pick) {
-  moi_choice choice = choice_of(op, what, format, &exact_bf16, forced);
+  moi_choice choice = choice_of(op, what, format, &holds, forced);
   uint32_t few, many;
   moi_status status = moi_choose(fn, plan, &choice, found, &few, &many);
   if (status) return status;
@@ -113,10 +114,16 @@ moi_status moi_cpu_choose(const char *fn, moi_plan *plan, moi_op op, const char 
   return MOI_OK;
 }
 
+/* What the activations of a type hold after act_quant. */
+static int holds_of(moi_format type, moi_act_quant quant) {
+  if (quant == MOI_ACT_QUANT_INT8_32) return MOI_HOLDS_INT8;
+  return quant == MOI_ACT_QUANT_NONE && type == MOI_FORMAT_BF16 ? MOI_HOLDS_BF16 : 0;
+}
+
 static moi_status choose_route(const char *fn, moi_plan *plan, const char *forced, int *found, moi_cpu_plan *state) {
   const moi_route_desc *d = &plan->route;
-  const int exact_bf16 = 0;
-  const moi_choice choice = choice_of(MOI_OP_ROUTE, "selection", MOI_FORMAT_NONE, &exact_bf16, forced);
+  const int holds = 0;
+  const moi_choice choice = choice_of(MOI_OP_ROUTE, "selection", MOI_FORMAT_NONE, &holds, forced);
   state->route.select = NULL;
   for (uint32_t i = 0; i < moi_cpu_kernel_count; i++) {
     const moi_cpu_kernel *row = &moi_cpu_kernels[i];
@@ -134,8 +141,8 @@ static moi_status choose_route(const char *fn, moi_plan *plan, const char *force
   if (!state->route.select) return moi_fail(MOI_UNSUPPORTED, fn, "plan_flags: no routing kernel meets them");
   moi_status status = moi_plan_say(plan, "selection: %s\n", state->route.select->name);
   if (!status && d->hidden)
-    status = moi_cpu_choose(fn, plan, MOI_OP_GEMM, "router", d->router_type, d->input_type == MOI_FORMAT_BF16 &&
-                            !(d->flags & MOI_ROUTE_INPUT_NORM), forced, found, &state->route.router);
+    status = moi_cpu_choose(fn, plan, MOI_OP_GEMM, "router", d->router_type,
+                            d->flags & MOI_ROUTE_INPUT_NORM ? 0 : holds_of(d->input_type, MOI_ACT_QUANT_NONE), forced, found, &state->route.router);
   return status;
 }
 
@@ -145,20 +152,20 @@ static moi_status choose_attention(const char *fn, moi_plan *plan, moi_attention
   const moi_attention_desc *d = &plan->attention;
   moi_cpu_attention_shape(plan, state);
   return moi_cpu_choose(fn, plan, MOI_OP_ATTENTION, "attention", d->k_format,
-                        d->input_type == MOI_FORMAT_BF16 && holds_bf16(d->k_format) && holds_bf16(d->v_format),
+                        d->input_type == MOI_FORMAT_BF16 && holds_bf16(d->k_format) && holds_bf16(d->v_format) ? MOI_HOLDS_BF16
+                                                                                                             : 0,
                         plan->kernel, found, &state->pick);
 }
 
 static moi_status choose_ffn(const char *fn, moi_plan *plan, const moi_experts_desc *d, const char *name,
                              const char *forced, int *found, moi_ffn_state *state) {
   char what[48];
-  int plain = d->act_quant == MOI_ACT_QUANT_NONE;
   snprintf(what, sizeof what, "%s gate and up", name);
-  moi_status status = moi_cpu_choose(fn, plan, MOI_OP_GEMM, what, d->format, plain && d->input_type == MOI_FORMAT_BF16, forced,
+  moi_status status = moi_cpu_choose(fn, plan, MOI_OP_GEMM, what, d->format, holds_of(d->input_type, d->act_quant), forced,
                                      found, &state->gate);
   if (status) return status;
   snprintf(what, sizeof what, "%s down", name);
-  return moi_cpu_choose(fn, plan, MOI_OP_GEMM, what, d->down_format, plain && d->mid_type == MOI_FORMAT_BF16, forced, found,
+  return moi_cpu_choose(fn, plan, MOI_OP_GEMM, what, d->down_format, holds_of(d->mid_type, d->act_quant), forced, found,
                         &state->down);
 }
 
@@ -187,7 +194,7 @@ static moi_status choose(const char *fn, moi_plan *plan, moi_cpu_plan *state) {
   if (plan->op == MOI_OP_ATTENTION) return choose_attention(fn, plan, &state->attention, &found);
   if (plan->op == MOI_OP_GEMM)
     return moi_cpu_choose(fn, plan, MOI_OP_GEMM, "gemm", plan->gemm.format,
-                          plan->gemm.input_type == MOI_FORMAT_BF16 && !plan->gemm.act_quant, forced, &found,
+                          holds_of(plan->gemm.input_type, plan->gemm.act_quant), forced, &found,
                           &state->gemm.gate);
   if (plan->has_experts)
     status = choose_ffn(fn, plan, &plan->experts, "experts", forced ? forced : plan->experts.kernel, &found,

@@ -121,10 +121,15 @@ void moi_ref_attention_count(const moi_plan *plan, moi_carve *carve);
 /* segment and block_rows, which depend on the desc alone */
 void moi_cpu_attention_shape(const moi_plan *plan, moi_attention_state *state);
 
-/* Chooses the rows that serve a matrix (a KV cache) of `format` and says so in the plan's text. exact_bf16: the activations hold bf16
- * values. forced: a row's name or NULL; *found is set if it served. */
+/* What activations are known to hold: values of bf16; those of MOI_ACT_QUANT_INT8_32. */
+enum moi_holds { MOI_HOLDS_BF16 = 1, MOI_HOLDS_INT8 = 2 };
+
+static inline int moi_form_is_int8(moi_form form) { return form == MOI_FORM_I8 || form == MOI_FORM_I8_EO; }
+
+/* Chooses the rows that serve a matrix (a KV cache) of `format` and says so in the plan's text. holds: moi_holds. forced:
+ * a row's name or NULL; *found is set if it served. */
 moi_status moi_cpu_choose(const char *function, moi_plan *plan, moi_op op, const char *what, moi_format format,
-                          int exact_bf16, const char *forced, int *found, moi_pick *pick);
+                          int holds, const char *forced, int *found, moi_pick *pick);
 
 static inline uint32_t moi_tokens_of(uint32_t n_tokens, moi_buffer device) {
   const uint32_t *p = moi_view(device);

@@ -179,11 +179,15 @@ static void prepare_x(void *arg, uint32_t lane_index, uint32_t i) {
     for (uint32_t j = 0; j < d->hidden; j++) sum += (double)l.row[j] * moi_dense_load(w->plan->shared_gate_type, gate, j);
     f->own_weights[token] = (float)(1.0 / (1.0 + exp(-sum)));
   }
-  moi_act_quant_row(d->act_quant, l.row, d->hidden);
   const moi_pick *g = &f->state->gate;
+  int quantised = 0;
   for (int which = 0; which < 2; which++) {
     moi_form form = which ? g->many->form : g->few->form;
     if (!f->uses[which] || (which && f->x[1] == f->x[0] && f->uses[0])) continue;
+    if (!quantised && !moi_form_is_int8(form)) {
+      moi_act_quant_row(d->act_quant, l.row, d->hidden);
+      quantised = 1;
+    }
     moi_form_prepare(form, w->isa)(l.row, d->hidden, f->x[which] + row * moi_form_bytes(form, d->hidden));
   }
 }
@@ -318,10 +322,10 @@ static void prepare_mid(void *arg, uint32_t lane_index, uint32_t i) {
   uint32_t p1 = moi_min_u32(p0 + SLOTS, (uint32_t)f->offsets[f->d->n_experts]);
   for (uint32_t p = p0; p < p1; p++) {
     float *mid = f->mid + p * f->ip;
-    moi_act_quant_row(f->d->act_quant, mid, f->d->intermediate);
     uint32_t e = f->ids ? (uint32_t)f->ids[f->order[p]] : 0;
     const moi_cpu_kernel *kernel = moi_pick_for(&f->state->down, (uint32_t)f->counts[e]);
     uint8_t *out = f->mid_form[kernel == f->state->down.few ? 0 : 1];
+    if (!moi_form_is_int8(kernel->form)) moi_act_quant_row(f->d->act_quant, mid, f->d->intermediate);
     moi_form_prepare(kernel->form, w->isa)(mid, f->d->intermediate, out + p * moi_form_bytes(kernel->form, f->d->intermediate));
   }
 }

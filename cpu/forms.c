@@ -1,6 +1,7 @@
 /* Rows of activations in the forms that kernels ask for (kernel.h): the plain preparers and the choice of the best. */
 #include <string.h>
 
+#include "core/shared/round.h"
 #include "cpu/isa.h"
 #include "cpu/kernel.h"
 #include "cpu/kernels/forms.h"
@@ -14,6 +15,8 @@ size_t moi_form_bytes(moi_form form, uint32_t k) {
   case MOI_FORM_I16_EO:
   case MOI_FORM_I8X2:
   case MOI_FORM_I8X2_EO: bytes = MOI_FORM_S(k) + kp / 16 * sizeof(float); break;
+  case MOI_FORM_I8:
+  case MOI_FORM_I8_EO: bytes = MOI_FORM_I8_S(k) + kp / 16 * sizeof(float); break;
   case MOI_FORM_COUNT: break;
   }
   return (bytes + 63) & ~(size_t)63;
@@ -92,6 +95,24 @@ static void prepare_integers(const float *x, uint32_t k, uint8_t *dst, int digit
   }
 }
 
+static void prepare_int8(const float *x, uint32_t k, uint8_t *dst, int even_odd) {
+  float *d = (float *)(void *)(dst + MOI_FORM_I8_D(k)), *s = (float *)(void *)(dst + MOI_FORM_I8_S(k));
+  for (uint32_t i = 0; i < MOI_FORM_KP(k); i += 32) {
+    int8_t q[32] = {0};
+    const uint32_t n = i >= k ? 0 : k - i < 32 ? k - i : 32, second = i / 32 & 1;
+    d[i / 32] = moi_int8_group(x + (n ? i : 0), n, q);
+    for (uint32_t half = 0; half < 2; half++) {
+      int32_t sum = 0;
+      for (uint32_t j = 0; j < 16; j++) sum += q[half * 16 + j];
+      s[i / 16 + half] = d[i / 32] * (float)sum;
+    }
+    for (uint32_t j = 0; j < 32; j++)
+      dst[i / 64 * 64 + (even_odd ? (j & 1) * 32 + second * 16 + j / 2 : second * 32 + j)] = (uint8_t)q[j];
+  }
+}
+
+static void prepare_i8(const float *x, uint32_t k, void *dst) { prepare_int8(x, k, dst, 0); }
+static void prepare_i8_eo(const float *x, uint32_t k, void *dst) { prepare_int8(x, k, dst, 1); }
 static void prepare_i16(const float *x, uint32_t k, void *dst) { prepare_integers(x, k, dst, 0, 0); }
 static void prepare_i16_eo(const float *x, uint32_t k, void *dst) { prepare_integers(x, k, dst, 0, 1); }
 static void prepare_i8x2(const float *x, uint32_t k, void *dst) { prepare_integers(x, k, dst, 1, 0); }
@@ -103,6 +124,8 @@ moi_prepare_fn moi_form_prepare(moi_form form, uint32_t isa) {
     if (form == MOI_FORM_BF16) return moi_prepare_bf16_avx512;
     if (form == MOI_FORM_I8X2) return moi_prepare_i8x2_avx512;
     if (form == MOI_FORM_I8X2_EO) return moi_prepare_i8x2_eo_avx512;
+    if (form == MOI_FORM_I8) return moi_prepare_i8_avx512;
+    if (form == MOI_FORM_I8_EO) return moi_prepare_i8_eo_avx512;
   }
   if (isa & MOI_ISA_AVX2) {
     if (form == MOI_FORM_BF16) return moi_prepare_bf16_avx2;
@@ -127,6 +150,8 @@ moi_prepare_fn moi_form_prepare(moi_form form, uint32_t isa) {
   case MOI_FORM_I16_EO: return prepare_i16_eo;
   case MOI_FORM_I8X2: return prepare_i8x2;
   case MOI_FORM_I8X2_EO: return prepare_i8x2_eo;
+  case MOI_FORM_I8: return prepare_i8;
+  case MOI_FORM_I8_EO: return prepare_i8_eo;
   case MOI_FORM_COUNT: break;
   }
   return NULL;

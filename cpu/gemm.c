@@ -74,7 +74,7 @@ static void prepare(void *arg, uint32_t lane_index, uint32_t i) {
   const uint8_t *x = moi_view(w->run->gemm.input);
   for (uint32_t r = w->begin[e]; r < w->end[e]; r++) {
     w->ew->load(d->input_type, x + (size_t)r * w->run->gemm.input_stride * element, l.row, d->k);
-    moi_act_quant_row(d->act_quant, l.row, d->k);
+    if (!moi_form_is_int8(kernel->form)) moi_act_quant_row(d->act_quant, l.row, d->k);
     moi_form_prepare(kernel->form, w->isa)(l.row, d->k, out + r * moi_form_bytes(kernel->form, d->k));
     w->self[r] = r;
   }

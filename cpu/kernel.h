@@ -22,12 +22,13 @@ typedef struct moi_matrix {
  *          of the 16 q's). 16 bits keep the integer kernels as good as fp32 ones
  * I8X2     the same numbers as two signed digits, q = 256*hi + lo, -128 <= lo <= 127, |hi| <= 127: for each 64 elements
  *          64 bytes hi, then 64 bytes lo; then d, then s as above
+ * I8       x = d * q, int8 q[kp], then d, then s: chosen only for MOI_ACT_QUANT_INT8_32, of which these are the values
  * *_EO     the same with the order of each 64 elements changed to match formats whose low nibbles are the even k:
- *          [even of first 32 | even of second 32 | odd of first 32 | odd of second 32] for I8X2_EO, and
+ *          [even of first 32 | even of second 32 | odd of first 32 | odd of second 32] for I8X2_EO and I8_EO, and
  *          [even 16 | odd 16] of each 32 for I16_EO. d and s are as in the natural order
  *
  * d = max|x| / 32639 of the 32 elements (0 if all are 0), q = x / d rounded to nearest, ties to even. NaN and infinity in
- * x give d = NaN, so that they reach the result. */
+ * x give d = NaN, so that they reach the result. I8*: d is moi_int8_group's scale, infinite for NaN. */
 typedef enum moi_form {
   MOI_FORM_F32,
   MOI_FORM_BF16,
@@ -35,17 +36,21 @@ typedef enum moi_form {
   MOI_FORM_I16_EO,
   MOI_FORM_I8X2,
   MOI_FORM_I8X2_EO,
+  MOI_FORM_I8,
+  MOI_FORM_I8_EO,
   MOI_FORM_COUNT
 } moi_form;
 
 /* Bytes of a prepared row, a multiple of 64. */
 size_t moi_form_bytes(moi_form form, uint32_t k);
-/* Offsets of d and s in an I16* or I8X2* row. */
+/* Offsets of d and s in an I16* or I8X2* row, and in an I8* row. */
 #define MOI_FORM_KP(k) (((size_t)(k) + 63) & ~(size_t)63)
 #define MOI_FORM_D(k) (MOI_FORM_KP(k) * 2)
 #define MOI_FORM_S(k) (MOI_FORM_KP(k) * 2 + MOI_FORM_KP(k) / 32 * 4)
+#define MOI_FORM_I8_D(k) MOI_FORM_KP(k)
+#define MOI_FORM_I8_S(k) (MOI_FORM_KP(k) + MOI_FORM_KP(k) / 32 * 4)
 
-/* Prepares one row; dst is 64-byte aligned. The best of the `isa` that is given; every ISA gives the same bits. */
+/* Prepares one row, for I8* of the values before they are quantised; dst is 64-byte aligned. The best of the `isa` that is given; every ISA gives the same bits. */
 typedef void (*moi_prepare_fn)(const float *x, uint32_t k, void *dst);
 moi_prepare_fn moi_form_prepare(moi_form form, uint32_t isa);
 

@@ -58,16 +58,16 @@ typedef struct sums {
 } sums;
 
 /* Chunk c, n elements of it, of ROWS rows and m tokens. */
-INLINE void chunk(int f, uint32_t m, const row *w, const uint8_t *const *x, size_t k0, uint32_t c, uint32_t n,
+INLINE void chunk(int f, int digits, uint32_t m, const row *w, const uint8_t *const *x, size_t k0, uint32_t c, uint32_t n,
                   const float scale[ROWS][TOKENS][16], sums *sum) {
   __m512i u[ROWS];
   for (uint32_t r = 0; r < ROWS; r++) u[r] = chunk_of(f, 1, &w[r], k0, c, n);
   for (uint32_t t = 0; t < m; t++) {
-    const uint8_t *digits = x[t] + 2 * k0 + 128 * c;
-    __m512i hi = _mm512_load_si512(digits), lo = _mm512_load_si512(digits + 64);
+    const uint8_t *at = x[t] + digits * (k0 + 64 * c);
+    __m512i hi = _mm512_load_si512(at), lo = digits == 2 ? _mm512_load_si512(at + 64) : hi;
     for (uint32_t r = 0; r < ROWS; r++) {
-      __m512i q = _mm512_slli_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), u[r], hi), 8);
-      q = _mm512_dpbusd_epi32(q, u[r], lo);
+      __m512i q = _mm512_dpbusd_epi32(_mm512_setzero_si512(), u[r], hi);
+      if (digits == 2) q = _mm512_dpbusd_epi32(_mm512_slli_epi32(q, 8), u[r], lo);
       sum->product[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(q), lane_scales(f, scale[r][t], c), sum->product[r][t]);
     }
   }
@@ -81,7 +81,7 @@ typedef struct walk {
 } walk;
 
 /* The n elements from k0 on (a whole group, or the last of k) of ROWS rows and m tokens. */
-INLINE void add_group(int f, uint32_t m, const walk *at, const row *w, const uint8_t *const *x, size_t k0, uint32_t n,
+INLINE void add_group(int f, int digits, uint32_t m, const walk *at, const row *w, const uint8_t *const *x, size_t k0, uint32_t n,
                       sums *sum) {
   const uint32_t k = at->tile->w->k, group = group_of(f);
   const uint32_t group_bytes = is_superblock(f) ? bytes_of(f) : group / block_of(f) * bytes_of(f);
@@ -93,8 +93,8 @@ INLINE void add_group(int f, uint32_t m, const walk *at, const row *w, const uin
     __m512 of, v = scales_of(f, &w[r], k0, n, &of), correction[2];
     spread_pairs(f, of, correction);
     for (uint32_t t = 0; t < m; t++) {
-      const float *d_at = (const float *)(const void *)(x[t] + MOI_FORM_D(k)) + k0 / 32;
-      const float *s_at = (const float *)(const void *)(x[t] + MOI_FORM_S(k)) + k0 / 16;
+      const float *d_at = (const float *)(const void *)(x[t] + (digits == 2 ? MOI_FORM_D(k) : MOI_FORM_I8_D(k))) + k0 / 32;
+      const float *s_at = (const float *)(const void *)(x[t] + (digits == 2 ? MOI_FORM_S(k) : MOI_FORM_I8_S(k))) + k0 / 16;
       __m512 d = _mm512_maskz_loadu_ps(d_mask, d_at), c = sum->correction[r][t];
       if (block_of(f) == 16)
         d = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), d);
@@ -104,12 +104,12 @@ INLINE void add_group(int f, uint32_t m, const walk *at, const row *w, const uin
       sum->correction[r][t] = c;
     }
   }
-  for (uint32_t c = 0; c < n / 64; c++) chunk(f, m, w, x, k0, c, 64, scale, sum);
-  if (n % 64) chunk(f, m, w, x, k0, n / 64, n % 64, scale, sum);
+  for (uint32_t c = 0; c < n / 64; c++) chunk(f, digits, m, w, x, k0, c, 64, scale, sum);
+  if (n % 64) chunk(f, digits, m, w, x, k0, n / 64, n % 64, scale, sum);
 }
 
 /* ROWS rows, m tokens. */
-INLINE void block(int f, uint32_t m, const walk *at, const row *w, const uint32_t *rows, float *const *out) {
+INLINE void block(int f, int digits, uint32_t m, const walk *at, const row *w, const uint32_t *rows, float *const *out) {
   const uint32_t k = at->tile->w->k, group = group_of(f);
   const uint8_t *x[TOKENS];
   sums sum;
@@ -118,8 +118,8 @@ INLINE void block(int f, uint32_t m, const walk *at, const row *w, const uint32_
     for (uint32_t r = 0; r < ROWS; r++) sum.product[r][t] = sum.correction[r][t] = _mm512_setzero_ps();
   }
   size_t k0 = 0;
-  for (; k0 + group <= k; k0 += group) add_group(f, m, at, w, x, k0, group, &sum);
-  if (!is_superblock(f) && k0 < k) add_group(f, m, at, w, x, k0, (uint32_t)(k - k0), &sum);
+  for (; k0 + group <= k; k0 += group) add_group(f, digits, m, at, w, x, k0, group, &sum);
+  if (!is_superblock(f) && k0 < k) add_group(f, digits, m, at, w, x, k0, (uint32_t)(k - k0), &sum);
   const __m512 lanes = lane_weights(f), offset = _mm512_set1_ps(offset_of(f) > 0 ? offset_of(f) : 1);
   for (uint32_t r = 0; r < ROWS; r++) {
     for (uint32_t t = 0; t < m; t++) {
@@ -129,7 +129,7 @@ INLINE void block(int f, uint32_t m, const walk *at, const row *w, const uint32_
   }
 }
 
-INLINE void gemm(int f, const moi_gemm_tile *tile) {
+INLINE void gemm(int f, int digits, const moi_gemm_tile *tile) {
   walk at = {tile, strides_of(f, tile->w->k), 0};
   at.ahead = rows_ahead(&at.stride, ROWS);
   for (uint32_t n = tile->n0; n < tile->n1; n += ROWS) {
@@ -145,10 +145,10 @@ INLINE void gemm(int f, const moi_gemm_tile *tile) {
       float *out[ROWS];
       for (uint32_t r = 0; r < ROWS; r++) out[r] = tile->c + t * tile->ldc + column[r];
       switch (tile->m - t) {
-      case 1: block(f, 1, &at, rows, tile->rows + t, out); break;
-      case 2: block(f, 2, &at, rows, tile->rows + t, out); break;
-      case 3: block(f, 3, &at, rows, tile->rows + t, out); break;
-      default: block(f, TOKENS, &at, rows, tile->rows + t, out); break;
+      case 1: block(f, digits, 1, &at, rows, tile->rows + t, out); break;
+      case 2: block(f, digits, 2, &at, rows, tile->rows + t, out); break;
+      case 3: block(f, digits, 3, &at, rows, tile->rows + t, out); break;
+      default: block(f, digits, TOKENS, &at, rows, tile->rows + t, out); break;
       }
     }
   }
@@ -156,7 +156,9 @@ INLINE void gemm(int f, const moi_gemm_tile *tile) {
 
 #define MOI_GEMM(format, name)                                                                                         \
   void moi_gemm_##name##_avx512vnni(const moi_gemm_tile *tile);                                                        \
-  void moi_gemm_##name##_avx512vnni(const moi_gemm_tile *tile) { gemm(MOI_FORMAT_##format, tile); }
+  void moi_gemm_##name##_avx512vnni(const moi_gemm_tile *tile) { gemm(MOI_FORMAT_##format, 2, tile); }           \
+  void moi_gemm_##name##_i8_avx512vnni(const moi_gemm_tile *tile);                                                     \
+  void moi_gemm_##name##_i8_avx512vnni(const moi_gemm_tile *tile) { gemm(MOI_FORMAT_##format, 1, tile); }
 
 MOI_GEMM(Q8_0, q8_0)
 MOI_GEMM(Q4_0, q4_0)

@@ -21,8 +21,8 @@ typedef struct layout {
   uint32_t digits;  /* of x */
 } layout;
 
-INLINE layout layout_of(int f) {
-  layout l = {block_of(f), group_of(f), is_even_odd(f), 0, 2};
+INLINE layout layout_of(int f, uint32_t digits) {
+  layout l = {block_of(f), group_of(f), is_even_odd(f), 0, digits};
   if (f == MOI_FORMAT_Q4_K || f == MOI_FORMAT_Q5_K) l.minima = 1;
   if (f == MOI_FORMAT_INT4Z_G32 || f == MOI_FORMAT_INT4Z_G128) l.minima = 2;
   return l;
@@ -57,8 +57,8 @@ INLINE void tile(const layout l, const uint32_t tokens, const uint32_t vectors, 
     const uint32_t n = kp - k0 < l.section ? (uint32_t)(kp - k0) : l.section;
     float d[PANEL_TOKENS][16] __attribute__((aligned(64))), s[PANEL_TOKENS][16] __attribute__((aligned(64)));
     for (uint32_t t = 0; t < tokens; t++) {
-      const float *d_at = (const float *)(const void *)(x[t] + MOI_FORM_D(k)) + k0 / 32;
-      const float *s_at = (const float *)(const void *)(x[t] + MOI_FORM_S(k)) + k0 / 16;
+      const float *d_at = (const float *)(const void *)(x[t] + (l.digits == 2 ? MOI_FORM_D(k) : MOI_FORM_I8_D(k))) + k0 / 32;
+      const float *s_at = (const float *)(const void *)(x[t] + (l.digits == 2 ? MOI_FORM_S(k) : MOI_FORM_I8_S(k))) + k0 / 16;
       const uint32_t n_s = n / 16;
       __m512 dv = _mm512_maskz_loadu_ps((__mmask16)((1u << n / 32) - 1), d_at);
       __m512 sv = _mm512_maskz_loadu_ps((__mmask16)(n_s < 16 ? (1u << n_s) - 1 : 0xffff), s_at);
@@ -149,31 +149,35 @@ INLINE void tiles(const layout l, const uint32_t vectors, uint32_t tokens, uint3
 /* One function for all formats of a layout. */
 typedef void (*tiles_fn)(uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p,
                          float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]);
-#define TILES(name, format)                                                                                            \
+#define TILES(name, format, digits)                                                                                    \
   static void tiles_##name(uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p,     \
-                           float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {                                          \
-    const layout l = layout_of(MOI_FORMAT_##format);                                                                   \
-    if (vectors > 2) tiles(l, 4, tokens, k, x, p, offset, ahead, sum);                                                        \
-    else tiles(l, 2, tokens, k, x, p, offset, ahead, sum);                                                                    \
+                           float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {                      \
+    const layout l = layout_of(MOI_FORMAT_##format, digits);                                                           \
+    if (vectors > 2) tiles(l, 4, tokens, k, x, p, offset, ahead, sum);                                                 \
+    else tiles(l, 2, tokens, k, x, p, offset, ahead, sum);                                                             \
   }
-TILES(32, Q8_0)
-TILES(16, Q6_K)
-TILES(minima, Q4_K)
-TILES(even_odd_32, MXFP4)
-TILES(even_odd_16, NVFP4)
-TILES(even_odd_zeros, INT4Z_G32)
+#define TILES_ALL(i8, digits)                                                                                          \
+  TILES(i8##32, Q8_0, digits) TILES(i8##16, Q6_K, digits) TILES(i8##minima, Q4_K, digits)                              \
+  TILES(i8##even_odd_32, MXFP4, digits) TILES(i8##even_odd_16, NVFP4, digits)                                          \
+  TILES(i8##even_odd_zeros, INT4Z_G32, digits)
+TILES_ALL(, 2)
+TILES_ALL(i8_, 1)
 
-INLINE tiles_fn tiles_of(int f) {
-  const layout l = layout_of(f);
-  if (l.minima) return l.minima == 1 ? tiles_minima : tiles_even_odd_zeros;
-  if (l.even_odd) return l.block == 16 ? tiles_even_odd_16 : tiles_even_odd_32;
-  return l.block == 16 ? tiles_16 : tiles_32;
+INLINE tiles_fn tiles_of(int f, uint32_t digits) {
+  const layout l = layout_of(f, digits);
+  const int i8 = digits == 1;
+  if (l.minima == 1) return i8 ? tiles_i8_minima : tiles_minima;
+  if (l.minima == 2) return i8 ? tiles_i8_even_odd_zeros : tiles_even_odd_zeros;
+  if (l.even_odd && l.block == 16) return i8 ? tiles_i8_even_odd_16 : tiles_even_odd_16;
+  if (l.even_odd) return i8 ? tiles_i8_even_odd_32 : tiles_even_odd_32;
+  if (l.block == 16) return i8 ? tiles_i8_16 : tiles_16;
+  return i8 ? tiles_i8_32 : tiles_32;
 }
 
 /* Vector v of the panel: rows n..n+15, the last that exists again behind it. */
 INLINE void fill(int f, const moi_gemm_tile *g, const strides *stride, uint32_t n, uint32_t v, uint8_t *codes,
                  float *scales, float *minima) {
-  const layout l = layout_of(f);
+  const layout l = layout_of(f, 2);
   const uint32_t k = g->w->k;
   row rows[16];
   for (uint32_t r = 0; r < 16; r++) rows[r] = row_of(g->w, stride, n + r < g->n1 ? n + r : g->n1 - 1);
@@ -203,14 +207,14 @@ INLINE void fill(int f, const moi_gemm_tile *g, const strides *stride, uint32_t 
 
 /* scratch_rows: 24. Codes are 16 rows of it; scales are COLUMNS * kp / 16 floats at most, 4 rows, and minima at most
  * 4 rows where kp is 64. */
-INLINE void gemm(int f, const moi_gemm_tile *g) {
+INLINE void gemm(int f, uint32_t digits, const moi_gemm_tile *g) {
   const moi_matrix *w = g->w;
   const size_t kp = MOI_FORM_KP(w->k);
   const strides stride = strides_of(f, w->k);
   uint8_t *codes = g->scratch;
   float *scales = (float *)g->scratch + 16 * kp, *minima = (float *)g->scratch + 20 * kp;
   const panel p = {codes, scales, minima};
-  const tiles_fn run = tiles_of(f);
+  const tiles_fn run = tiles_of(f, digits);
   float sum[PANEL_TOKENS][COLUMNS] __attribute__((aligned(64)));
   for (uint32_t n = g->n0; n < g->n1; n += COLUMNS) {
     const uint32_t width = g->n1 - n < COLUMNS ? g->n1 - n : COLUMNS, vectors = (width + 15) / 16;
@@ -228,7 +232,9 @@ INLINE void gemm(int f, const moi_gemm_tile *g) {
 
 #define MOI_GEMM(format, name)                                                                                         \
   void moi_gemm_##name##_panel_avx512vnni(const moi_gemm_tile *tile);                                                  \
-  void moi_gemm_##name##_panel_avx512vnni(const moi_gemm_tile *tile) { gemm(MOI_FORMAT_##format, tile); }
+  void moi_gemm_##name##_panel_avx512vnni(const moi_gemm_tile *tile) { gemm(MOI_FORMAT_##format, 2, tile); }     \
+  void moi_gemm_##name##_i8_panel_avx512vnni(const moi_gemm_tile *tile);                                               \
+  void moi_gemm_##name##_i8_panel_avx512vnni(const moi_gemm_tile *tile) { gemm(MOI_FORMAT_##format, 1, tile); }
 
 MOI_GEMM(Q8_0, q8_0)
 MOI_GEMM(Q4_0, q4_0)
