@@ -3,10 +3,8 @@
  * BATCH_INVARIANT. */
 #if defined(__x86_64__)
 
-#include "core/shared/decode.h"
+#include "cpu/kernels/int_avx512.h"
 #include "cpu/kernels/panel_avx512.h"
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* sum += w . x */
 #ifdef MOI_EMULATE_BF16 /* the instruction's arithmetic on machines without it, to test what is around it */
@@ -96,15 +94,9 @@ static void tiles_scaled(uint32_t vectors, uint32_t tokens, uint32_t k, const ui
 
 /* ---- panels */
 
-/* Bytes of the data and scales streams from a row to the next. */
-typedef struct strides {
-  size_t data, scales;
-} strides;
-INLINE strides strides_of(int f, size_t k) {
-  switch (f) {
-  case MOI_FORMAT_BF16: return (strides){k * 2, 0};
-  default: return (strides){k, 0};
-  }
+INLINE strides strides_for(int f, size_t k) {
+  if (f == MOI_FORMAT_BF16) return (strides){k * 2, 0, 0};
+  return f == MOI_FORMAT_FP8 || f == MOI_FORMAT_FP8_B128 ? (strides){k, 0, 0} : strides_of(f, k);
 }
 
 /* 32 bytes of E4M3. Subnormals are looked up. */
@@ -118,39 +110,83 @@ INLINE __m512i e4m3(__m256i codes) {
   return _mm512_or_si512(v, _mm512_slli_epi16(_mm512_andnot_si512(_mm512_set1_epi16(127), code), 8));
 }
 
-/* Elements k0..k0+n-1 of a row, n <= 32, and zeros behind them. */
-INLINE __m512i elements(int f, const uint8_t *data, size_t k0, uint32_t n) {
+/* E2M1 times a scale (its half) is exact in bf16, but for what is below its normal numbers: a table of the 16 products,
+ * twice. */
+INLINE __m512i e2m1_times(float half) {
+  const __m512 doubled = _mm512_setr_ps(0, 1, 2, 3, 4, 6, 8, 12, -0.0f, -1, -2, -3, -4, -6, -8, -12);
+  const __m512i upper = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 31, 29, 27, 25, 23, 21,
+                                         19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return _mm512_permutexvar_epi16(upper, _mm512_castps_si512(_mm512_mul_ps(doubled, _mm512_set1_ps(half))));
+}
+
+/* 16 bytes, low nibbles first: an index of 5 bits for each, the highest of which means nothing. */
+INLINE __m512i indices(__m128i bytes) {
+  const __m512i v = _mm512_cvtepu8_epi32(bytes);
+  return _mm512_or_si512(v, _mm512_slli_epi32(v, 12));
+}
+
+/* Elements k0..k0+n-1 of a row, n <= 32, and zeros behind them; scale: those of its blocks, halved. */
+INLINE __m512i elements(int f, const row *w, size_t k0, uint32_t n, const float *scale) {
   const __mmask32 exist = n == 32 ? ~0u : (1u << n) - 1;
-  if (f == MOI_FORMAT_BF16) return _mm512_maskz_loadu_epi16(exist, data + 2 * k0);
-  return e4m3(_mm256_maskz_loadu_epi8(exist, data + k0));
+  switch (f) {
+  case MOI_FORMAT_BF16: return _mm512_maskz_loadu_epi16(exist, w->data + 2 * k0);
+  case MOI_FORMAT_MXFP4: {
+    const __m128i v = _mm_loadu_si128((const __m128i *)(const void *)(w->data + k0 / 2));
+    return _mm512_permutexvar_epi16(indices(v), e2m1_times(*scale));
+  }
+  case MOI_FORMAT_MXFP4_GGUF: {
+    const __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(w->data + k0 / 32 * 17 + 1));
+    const __m256i v = _mm256_cvtepu8_epi16(b);
+    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(v), _mm256_srli_epi16(v, 4), 1);
+    return _mm512_permutexvar_epi16(both, e2m1_times(*scale));
+  }
+  case MOI_FORMAT_NVFP4:
+  case MOI_FORMAT_FP4_G16: { /* bit 5 of an index chooses the second block's table */
+    const __m128i v = _mm_maskz_loadu_epi8(n == 32 ? 0xffff : 0xff, w->data + k0 / 2);
+    const __m512i second = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(32), 1);
+    const __m512i index = _mm512_ternarylogic_epi32(indices(v), second, _mm512_set1_epi16(32), 0xd8);
+    return _mm512_maskz_mov_epi16(exist, _mm512_permutex2var_epi16(e2m1_times(scale[0]), index, e2m1_times(scale[1])));
+  }
+  default: return e4m3(_mm256_maskz_loadu_epi8(exist, w->data + k0));
+  }
 }
 
 /* Vector v of the panel: rows n..n+15, the last that exists again behind it. */
-INLINE void fill(int f, const moi_gemm_tile *g, strides stride, uint32_t n, uint32_t v, uint8_t *panel) {
-  const uint32_t k = g->w->k, whole = k / 32 * 32;
-  const uint8_t *data = g->w->data + n * stride.data;
-  const uint32_t have = g->n1 - n < 16 ? g->n1 - n : 16;
-  size_t k0 = 0;
+INLINE void fill(int f, const moi_gemm_tile *g, const strides *stride, uint32_t n, uint32_t v, uint8_t *panel) {
+  const uint32_t k = g->w->k, kp = (uint32_t)MOI_FORM_KP(k), whole = k / 32 * 32, section = is_e2m1(f) ? group_of(f) : 512;
+  row rows[16];
+  uint32_t k0 = 0;
   panel += 64 * v;
-  if (f == MOI_FORMAT_BF16 && have == 16) {
-    panel_turn(data, stride.data, whole / 8, panel);
+  if (f == MOI_FORMAT_BF16 && n + 16 <= g->n1) {
+    panel_turn(g->w->data + n * stride->data, stride->data, whole / 8, panel);
     k0 = whole;
   }
-  for (; k0 < MOI_FORM_KP(k); k0 += 32) {
-    uint8_t bytes[16][64] __attribute__((aligned(64)));
-    const uint32_t left = k0 >= k ? 0 : k - k0 < 32 ? (uint32_t)(k - k0) : 32;
-    for (uint32_t r = 0; r < 16; r++) {
-      const uint8_t *from = data + (r < have ? r : have - 1) * stride.data;
-      _mm512_store_si512(bytes[r], left == 32 ? elements(f, from, k0, 32) : elements(f, from, k0, left));
+  for (uint32_t r = 0; r < 16; r++) rows[r] = row_of(g->w, stride, n + r < g->n1 ? n + r : g->n1 - 1);
+  for (uint32_t k1; k0 < kp; k0 = k1) {
+    float scale[16][16] __attribute__((aligned(64)));
+    k1 = kp - k0 < section ? kp : k0 + section;
+    for (uint32_t r = 0; is_e2m1(f) && r < 16; r++) {
+      __m512 of;
+      _mm512_store_ps(scale[r], scales_of(f, &rows[r], k0, (k1 < k ? k1 : k) - k0, &of));
     }
-    panel_turn(bytes[0], 64, 4, panel + k0 * 2 * COLUMNS);
+    for (uint32_t at = k0; at < k1; at += 32) {
+      uint8_t bytes[16][64] __attribute__((aligned(64)));
+      const uint32_t left = at >= k ? 0 : k - at < 32 ? k - at : 32, s = (at - k0) / block_of(f);
+      for (uint32_t r = 0; r < 16; r++) {
+        __m512i b = _mm512_setzero_si512();
+        if (left == 32) b = elements(f, &rows[r], at, 32, scale[r] + s);
+        else if (left) b = elements(f, &rows[r], at, left, scale[r] + s);
+        _mm512_store_si512(bytes[r], b);
+      }
+      panel_turn(bytes[0], 64, 4, panel + (size_t)at * 2 * COLUMNS);
+    }
   }
 }
 
 /* scratch_rows: 32, a panel of 2-byte elements */
 INLINE void gemm(int f, const moi_gemm_tile *g) {
   const moi_matrix *w = g->w;
-  const strides stride = strides_of(f, w->k);
+  const strides stride = strides_for(f, w->k);
   const int scaled = f == MOI_FORMAT_FP8_B128;
   uint8_t *panel = g->scratch;
   float sum[PANEL_TOKENS][COLUMNS] __attribute__((aligned(64)));
@@ -159,7 +195,7 @@ INLINE void gemm(int f, const moi_gemm_tile *g) {
     const float *scales[4] = {NULL};
     for (uint32_t v = 0; v < 4; v++) {
       const uint32_t at = n + 16 * (v < vectors ? v : vectors - 1);
-      if (v < vectors) fill(f, g, stride, at, v, panel);
+      if (v < vectors) fill(f, g, &stride, at, v, panel);
       if (scaled) /* of 128 rows too, of which a vector never crosses the end */
         scales[v] = (const float *)(const void *)w->scales + (size_t)(at / SCALE_BLOCK) * ((w->k + 127) / SCALE_BLOCK);
     }
@@ -181,5 +217,9 @@ INLINE void gemm(int f, const moi_gemm_tile *g) {
 MOI_GEMM(BF16, bf16)
 MOI_GEMM(FP8, fp8)
 MOI_GEMM(FP8_B128, fp8_b128)
+MOI_GEMM(MXFP4, mxfp4)
+MOI_GEMM(MXFP4_GGUF, mxfp4_gguf)
+MOI_GEMM(NVFP4, nvfp4)
+MOI_GEMM(FP4_G16, fp4_g16)
 
 #endif
