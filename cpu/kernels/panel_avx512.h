@@ -8,8 +8,8 @@
 
 #include "cpu/kernel.h"
 
-/* A register tile is PANEL_TOKENS tokens by COLUMNS columns: 24 sums, 4 vectors of weights and one of x. */
-enum { PANEL_TOKENS = 6, COLUMNS = 64 };
+/* A register tile is PANEL_TOKENS tokens by COLUMNS columns, which an including file defines. */
+enum { PANEL_TOKENS = 6 };
 
 /* What compilers do worse: a vector is loaded once rather than before each use; sums in memory stay there between blocks,
  * for the registers are full. */
@@ -61,18 +61,12 @@ typedef struct panel_ahead {
   uint32_t lines;
 } panel_ahead;
 
-/* What comes behind the columns from n on: the next columns' data, or what the caller knows. One stop for each 64 elements
- * of k of each tile. */
-static inline panel_ahead panel_next(const moi_gemm_tile *g, uint32_t n, size_t row_bytes) {
-  const uint8_t *at = g->ahead;
-  size_t bytes = at ? g->ahead_bytes : 0;
-  if (g->n1 - n > COLUMNS) {
-    const uint32_t rows = g->n1 - n - COLUMNS;
-    at = g->w->data + (n + COLUMNS) * row_bytes;
-    bytes = (rows < COLUMNS ? rows : COLUMNS) * row_bytes;
-  }
-  const size_t stops = (size_t)(g->m + PANEL_TOKENS - 1) / PANEL_TOKENS * (MOI_FORM_KP(g->w->k) / 64);
-  return (panel_ahead){at, bytes ? at + bytes : at, (uint32_t)((bytes / 64 + stops) / stops)};
+/* One stop for each 64 elements of k of each tile of a call. */
+static inline panel_ahead panel_next(const moi_gemm_tile *g) {
+  const size_t tiles = (size_t)((g->m + PANEL_TOKENS - 1) / PANEL_TOKENS) * ((g->n1 - g->n0 + COLUMNS - 1) / COLUMNS);
+  const size_t stops = tiles * (MOI_FORM_KP(g->w->k) / 64);
+  const uint8_t *end = g->ahead_bytes ? g->ahead + g->ahead_bytes : g->ahead;
+  return (panel_ahead){g->ahead, end, (uint32_t)((g->ahead_bytes / 64 + stops) / stops)};
 }
 
 static inline __attribute__((always_inline)) void panel_fetch(panel_ahead *ahead) {

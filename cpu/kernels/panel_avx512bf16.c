@@ -4,6 +4,7 @@
 #if defined(__x86_64__)
 
 #include "cpu/kernels/int_avx512.h"
+#define COLUMNS 64 /* 24 sums, 4 vectors of weights, one of x */
 #include "cpu/kernels/panel_avx512.h"
 
 /* sum += w . x */
@@ -190,6 +191,7 @@ INLINE void gemm(int f, const moi_gemm_tile *g) {
   const int scaled = f == MOI_FORMAT_FP8_B128;
   uint8_t *panel = g->scratch;
   float sum[PANEL_TOKENS][COLUMNS] __attribute__((aligned(64)));
+  panel_ahead ahead = panel_next(g);
   for (uint32_t n = g->n0; n < g->n1; n += COLUMNS) {
     const uint32_t width = g->n1 - n < COLUMNS ? g->n1 - n : COLUMNS, vectors = (width + 15) / 16;
     const float *scales[4] = {NULL};
@@ -199,7 +201,6 @@ INLINE void gemm(int f, const moi_gemm_tile *g) {
       if (scaled) /* of 128 rows too, of which a vector never crosses the end */
         scales[v] = (const float *)(const void *)w->scales + (size_t)(at / SCALE_BLOCK) * ((w->k + 127) / SCALE_BLOCK);
     }
-    panel_ahead ahead = panel_next(g, n, stride.data);
     for (uint32_t t = 0, tokens; t < g->m; t += tokens) {
       tokens = panel_tokens(t, g->m);
       const uint8_t *x[PANEL_TOKENS];

@@ -10,6 +10,7 @@
 #if defined(__x86_64__)
 
 #include "cpu/kernels/int_avx512.h"
+#define COLUMNS 32 /* 12 sums of a block, 12 of k, 2 vectors of weights, one of x */
 #include "cpu/kernels/panel_avx512.h"
 
 /* What the loops must know of a format, all constants. */
@@ -46,26 +47,27 @@ INLINE uint32_t word_of(layout l, uint32_t block, uint32_t j) {
   return block * half + (j < half ? j : 8 + j - half);
 }
 
-/* tokens x 16 * vectors sums over the whole of k. */
-INLINE void tile(const layout l, const uint32_t tokens, const uint32_t vectors, uint32_t k, const uint8_t *const *x,
-                 const panel *p, float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
-  const size_t kp = MOI_FORM_KP(k);
+/* tokens x COLUMNS sums over the whole of k. */
+INLINE void tile(const layout l, const uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p, float offset,
+                 panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
+  const size_t kp = MOI_FORM_KP(k), d_at = l.digits == 2 ? MOI_FORM_D(k) : MOI_FORM_I8_D(k);
+  const size_t s_at = l.digits == 2 ? MOI_FORM_S(k) : MOI_FORM_I8_S(k);
   const uint32_t blocks = 64 / l.block;
-  for (uint32_t t = 0; t < tokens; t++)
-    for (uint32_t v = 0; v < vectors; v++) _mm512_store_ps(sum[t] + 16 * v, _mm512_setzero_ps());
+  __m512 y[PANEL_TOKENS][2];
+#pragma GCC unroll 6
+  for (uint32_t t = 0; t < tokens; t++) y[t][0] = y[t][1] = _mm512_setzero_ps();
   for (size_t k0 = 0; k0 < kp; k0 += l.section) {
-    const uint32_t n = kp - k0 < l.section ? (uint32_t)(kp - k0) : l.section;
+    const uint32_t n = kp - k0 < l.section ? (uint32_t)(kp - k0) : l.section, n_s = n / 16;
     float d[PANEL_TOKENS][16] __attribute__((aligned(64))), s[PANEL_TOKENS][16] __attribute__((aligned(64)));
+#pragma GCC unroll 1
     for (uint32_t t = 0; t < tokens; t++) {
-      const float *d_at = (const float *)(const void *)(x[t] + (l.digits == 2 ? MOI_FORM_D(k) : MOI_FORM_I8_D(k))) + k0 / 32;
-      const float *s_at = (const float *)(const void *)(x[t] + (l.digits == 2 ? MOI_FORM_S(k) : MOI_FORM_I8_S(k))) + k0 / 16;
-      const uint32_t n_s = n / 16;
-      __m512 dv = _mm512_maskz_loadu_ps((__mmask16)((1u << n / 32) - 1), d_at);
-      __m512 sv = _mm512_maskz_loadu_ps((__mmask16)(n_s < 16 ? (1u << n_s) - 1 : 0xffff), s_at);
+      const float *from = (const float *)(const void *)(x[t] + s_at) + k0 / 16;
+      __m512 dv = _mm512_maskz_loadu_ps((__mmask16)((1u << n / 32) - 1), x[t] + d_at + k0 / 8);
+      __m512 sv = _mm512_maskz_loadu_ps((__mmask16)(n_s < 16 ? (1u << n_s) - 1 : 0xffff), from);
       if (l.block == 16) {
         dv = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), dv);
       } else {
-        __m512 more = _mm512_maskz_loadu_ps((__mmask16)(n_s > 16 ? (1u << (n_s - 16)) - 1 : 0), s_at + 16);
+        __m512 more = _mm512_maskz_loadu_ps((__mmask16)(n_s > 16 ? (1u << (n_s - 16)) - 1 : 0), from + 16);
         const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
         sv = _mm512_add_ps(_mm512_permutex2var_ps(sv, even, more), _mm512_permutex2var_ps(sv, odd, more));
@@ -74,87 +76,84 @@ INLINE void tile(const layout l, const uint32_t tokens, const uint32_t vectors, 
       _mm512_store_ps(d[t], dv);
       _mm512_store_ps(s[t], sv);
     }
+    IN_MEMORY();
     for (uint32_t c = 0; c < n / 64; c++) {
       const uint8_t *codes = p->codes + (k0 + 64 * c) * COLUMNS;
       panel_fetch(ahead);
       for (uint32_t b = 0; b < blocks; b++) {
-        __m512i a[PANEL_TOKENS][4];
+        __m512i a[PANEL_TOKENS][2];
 #pragma GCC unroll 6
-        for (uint32_t t = 0; t < tokens; t++)
-#pragma GCC unroll 4
-          for (uint32_t v = 0; v < vectors; v++) a[t][v] = _mm512_setzero_si512();
+        for (uint32_t t = 0; t < tokens; t++) a[t][0] = a[t][1] = _mm512_setzero_si512();
 #pragma GCC unroll 2
         for (uint32_t digit = 0; digit < l.digits; digit++) {
           const size_t at = l.digits * (k0 + 64 * c) + 64 * digit;
           if (digit)
 #pragma GCC unroll 6
-            for (uint32_t t = 0; t < tokens; t++)
-#pragma GCC unroll 4
-              for (uint32_t v = 0; v < vectors; v++) a[t][v] = _mm512_slli_epi32(a[t][v], 8);
+            for (uint32_t t = 0; t < tokens; t++) {
+              a[t][0] = _mm512_slli_epi32(a[t][0], 8);
+              a[t][1] = _mm512_slli_epi32(a[t][1], 8);
+            }
 #pragma GCC unroll 1
           for (uint32_t j = 0; j < l.block / 4; j++) {
             const uint32_t word = word_of(l, b, j);
-            __m512i u[4];
-#pragma GCC unroll 4
-            for (uint32_t v = 0; v < vectors; v++) {
-              u[v] = _mm512_load_si512(codes + (word * COLUMNS + 16 * v) * 4);
-              IN_REGISTER(u[v]);
-            }
+            __m512i u0 = _mm512_load_si512(codes + word * COLUMNS * 4);
+            __m512i u1 = _mm512_load_si512(codes + word * COLUMNS * 4 + 64);
+            IN_REGISTER(u0);
+            IN_REGISTER(u1);
 #pragma GCC unroll 6
             for (uint32_t t = 0; t < tokens; t++) {
               const __m512i q = _mm512_set1_epi32(*(const int32_t *)(const void *)(x[t] + at + 4 * word));
-#pragma GCC unroll 4
-              for (uint32_t v = 0; v < vectors; v++) a[t][v] = dot(a[t][v], u[v], q);
+              a[t][0] = dot(a[t][0], u0, q);
+              a[t][1] = dot(a[t][1], u1, q);
             }
           }
         }
-        IN_MEMORY();
         const uint32_t at = c * blocks + b;
         const float *scale = p->scales + (k0 / l.section * 16 + at) * COLUMNS;
         const float *minimum = l.minima == 1 ? scale + 8 * COLUMNS : p->minima + (k0 / l.section * 16 + at) * COLUMNS;
+#pragma GCC unroll 2
+        for (uint32_t v = 0; v < 2; v++) {
+          const __m512 w = _mm512_load_ps(scale + 16 * v);
 #pragma GCC unroll 6
-        for (uint32_t t = 0; t < tokens; t++) {
-          const __m512 dt = _mm512_set1_ps(d[t][at]), st = _mm512_set1_ps(s[t][at]);
-#pragma GCC unroll 4
-          for (uint32_t v = 0; v < vectors; v++) {
-            const __m512 q = _mm512_cvtepi32_ps(a[t][v]);
-            const __m512 w = _mm512_load_ps(scale + 16 * v);
-            __m512 y = _mm512_load_ps(sum[t] + 16 * v);
+          for (uint32_t t = 0; t < tokens; t++) {
+            const __m512 q = _mm512_cvtepi32_ps(a[t][v]), dt = _mm512_set1_ps(d[t][at]), st = _mm512_set1_ps(s[t][at]);
             if (l.minima) {
-              y = _mm512_fmadd_ps(w, _mm512_mul_ps(q, dt), y);
-              y = _mm512_fnmadd_ps(_mm512_load_ps(minimum + 16 * v), st, y);
+              y[t][v] = _mm512_fmadd_ps(w, _mm512_mul_ps(q, dt), y[t][v]);
+              y[t][v] = _mm512_fnmadd_ps(_mm512_load_ps(minimum + 16 * v), st, y[t][v]);
             } else {
-              y = _mm512_fmadd_ps(w, _mm512_fmadd_ps(q, dt, st), y);
+              y[t][v] = _mm512_fmadd_ps(w, _mm512_fmadd_ps(q, dt, st), y[t][v]);
             }
-            _mm512_store_ps(sum[t] + 16 * v, y);
           }
         }
       }
     }
   }
+#pragma GCC unroll 6
+  for (uint32_t t = 0; t < tokens; t++) {
+    _mm512_store_ps(sum[t], y[t][0]);
+    _mm512_store_ps(sum[t] + 16, y[t][1]);
+  }
 }
 
-INLINE void tiles(const layout l, const uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x,
-                  const panel *p, float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
+INLINE void tiles(const layout l, uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p, float offset,
+                  panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
   switch (tokens) {
-  case 1: tile(l, 1, vectors, k, x, p, offset, ahead, sum); break;
-  case 2: tile(l, 2, vectors, k, x, p, offset, ahead, sum); break;
-  case 3: tile(l, 3, vectors, k, x, p, offset, ahead, sum); break;
-  case 4: tile(l, 4, vectors, k, x, p, offset, ahead, sum); break;
-  case 5: tile(l, 5, vectors, k, x, p, offset, ahead, sum); break;
-  default: tile(l, 6, vectors, k, x, p, offset, ahead, sum); break;
+  case 1: tile(l, 1, k, x, p, offset, ahead, sum); break;
+  case 2: tile(l, 2, k, x, p, offset, ahead, sum); break;
+  case 3: tile(l, 3, k, x, p, offset, ahead, sum); break;
+  case 4: tile(l, 4, k, x, p, offset, ahead, sum); break;
+  case 5: tile(l, 5, k, x, p, offset, ahead, sum); break;
+  default: tile(l, 6, k, x, p, offset, ahead, sum); break;
   }
 }
 
 /* One function for all formats of a layout. */
-typedef void (*tiles_fn)(uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p,
-                         float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]);
+typedef void (*tiles_fn)(uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p, float offset,
+                         panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]);
 #define TILES(name, format, digits)                                                                                    \
-  static void tiles_##name(uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p,     \
-                           float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {                      \
-    const layout l = layout_of(MOI_FORMAT_##format, digits);                                                           \
-    if (vectors > 2) tiles(l, 4, tokens, k, x, p, offset, ahead, sum);                                                 \
-    else tiles(l, 2, tokens, k, x, p, offset, ahead, sum);                                                             \
+  static void tiles_##name(uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p, float offset,         \
+                           panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {                                    \
+    tiles(layout_of(MOI_FORMAT_##format, digits), tokens, k, x, p, offset, ahead, sum);                                \
   }
 #define TILES_ALL(i8, digits)                                                                                          \
   TILES(i8##32, Q8_0, digits) TILES(i8##16, Q6_K, digits) TILES(i8##minima, Q4_K, digits)                              \
@@ -205,26 +204,26 @@ INLINE void fill(int f, const moi_gemm_tile *g, const strides *stride, uint32_t 
   }
 }
 
-/* scratch_rows: 24. Codes are 16 rows of it; scales are COLUMNS * kp / 16 floats at most, 4 rows, and minima at most
- * 4 rows where kp is 64. */
+/* scratch_rows: 12. Codes are 8 rows of it; scales are COLUMNS * kp / 16 floats at most, 2 rows, and minima at most
+ * 2 rows where kp is 64. */
 INLINE void gemm(int f, uint32_t digits, const moi_gemm_tile *g) {
   const moi_matrix *w = g->w;
   const size_t kp = MOI_FORM_KP(w->k);
   const strides stride = strides_of(f, w->k);
   uint8_t *codes = g->scratch;
-  float *scales = (float *)g->scratch + 16 * kp, *minima = (float *)g->scratch + 20 * kp;
+  float *scales = (float *)g->scratch + 8 * kp, *minima = (float *)g->scratch + 10 * kp;
   const panel p = {codes, scales, minima};
   const tiles_fn run = tiles_of(f, digits);
   float sum[PANEL_TOKENS][COLUMNS] __attribute__((aligned(64)));
+  panel_ahead ahead = panel_next(g);
   for (uint32_t n = g->n0; n < g->n1; n += COLUMNS) {
     const uint32_t width = g->n1 - n < COLUMNS ? g->n1 - n : COLUMNS, vectors = (width + 15) / 16;
     for (uint32_t v = 0; v < vectors; v++) fill(f, g, &stride, n + 16 * v, v, codes, scales, minima);
-    panel_ahead ahead = panel_next(g, n, stride.data);
     for (uint32_t t = 0, tokens; t < g->m; t += tokens) {
       tokens = panel_tokens(t, g->m);
       const uint8_t *x[PANEL_TOKENS];
       for (uint32_t i = 0; i < tokens; i++) x[i] = g->x + g->rows[t + i] * g->x_stride;
-      run(vectors, tokens, w->k, x, &p, offset_of(f), &ahead, sum);
+      run(tokens, w->k, x, &p, offset_of(f), &ahead, sum);
       panel_store(sum, tokens, width, w->global, g->c + t * g->ldc + (n - g->n0), g->ldc);
     }
   }
