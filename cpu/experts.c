@@ -304,8 +304,11 @@ static void gate_up(void *arg, uint32_t lane_index, uint32_t i) {
       float weight = d->weight_on == MOI_WEIGHT_ON_ACTIVATION ? f->weights[f->order[p]] : 1.0f;
       float *mid = f->mid + p * f->ip;
       w->ew->activate(d->activation, d->act_alpha, d->act_limit, gr, ur, weight, mid + n0, n);
-      if (d->mid_type != MOI_FORMAT_F32)
-        for (uint32_t j = n0; j < n1; j++) mid[j] = moi_round_to(d->mid_type, mid[j]);
+      if (d->mid_type != MOI_FORMAT_F32) {
+        uint16_t rounded[BLOCK_MAX];
+        w->ew->store(d->mid_type, mid + n0, 1.0f, rounded, n);
+        w->ew->load(d->mid_type, rounded, mid + n0, n);
+      }
       if (n1 == inter) memset(mid + inter, 0, (f->ip - inter) * 4);
     }
   }
@@ -382,9 +385,12 @@ static void down(void *arg, uint32_t lane_index, uint32_t i) {
   for (uint32_t t = 0; t < w->n_tokens; t++) {
     uint8_t *out = y + ((size_t)t * a->output_stride + n0) * element;
     const float *acc = l.acc + (size_t)t * n;
+    if (!(d->flags & MOI_EXPERTS_ACCUMULATE)) {
+      w->ew->store(d->output_type, acc, w->plan->output_scale, out, n);
+      continue;
+    }
     for (uint32_t j = 0; j < n; j++) {
-      float v = acc[j] * w->plan->output_scale;
-      if (d->flags & MOI_EXPERTS_ACCUMULATE) v += moi_dense_load(d->output_type, out, j);
+      float v = acc[j] * w->plan->output_scale + moi_dense_load(d->output_type, out, j);
       moi_dense_store(d->output_type, out, j, v);
     }
   }

@@ -206,7 +206,10 @@ INLINE void fill(int f, const moi_gemm_tile *g, const strides *stride, uint32_t 
 
 /* scratch_rows: 12. Codes are 8 rows of it; scales are COLUMNS * kp / 16 floats at most, 2 rows, and minima at most
  * 2 rows where kp is 64. */
-INLINE void gemm(int f, uint32_t digits, const moi_gemm_tile *g) {
+typedef void (*fill_fn)(const moi_gemm_tile *g, const strides *stride, uint32_t n, uint32_t v, uint8_t *codes,
+                        float *scales, float *minima);
+
+INLINE void gemm(int f, uint32_t digits, fill_fn filled, const moi_gemm_tile *g) {
   const moi_matrix *w = g->w;
   const size_t kp = MOI_FORM_KP(w->k);
   const strides stride = strides_of(f, w->k);
@@ -218,7 +221,7 @@ INLINE void gemm(int f, uint32_t digits, const moi_gemm_tile *g) {
   panel_ahead ahead = panel_next(g);
   for (uint32_t n = g->n0; n < g->n1; n += COLUMNS) {
     const uint32_t width = g->n1 - n < COLUMNS ? g->n1 - n : COLUMNS, vectors = (width + 15) / 16;
-    for (uint32_t v = 0; v < vectors; v++) fill(f, g, &stride, n + 16 * v, v, codes, scales, minima);
+    for (uint32_t v = 0; v < vectors; v++) filled(g, &stride, n + 16 * v, v, codes, scales, minima);
     for (uint32_t t = 0, tokens; t < g->m; t += tokens) {
       tokens = panel_tokens(t, g->m);
       const uint8_t *x[PANEL_TOKENS];
@@ -230,10 +233,18 @@ INLINE void gemm(int f, uint32_t digits, const moi_gemm_tile *g) {
 }
 
 #define MOI_GEMM(format, name)                                                                                         \
+  static __attribute__((noinline)) void fill_##name(const moi_gemm_tile *g, const strides *stride, uint32_t n,         \
+                                                    uint32_t v, uint8_t *codes, float *scales, float *minima) {       \
+    fill(MOI_FORMAT_##format, g, stride, n, v, codes, scales, minima);                                                 \
+  }                                                                                                                    \
   void moi_gemm_##name##_panel_avx512vnni(const moi_gemm_tile *tile);                                                  \
-  void moi_gemm_##name##_panel_avx512vnni(const moi_gemm_tile *tile) { gemm(MOI_FORMAT_##format, 2, tile); }     \
+  void moi_gemm_##name##_panel_avx512vnni(const moi_gemm_tile *tile) {                                                 \
+    gemm(MOI_FORMAT_##format, 2, fill_##name, tile);                                                                   \
+  }                                                                                                                    \
   void moi_gemm_##name##_i8_panel_avx512vnni(const moi_gemm_tile *tile);                                               \
-  void moi_gemm_##name##_i8_panel_avx512vnni(const moi_gemm_tile *tile) { gemm(MOI_FORMAT_##format, 1, tile); }
+  void moi_gemm_##name##_i8_panel_avx512vnni(const moi_gemm_tile *tile) {                                              \
+    gemm(MOI_FORMAT_##format, 1, fill_##name, tile);                                                                   \
+  }
 
 MOI_GEMM(Q8_0, q8_0)
 MOI_GEMM(Q4_0, q4_0)
