@@ -142,7 +142,8 @@ static moi_status choose_route(const char *fn, moi_plan *plan, const char *force
   moi_status status = moi_plan_say(plan, "selection: %s\n", state->route.select->name);
   if (!status && d->hidden)
     status = moi_cpu_choose(fn, plan, MOI_OP_GEMM, "router", d->router_type,
-                            d->flags & MOI_ROUTE_INPUT_NORM ? 0 : holds_of(d->input_type, MOI_ACT_QUANT_NONE), forced, found, &state->route.router);
+                            d->flags & MOI_ROUTE_INPUT_NORM ? 0 : holds_of(d->input_type, MOI_ACT_QUANT_NONE), forced,
+                            found, &state->route.router);
   return status;
 }
 

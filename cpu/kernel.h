@@ -50,7 +50,8 @@ size_t moi_form_bytes(moi_form form, uint32_t k);
 #define MOI_FORM_I8_D(k) MOI_FORM_KP(k)
 #define MOI_FORM_I8_S(k) (MOI_FORM_KP(k) + MOI_FORM_KP(k) / 32 * 4)
 
-/* Prepares one row, for I8* of the values before they are quantised; dst is 64-byte aligned. The best of the `isa` that is given; every ISA gives the same bits. */
+/* Prepares one row, for I8* of the values before they are quantised; dst is 64-byte aligned. The best of the `isa` that is
+ * given; every ISA gives the same bits. */
 typedef void (*moi_prepare_fn)(const float *x, uint32_t k, void *dst);
 moi_prepare_fn moi_form_prepare(moi_form form, uint32_t isa);
 

@@ -1,6 +1,7 @@
-/* GEMMs for few tokens: c = x W^T with 16-bit integer activations, streaming the weights once at memory speed.
+/* GEMMs for few tokens: c = x W^T with integer activations, streaming the weights once at memory speed.
  *
- * x is d * (256*hi + lo) for each 32 elements, weights are unsigned bytes u with w = scale*u - correction: a block is
+ * x is d * (256*hi + lo) for each 32 elements, or d * hi (MOI_ACT_QUANT_INT8_32); weights are unsigned bytes u with
+ * w = scale*u - correction: a block is
  *   scale * d * (256 * sum u*hi + sum u*lo) - correction * (d * sum q)
  * where the sums are exact integers (vpdpbusd) and the last factor is the s of the prepared row. A chunk is 64
  * elements: one vector of u, two vpdpbusd, one conversion, one FMA for each token. Scales are fetched and multiplied by
@@ -81,8 +82,8 @@ typedef struct walk {
 } walk;
 
 /* The n elements from k0 on (a whole group, or the last of k) of ROWS rows and m tokens. */
-INLINE void add_group(int f, int digits, uint32_t m, const walk *at, const row *w, const uint8_t *const *x, size_t k0, uint32_t n,
-                      sums *sum) {
+INLINE void add_group(int f, int digits, uint32_t m, const walk *at, const row *w, const uint8_t *const *x, size_t k0,
+                      uint32_t n, sums *sum) {
   const uint32_t k = at->tile->w->k, group = group_of(f);
   const uint32_t group_bytes = is_superblock(f) ? bytes_of(f) : group / block_of(f) * bytes_of(f);
   const __mmask16 d_mask = first((n + 31) / 32), s_lo = first(n / 16), s_hi = first(n > 256 ? n / 16 - 16 : 0);
