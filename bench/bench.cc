@@ -35,10 +35,11 @@ namespace {
 
 struct Settings {
   const char *preset = nullptr, *op = "moe", *tokens = "1,8,64,512", *backend = "all", *format = "native";
-  const char *kernel = nullptr, *json = nullptr, *weights = nullptr;
+  const char *kernel = nullptr, *json = nullptr, *weights = nullptr, *operands = nullptr;
   const char *kv = "4096", *batch = "1,8", *kv_format = "native";
   uint64_t threads = 0, layer = 0, repetitions = 1, page_size = 0;
   double min_time = 0.5, memory_gb = 0;
+  int launches = 0;
   uint64_t device = 0;
 };
 
@@ -82,7 +83,7 @@ Moment moment(moi_device *device, moi_peak_kind kind) {
   std::this_thread::sleep_for(std::chrono::milliseconds(1));
   Moment m;
   m.read = device ? moi_device_read_rate(device) : moi_probe_read(probe);
-  m.ops = device ? moi_device_fma_rate(device) : moi_probe_ops(probe, kind);
+  m.ops = device ? moi_device_ops_rate(device, kind) : moi_probe_ops(probe, kind);
   m.device = device;
   m.kind = kind;
   m.time = std::chrono::steady_clock::now();
@@ -293,7 +294,18 @@ std::string text(const char *format, double value) {
   return out;
 }
 
-// Which of the peaks a kernel works against.
+// Which of a device's peaks a kernel of it works against: its name says which tensor cores, "mma" alone are those of bf16.
+moi_peak_kind device_kind(moi_device *device, const std::string &kernel) {
+  const struct {
+    const char *name;
+    moi_peak_kind kind;
+  } all[] = {{"mma-int8", MOI_PEAK_INT8}, {"mma-fp8", MOI_PEAK_FP8}, {"mma-f16", MOI_PEAK_F16}, {"mma", MOI_PEAK_BF16}};
+  for (const auto &one : all)
+    if (kernel.find(one.name) != std::string::npos)
+      return moi_device_ops_rate(device, one.kind) > 0 ? one.kind : MOI_PEAK_F32;
+  return MOI_PEAK_F32;
+}
+// Which of the CPU's.
 moi_peak_kind compute_kind(const char *needs) {
   const struct {
     const char *needs;
@@ -304,13 +316,20 @@ moi_peak_kind compute_kind(const char *needs) {
     if (!std::strcmp(needs, one.needs) && peak.ops[one.kind] > 0) return one.kind;
   return MOI_PEAK_F32;
 }
-const char *compute_name(const char *needs) {
-  switch (compute_kind(needs)) {
-    case MOI_PEAK_INT8: return std::strcmp(needs, "dotprod") ? "of int8 VNNI" : "of int8 SDOT";
+const char *compute_name(moi_peak_kind kind, bool device, const char *needs) {
+  switch (kind) {
+    case MOI_PEAK_INT8: return device ? "of int8 mma" : std::strcmp(needs, "dotprod") ? "of int8 VNNI" : "of int8 SDOT";
     case MOI_PEAK_I8MM: return "of int8 SMMLA";
-    case MOI_PEAK_BF16: return "of bf16";
+    case MOI_PEAK_BF16: return device ? "of bf16 mma" : "of bf16";
+    case MOI_PEAK_F16: return "of f16 mma";
+    case MOI_PEAK_FP8: return "of fp8 mma";
     default: return "of f32 FMA";
   }
+}
+// kernel: the row of the list that serves most of the work; needs: what it, or the row for few tokens, takes.
+void set_compute(Row *r, const char *kernel, const char *needs) {
+  r->compute = r->device ? device_kind(r->device, kernel) : compute_kind(needs);
+  r->compute_name = compute_name(r->compute, r->device != nullptr, needs);
 }
 
 void log_line(void *, moi_log_level level, const char *line) {
@@ -472,8 +491,7 @@ void open_attention(const moi_preset *preset, moi_backend backend, moi_context *
         owned->emplace_back(row);
         moi_status status;
         Row r = {nullptr, nullptr, row, "", moi_device_of(context, &status), MOI_PEAK_F32, ""};
-        r.compute = compute_kind(moi_bench_attention_needs(row));
-        r.compute_name = compute_name(moi_bench_attention_needs(row));
+        set_compute(&r, moi_bench_attention_serving(row), moi_bench_attention_needs(row));
         r.name = std::string("attention/") + moi_backend_name(backend) + "/" + moi_bench_attention_kernel(row) + "/" +
                  moi_bench_attention_name(row);
         rows->push_back(r);
@@ -492,7 +510,8 @@ int parse(int argc, char **argv, Settings *s) {
       "time that bytes or operations can take, of the time taken. Each result is checked against the reference\n"
       "before it is timed; a wrong one fails the row, and the exit status is 1.\n"
       "On a device, weights and operands lie in its memory; the time is that of recording, submission and wait, and\n"
-      "device_seconds in the results what the device's own clock says of a call. Its limits are its own.\n"
+      "device_seconds in the results what the device's own clock says of a call. Its limits are its own. On CUDA a call\n"
+      "is a graph that is launched again, as engines do it; with --launches it is launched kernel by kernel.\n"
       "Attention has rows for each kind of layer: prompts of --tokens above 16, and decodes of one token for each of\n"
       "--batch sequences of --kv keys. bytes: the keys and values that a call sees, queries and output.\n",
       nullptr};
@@ -514,6 +533,8 @@ int parse(int argc, char **argv, Settings *s) {
       {"--batch", MOI_OPTION_TEXT, &s->batch, "N,...", "sequences that it decodes in a call (default: 1,8)", 0},
       {"--kv-format", MOI_OPTION_TEXT, &s->kv_format, "NAME,...", "native (default), f32, f16, bf16, fp8, q8_0", 0},
       {"--page-size", MOI_OPTION_UINT, &s->page_size, "N", "tokens of a page of the KV cache (default: no pages)", 0},
+      {"--launches", MOI_OPTION_FLAG, &s->launches, nullptr, "on CUDA: launch each kernel, not a graph of the call", 0},
+      {"--operands", MOI_OPTION_TEXT, &s->operands, "DIR", "write those of the first row, and its result, into DIR", 0},
       {"--memory", MOI_OPTION_REAL, &s->memory_gb, "GB", "for weights (default and bound: 60 % of what is free)", 0},
   };
   int n_positional, n = sizeof options / sizeof *options;
@@ -564,15 +585,26 @@ void add_device(moi_backend backend, uint32_t index, moi_device *device) {
   moi_device_info info = MOI_DEVICE_INFO_INIT;
   const std::string name = moi_backend_name(backend);
   if (moi_device_get(backend, index, &info)) return;
-  const double read = moi_device_read_rate(device), ops = moi_device_fma_rate(device);
-  std::printf("%s: %s: memory: %.1f GB/s in order; compute: %.0f GFLOP/s f32\n", name.c_str(), info.name, read / 1e9,
-              ops / 1e9);
+  const double read = moi_device_read_rate(device);
+  std::printf("%s: %s: memory: %.1f GB/s in order; compute:", name.c_str(), info.name, read / 1e9);
+  const struct {
+    moi_peak_kind kind;
+    const char *name, *unit, *context;
+  } kinds[] = {{MOI_PEAK_F32, "f32", "GFLOP/s", "_peak_f32_gflops"}, {MOI_PEAK_BF16, "bf16 mma", "GFLOP/s", "_peak_bf16_gflops"},
+               {MOI_PEAK_F16, "f16 mma", "GFLOP/s", "_peak_f16_gflops"}, {MOI_PEAK_INT8, "int8 mma", "GOP/s", "_peak_int8_gops"},
+               {MOI_PEAK_FP8, "fp8 mma", "GFLOP/s", "_peak_fp8_gflops"}};
+  for (const auto &one : kinds) {
+    const double ops = moi_device_ops_rate(device, one.kind);
+    if (ops <= 0 && one.kind != MOI_PEAK_F32) continue;
+    std::printf("%s %.0f %s %s", one.kind == MOI_PEAK_F32 ? "" : ",", ops / 1e9, one.unit, one.name);
+    benchmark::AddCustomContext(name + one.context, text("%.1f", ops / 1e9));
+  }
+  std::printf("\n");
   benchmark::AddCustomContext(name + "_device", info.name);
   benchmark::AddCustomContext(name + "_driver", info.driver);
   benchmark::AddCustomContext(name + "_features", info.features);
   benchmark::AddCustomContext(name + "_memory_gb", text("%.1f", double(info.memory) / 1e9));
   benchmark::AddCustomContext(name + "_peak_read_gbs", text("%.2f", read / 1e9));
-  benchmark::AddCustomContext(name + "_peak_f32_gflops", text("%.1f", ops / 1e9));
 }
 
 } // namespace
@@ -680,8 +712,7 @@ extern "C" int moi_command_bench(int argc, char **argv) {
           moi_status ignored;
           moi_device *device = moi_device_of(contexts[b].get(), &ignored);
           Row r = {layer.get(), row, nullptr, "", device, MOI_PEAK_F32, ""};
-          r.compute = compute_kind(moi_bench_row_needs(row));
-          r.compute_name = compute_name(moi_bench_row_needs(row));
+          set_compute(&r, moi_bench_row_serving(row), moi_bench_row_needs(row));
           r.name = op.second + "/" + moi_backend_name(opened[b]) + "/" + moi_bench_row_kernel(row) + "/" +
                    moi_bench_layer_format(layer.get()) + "/" + moi_bench_layer_name(layer.get()) + "/tokens:" +
                    std::to_string(n);
@@ -702,6 +733,11 @@ extern "C" int moi_command_bench(int argc, char **argv) {
     for (const Row &r : rows) width = std::max(width, r.name.size());
   }
   if (rows.empty()) return 1;
+  for (const Row &r : rows)
+    if (s.launches && r.attention) moi_bench_attention_launch(r.attention);
+    else if (s.launches) moi_bench_row_launch(r.row);
+  if (s.operands && rows[0].attention) moi_bench_attention_dump(rows[0].attention, s.operands);
+  else if (s.operands) moi_bench_row_dump(rows[0].row, s.operands);
   add_context(command, threads, sizes);
   for (size_t b = 0; b < opened.size(); b++) {
     moi_status ignored;

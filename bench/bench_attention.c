@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench/dump.h"
 #include "bench/rig/attention.h"
 #include "bench/rig/device.h"
 #include "bench/rig/operands.h"
@@ -18,9 +19,12 @@ struct moi_bench_attention {
   moi_bench_attention_shape shape;
   moi_attention_operands proto;
   moi_plan *plan;
-  char name[256], kernel[128], needs[32];
+  char name[256], kernel[128], serving[64], needs[32];
   double bytes, flops;
   double error, allowed; /* of the check */
+  const char *dump;      /* folder, or NULL */
+  int launches;          /* each run is to be launched by itself */
+  moi_device *recorded;  /* what runs are recorded on, or NULL */
   uint32_t n_copies;
   moi_attention_operands *copies;
   moi_arena arena;
@@ -53,6 +57,7 @@ static void find_needs(moi_bench_attention *r, moi_backend backend) {
   const char *plus = strchr(r->kernel, '+'), *name = r->kernel;
   if (plus && (uint64_t)r->shape.rows * (d->n_heads / d->n_kv_heads) > FEW) name = plus + 1;
   size_t length = strcspn(name, "+");
+  snprintf(r->serving, sizeof r->serving, "%.*s", (int)length, name);
   moi_kernel_info info = MOI_KERNEL_INFO_INIT;
   for (uint32_t i = 0; !moi_kernel_get(backend, i, &info); i++)
     if (strlen(info.name) == length && !strncmp(info.name, name, length))
@@ -121,6 +126,7 @@ void moi_bench_attention_free(moi_bench_attention *r) {
 }
 
 const char *moi_bench_attention_kernel(const moi_bench_attention *r) { return r->kernel; }
+const char *moi_bench_attention_serving(const moi_bench_attention *r) { return r->serving; }
 const char *moi_bench_attention_needs(const moi_bench_attention *r) { return r->needs; }
 const char *moi_bench_attention_name(const moi_bench_attention *r) { return r->name; }
 const moi_bench_attention_shape *moi_bench_attention_shape_of(const moi_bench_attention *r) { return &r->shape; }
@@ -167,6 +173,26 @@ static int check_row(moi_bench_attention *r, uint32_t row, char *error, size_t e
   return !v.ok;
 }
 
+static int write_operands(const moi_bench_attention *r, char *error, size_t error_size) {
+  const moi_attention_operands *o = &r->copies[0];
+  const moi_attention_desc *d = &o->desc;
+  const moi_format input = moi_or(d->input_type, MOI_FORMAT_F32), k = moi_or(d->k_format, input);
+  const moi_dump dump = {r->dump, error, error_size};
+  if (d->page_size) return snprintf(error, error_size, "--operands: not of caches in pages"), 1;
+#define WRITE(name, type, view, ...)                                                                                   \
+  if (moi_dump_write(&dump, name, type, view, (const uint32_t[3]){__VA_ARGS__})) return 1
+  WRITE("q", input, o->args.q, o->n_rows, d->n_heads, d->head_dim);
+  WRITE("k", k, o->cache.k, o->cache.capacity, d->n_kv_heads, d->head_dim);
+  WRITE("v", moi_or(d->v_format, k), o->cache.v, o->cache.capacity, d->n_kv_heads, d->v_head_dim);
+  WRITE("start", MOI_FORMAT_NONE, o->cache.start, o->n_seqs);
+  WRITE("output", moi_or(d->output_type, input), r->outputs.output, o->n_rows, d->n_heads, d->v_head_dim);
+#undef WRITE
+  return 0;
+}
+
+void moi_bench_attention_dump(moi_bench_attention *r, const char *folder) { r->dump = folder; }
+void moi_bench_attention_launch(moi_bench_attention *r) { r->launches = 1; }
+
 int moi_bench_attention_prepare(moi_bench_attention *r, char *error, size_t error_size) {
   moi_attention_operands *o = &r->proto;
   r->arena.flags = MOI_ARENA_HUGE;
@@ -186,6 +212,7 @@ int moi_bench_attention_prepare(moi_bench_attention *r, char *error, size_t erro
   const uint32_t rows[3] = {0, o->n_rows / 2, o->n_rows - 1};
   for (int i = 0; i < 3; i++)
     if ((!i || rows[i] != rows[i - 1]) && check_row(r, rows[i], error, error_size)) return 1;
+  if (r->dump && write_operands(r, error, error_size)) return 1;
   moi_status status;
   moi_device *device = moi_device_of(r->context, &status);
   if (!device) return 0;
@@ -195,10 +222,20 @@ int moi_bench_attention_prepare(moi_bench_attention *r, char *error, size_t erro
       snprintf(error, error_size, "%s", moi_last_error());
       return 1;
     }
+  if (r->launches || !moi_device_records(device)) return 0;
+  for (uint32_t i = 0; i < r->n_copies; i++) {
+    moi_device_record(device);
+    if (moi_bench_attention_run(r, i)) {
+      snprintf(error, error_size, "%s", moi_last_error());
+      return 1;
+    }
+  }
+  r->recorded = device;
   return 0;
 }
 
 moi_status moi_bench_attention_run(moi_bench_attention *r, uint64_t iteration) {
+  if (r->recorded) return moi_device_replay(r->recorded, iteration % r->n_copies);
   return moi_attention_operands_run(&r->copies[iteration % r->n_copies], r->plan, &r->outputs, r->workspace);
 }
 
@@ -206,6 +243,7 @@ void moi_bench_attention_release(moi_bench_attention *r) {
   moi_status status;
   moi_device *device = moi_device_of(r->context, &status);
   if (device) moi_device_keep(device, 0);
+  r->recorded = NULL;
   moi_arena_free(&r->arena);
   free(r->copies);
   r->copies = NULL;

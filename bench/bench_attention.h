@@ -27,11 +27,16 @@ moi_status moi_bench_attention_open(const moi_preset *preset, const moi_preset_a
                                     size_t error_size);
 void moi_bench_attention_free(moi_bench_attention *row);
 const char *moi_bench_attention_kernel(const moi_bench_attention *row); /* "a", or "a+b": few rows and many */
-const char *moi_bench_attention_needs(const moi_bench_attention *row);  /* of the one that serves this shape */
+const char *moi_bench_attention_serving(const moi_bench_attention *row); /* the one of them that serves this shape */
+const char *moi_bench_attention_needs(const moi_bench_attention *row);   /* of that */
 /* "FORMAT/PRESET/tokens:N/kind:K/sequences:S/kv_len:L[/page_size:P]", the end of a row's name. */
 const char *moi_bench_attention_name(const moi_bench_attention *row);
 const moi_bench_attention_shape *moi_bench_attention_shape_of(const moi_bench_attention *row);
 
+/* From now on preparing writes the first copy and its result into a folder that is there (dump.h). */
+void moi_bench_attention_dump(moi_bench_attention *row, const char *folder);
+/* As moi_bench_row_launch. */
+void moi_bench_attention_launch(moi_bench_attention *row);
 /* Makes caches and queries, and checks rows of the result against the reference. 0, or 1 and *error. */
 int moi_bench_attention_prepare(moi_bench_attention *row, char *error, size_t error_size);
 /* How far off they were, the worst of them, and may be: the verdict's error and allowed (rig/tolerance.h). */

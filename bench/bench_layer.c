@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "bench/checkpoint/layer.h"
+#include "bench/dump.h"
 #include "bench/rig/case.h"
 #include "bench/rig/device.h"
 #include "core/backend.h"
@@ -40,13 +41,16 @@ struct moi_bench_row {
   moi_op op;
   uint32_t tokens, n_variants, n_sets;
   moi_plan *plan;
-  char kernel[128], needs[32];
+  char kernel[128], serving[64], needs[32];
   moi_arena arena;
   moi_case variants[MAX_VARIANTS];
   double bytes[MAX_VARIANTS], flops[MAX_VARIANTS];
   moi_outputs outputs;
   moi_buffer workspace;
   double error, allowed; /* of the check */
+  const char *dump;      /* folder, or NULL */
+  int launches;          /* each run is to be launched by itself */
+  moi_device *recorded;  /* what runs are recorded on, or NULL */
 };
 
 static void *allocate(size_t size) {
@@ -243,6 +247,10 @@ static void read_kernels(moi_bench_row *row, moi_backend backend) {
   }
   if (!strncmp(text, "kernel ref", 10)) snprintf(first, sizeof first, "ref");
   snprintf(row->kernel, sizeof row->kernel, "%s%s%s", first, second[0] ? "+" : "", second);
+  enum { FEW = 8 };
+  const moi_experts_desc *d = &row->layer->proto.experts;
+  const int many = second[0] && (uint64_t)row->tokens * d->top_k > (uint64_t)FEW * d->n_experts;
+  snprintf(row->serving, sizeof row->serving, "%s", many ? second : first);
   moi_kernel_info info = MOI_KERNEL_INFO_INIT;
   for (uint32_t i = 0; !moi_kernel_get(backend, i, &info); i++)
     if (!strcmp(info.name, first)) snprintf(row->needs, sizeof row->needs, "%s", info.needs);
@@ -285,6 +293,7 @@ void moi_bench_row_free(moi_bench_row *row) {
 }
 
 const char *moi_bench_row_kernel(const moi_bench_row *row) { return row->kernel; }
+const char *moi_bench_row_serving(const moi_bench_row *row) { return row->serving; }
 const char *moi_bench_row_needs(const moi_bench_row *row) { return row->needs; }
 
 static double matrix_bytes(const moi_bench_row *row) { return (double)moi_bench_layer_expert_bytes(row->layer); }
@@ -394,6 +403,40 @@ static int make_reference(moi_bench_row *row, char *error, size_t error_size) {
   return 0;
 }
 
+/* What variant 0 is made of and what came of it. */
+static int write_operands(const moi_bench_row *row, const moi_outputs *out, char *error, size_t error_size) {
+  const moi_case *c = &row->variants[0];
+  const moi_experts_desc *d = &c->experts;
+  const moi_route_desc *r = &c->route;
+  const moi_moe_operands *o = &c->operands;
+  const uint32_t t = row->tokens, k = d->top_k, h = d->hidden, i = d->intermediate, e = d->n_experts;
+  const uint32_t classes = r->n_experts + r->n_identity, width = r->hidden ? r->hidden : classes;
+  const uint32_t up_rows = d->gate_layout == MOI_GATE_SPLIT || d->gate_layout == MOI_GATE_NONE ? i : 2 * i;
+  const moi_format input = moi_or(d->input_type, MOI_FORMAT_F32), output = moi_or(d->output_type, input);
+  const moi_format routed = moi_or(r->input_type, MOI_FORMAT_F32), down = moi_or(d->down_format, d->format);
+  const moi_dump dump = {row->dump, error, error_size};
+#define WRITE(name, type, view, ...)                                                                                   \
+  if (moi_dump_write(&dump, name, type, view, (const uint32_t[3]){__VA_ARGS__})) return 1
+  if (row->op != MOI_OP_ROUTE) {
+    if (o->experts.gate) WRITE("gate", d->format, o->experts.gate->data, e, i, h);
+    WRITE("up", d->format, o->experts.up->data, e, up_rows, h);
+    WRITE("down", down, o->experts.down->data, e, h, i);
+    WRITE("input", input, o->experts.input, t, h);
+    WRITE("output", output, out->output, t, h);
+  }
+  if (row->op == MOI_OP_EXPERTS) {
+    WRITE("ids", MOI_FORMAT_NONE, o->experts.ids, t, k);
+    WRITE("weights", MOI_FORMAT_F32, o->experts.weights, t, k);
+  } else {
+    WRITE("hidden", routed, r->hidden ? o->route.hidden : o->route.logits, t, width);
+    WRITE("router", moi_or(r->router_type, MOI_FORMAT_F32), o->route.router, classes, r->hidden);
+    WRITE("ids", MOI_FORMAT_NONE, out->route.ids, t, k);
+    WRITE("weights", MOI_FORMAT_F32, out->route.weights, t, k);
+  }
+#undef WRITE
+  return 0;
+}
+
 static int verify(moi_bench_row *row, char *error, size_t error_size) {
   moi_bench_layer *l = row->layer;
   uint32_t n = l->n_checked[row->op] < row->tokens ? l->n_checked[row->op] : row->tokens;
@@ -414,11 +457,12 @@ static int verify(moi_bench_row *row, char *error, size_t error_size) {
   memset(&out.route.offsets, 0, sizeof out.route.offsets);
   memset(&out.route.permutation, 0, sizeof out.route.permutation);
   moi_verdict v = moi_case_compare(&c, row->context->desc.backend, row->kernel, &out, &l->reference[row->op]);
-  moi_arena_free(&arena);
   row->error = v.error;
   row->allowed = v.allowed;
   if (!v.ok) snprintf(error, error_size, "wrong result: %s", v.text);
-  return !v.ok;
+  const int bad = !v.ok || (row->dump && write_operands(row, &out, error, error_size));
+  moi_arena_free(&arena);
+  return bad;
 }
 
 /* The ids that a moe variant will compute: they say which weights it reads. */
@@ -493,10 +537,20 @@ int moi_bench_row_prepare(moi_bench_row *row, char *error, size_t error_size) {
       snprintf(error, error_size, "%s", moi_last_error());
       return 1;
     }
+  if (row->launches || !moi_device_records(device)) return 0;
+  for (uint32_t v = 0; v < row->n_variants; v++) {
+    moi_device_record(device);
+    if (moi_bench_row_run(row, v)) {
+      snprintf(error, error_size, "%s", moi_last_error());
+      return 1;
+    }
+  }
+  row->recorded = device;
   return 0;
 }
 
 moi_status moi_bench_row_run(moi_bench_row *row, uint64_t iteration) {
+  if (row->recorded) return moi_device_replay(row->recorded, iteration % row->n_variants);
   const moi_case *c = &row->variants[iteration % row->n_variants];
   moi_outputs out = row->outputs;
   out.route = c->operands.route;
@@ -519,6 +573,9 @@ void moi_bench_row_checked(const moi_bench_row *row, double *error, double *allo
   *allowed = row->allowed;
 }
 
+void moi_bench_row_dump(moi_bench_row *row, const char *folder) { row->dump = folder; }
+void moi_bench_row_launch(moi_bench_row *row) { row->launches = 1; }
+
 double moi_bench_row_bytes(const moi_bench_row *row, uint64_t iteration) {
   return row->bytes[iteration % row->n_variants];
 }
@@ -530,5 +587,6 @@ void moi_bench_row_release(moi_bench_row *row) {
   moi_status status;
   moi_device *device = moi_device_of(row->context, &status);
   if (device) moi_device_keep(device, 0);
+  row->recorded = NULL;
   moi_arena_free(&row->arena);
 }

@@ -38,9 +38,15 @@ moi_status moi_bench_row_open(moi_bench_layer *layer, moi_op op, uint32_t tokens
 void moi_bench_row_free(moi_bench_row *row);
 /* What the plan says of its kernels: "a", or "a+b" where few and many tokens have their own. */
 const char *moi_bench_row_kernel(const moi_bench_row *row);
+/* The one of them that serves an expert of average traffic. */
+const char *moi_bench_row_serving(const moi_bench_row *row);
 /* What the first of them needs, as the kernel list says. */
 const char *moi_bench_row_needs(const moi_bench_row *row);
 
+/* From now on preparing writes what the first iteration works on, and its result, into a folder that is there (dump.h). */
+void moi_bench_row_dump(moi_bench_row *row, const char *folder);
+/* Runs are launched one by one, and not as CUDA graphs where the device has them. Before it is prepared. */
+void moi_bench_row_launch(moi_bench_row *row);
 /* Makes weights, inputs and outputs, and checks the result against the reference. 0, or 1 and *error. */
 int moi_bench_row_prepare(moi_bench_row *row, char *error, size_t error_size);
 /* How far off that result was, and may be: the verdict's error and allowed (rig/tolerance.h). */

@@ -11,9 +11,11 @@ extern "C" {
 /* The arithmetic that a kernel works against. */
 typedef enum moi_peak_kind {
   MOI_PEAK_F32,  /* fused multiply-adds in registers, two operations each */
-  MOI_PEAK_INT8, /* VNNI, on AArch64 SDOT */
+  MOI_PEAK_INT8, /* VNNI, on AArch64 SDOT; on CUDA mma */
   MOI_PEAK_I8MM, /* SMMLA */
-  MOI_PEAK_BF16, /* AVX512-BF16, on AArch64 BFMMLA or BFDOT, whichever is more */
+  MOI_PEAK_BF16, /* AVX512-BF16, on AArch64 BFMMLA or BFDOT, whichever is more; on CUDA mma */
+  MOI_PEAK_F16,  /* mma of CUDA, as the next */
+  MOI_PEAK_FP8,
   MOI_PEAK_KINDS
 } moi_peak_kind;
 

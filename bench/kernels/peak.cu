@@ -1,6 +1,8 @@
-/* What a device gives: bytes read in order, multiply-adds in registers. */
+/* What a device gives: bytes read in order, multiply-adds and products of tensor cores in registers. */
 #include "bench/kernels/peak.h"
-#include "cuda/device/convert.h"
+
+#define MOI_BLOCKS MOI_PEAK_BLOCKS
+#include "cuda/device/mma.h"
 
 /* Reads a buffer once: 16 bytes side by side, four in flight for each thread. */
 MOI_KERNEL(peak_read, 256, moi_peak_args) {
@@ -31,3 +33,35 @@ MOI_KERNEL(peak_fma, 256, moi_peak_args) {
   for (int i = 0; i < 16; i++) sum += s[i];
   if (sum == 12345.678f) *(unsigned *)a->sink = 1u;
 }
+
+/* Products of 16 x 8 numbers along `k`, a warp at a time, on numbers as random as weights are: tensor cores draw less power
+ * on zeros, and run faster. `one` and `mask` make any 32 bits a few numbers of the type, none of them large. */
+MOI_DEVICE unsigned scramble(unsigned x) {
+  x = (x ^ (x >> 16)) * 0x7feb352du;
+  x = (x ^ (x >> 15)) * 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+#define PEAK_MMA(name, mma, one, mask)                                                                                 \
+  MOI_KERNEL(name, 256, moi_peak_args) {                                                                               \
+    unsigned x[4], y[2];                                                                                               \
+    float s[MOI_PEAK_SUMS][4], sum = 0.0f;                                                                             \
+    MOI_UNROLL                                                                                                         \
+    for (unsigned i = 0; i < 4u; i++) x[i] = one | (scramble(moi_thread() * 8u + i) & mask);                           \
+    MOI_UNROLL                                                                                                         \
+    for (unsigned i = 0; i < 2u; i++) y[i] = one | (scramble(moi_thread() * 8u + 4u + i) & mask);                      \
+    MOI_UNROLL                                                                                                         \
+    for (int i = 0; i < MOI_PEAK_SUMS; i++) s[i][0] = s[i][1] = s[i][2] = s[i][3] = (float)i;                          \
+    for (unsigned r = 0; r < a->rounds; r++) {                                                                         \
+      MOI_UNROLL                                                                                                       \
+      for (int i = 0; i < MOI_PEAK_SUMS; i++) mma(s[i], x, y);                                                         \
+    }                                                                                                                  \
+    MOI_UNROLL                                                                                                         \
+    for (int i = 0; i < MOI_PEAK_SUMS; i++) sum += s[i][0] + s[i][1] + s[i][2] + s[i][3];                              \
+    if (sum == 12345.678f) *(unsigned *)a->sink = 1u;                                                                  \
+  }
+
+#if defined(MOI_EMULATED) || __CUDA_ARCH__ >= 800 || !defined(__CUDA_ARCH__)
+PEAK_MMA(peak_mma_bf16, moi_mma_bf16_16816, 0x3f803f80u, 0x807f807fu)
+PEAK_MMA(peak_mma_f16, moi_mma_f16_16816, 0x3c003c00u, 0x83ff83ffu)
+#endif

@@ -6,6 +6,10 @@
 
 #include "cuda/args.h"
 
+/* What both sides count with: blocks of a multiprocessor at once, and sums of a thread that do not wait for each other. */
+#define MOI_PEAK_BLOCKS 4
+#define MOI_PEAK_SUMS 8
+
 typedef struct moi_peak_args {
   const void *buffer;
   void *sink;

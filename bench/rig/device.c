@@ -99,9 +99,13 @@ moi_status moi_device_stage(moi_device *d) {
   return d->kind->stage ? d->kind->stage(d->own) : moi_fail(MOI_UNSUPPORTED, "the rig", "this device has no staging");
 }
 
+int moi_device_records(const moi_device *d) { return d->keep && d->kind->records && d->kind->records(d->own); }
+void moi_device_record(moi_device *d) { d->kind->record(d->own); }
+moi_status moi_device_replay(moi_device *d, uint64_t i) { return d->kind->replay(d->own, i, &d->busy); }
+
 double moi_device_busy(const moi_device *d) { return d->busy; }
 double moi_device_read_rate(moi_device *d) { return d->kind->read_rate(d->own); }
-double moi_device_fma_rate(moi_device *d) { return d->kind->fma_rate(d->own); }
+double moi_device_ops_rate(moi_device *d, moi_peak_kind kind) { return d->kind->ops_rate(d->own, kind); }
 
 /* ---- memory */
 
@@ -141,6 +145,7 @@ struct moi_mirror {
 };
 
 void moi_device_keep(moi_device *d, int keep) {
+  if (d->kind->unrecord) d->kind->unrecord(d->own);
   for (moi_chunk **at = &d->chunks; *at;) {
     moi_chunk *c = *at;
     c->used = 0;

@@ -5,6 +5,7 @@
 #ifndef MOI_BENCH_RIG_DEVICE_H
 #define MOI_BENCH_RIG_DEVICE_H
 
+#include "bench/peak.h"
 #include "bench/rig/arena.h"
 
 typedef struct moi_device moi_device;
@@ -23,14 +24,21 @@ moi_status moi_device_stage(moi_device *device);
  * measuring. keep 0: all copies are dropped, and every run has its own again. The host's buffers live as long. */
 void moi_device_keep(moi_device *device, int keep);
 
+/* While copies are kept: the next run is recorded and not run, and can then be launched again and again with its copies, as
+ * engines launch a CUDA graph; run i of those recorded. moi_device_records: whether this device can do that. Dropping the
+ * copies drops the recordings. */
+int moi_device_records(const moi_device *device);
+void moi_device_record(moi_device *device);
+moi_status moi_device_replay(moi_device *device, uint64_t i);
+
 /* Seconds that the last run took on the device by its own clock, without recording, submission and wait; 0: it has
  * none. */
 double moi_device_busy(const moi_device *device);
 
-/* What this device gives now, by shaders of some 20 ms: bytes read in order, fp32 multiply-adds (two operations each),
- * a second. 0 if it cannot be measured. */
+/* What this device gives now, by shaders of some 20 ms: bytes read in order, operations of a kind (a multiply-add is two),
+ * a second. 0 if it has not that kind, or it cannot be measured. */
 double moi_device_read_rate(moi_device *device);
-double moi_device_fma_rate(moi_device *device);
+double moi_device_ops_rate(moi_device *device, moi_peak_kind kind);
 
 /* One run: begin, translate all args with the functions below, record with moi_mirror_queue, end. */
 typedef struct moi_mirror moi_mirror;

@@ -32,8 +32,14 @@ typedef struct moi_device_kind {
   moi_status (*begin)(void *own);
   moi_queue (*queue)(void *own);
   moi_status (*end)(void *own, moi_status status, double *busy);
+  /* Recordings of runs, NULL where there are none. records: whether there can be; record: the next run becomes the last of
+   * them; replay: launches it and waits, as end; unrecord: drops all. */
+  int (*records)(const void *own);
+  void (*record)(void *own);
+  moi_status (*replay)(void *own, uint64_t i, double *busy);
+  void (*unrecord)(void *own);
   double (*read_rate)(void *own);
-  double (*fma_rate)(void *own);
+  double (*ops_rate)(void *own, moi_peak_kind kind);
 } moi_device_kind;
 
 extern const moi_device_kind moi_device_vulkan, moi_device_cuda;

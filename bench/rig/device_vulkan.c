@@ -399,10 +399,10 @@ static double read_rate(void *own) {
   return best;
 }
 
-static double fma_rate(void *own) {
+static double ops_rate(void *own, moi_peak_kind kind) {
   device *d = own;
   double best = 0;
-  if (open_peaks(d)) return 0;
+  if (kind != MOI_PEAK_F32 || open_peaks(d)) return 0;
   for (int i = 0; i < 3; i++) {
     double seconds = seconds_of(d, 1, d->rounds), ops = 32.0 * d->rounds * GROUPS * THREADS;
     if (seconds > 0 && ops / seconds > best) best = ops / seconds;
@@ -462,7 +462,7 @@ const moi_device_kind moi_device_vulkan = {
     .queue = queue,
     .end = end,
     .read_rate = read_rate,
-    .fma_rate = fma_rate,
+    .ops_rate = ops_rate,
 };
 
 #endif
