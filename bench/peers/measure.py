@@ -15,7 +15,7 @@ class Results:
     def __init__(self, device, command, peaks, repetitions, min_time):
         self.device, self.rows, self.failed = device, [], 0
         self.repetitions, self.min_time = repetitions, min_time
-        ours = json.load(open(peaks))["context"] if peaks else {}
+        ours = context_of(peaks)
         self.context = {**ours, "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
                         "command": command, "torch": torch.__version__, "num_cpus": ours.get("num_cpus", os.cpu_count())}
         self.context.setdefault("moiety_version", "")
@@ -69,6 +69,14 @@ class Results:
         with open(path, "w") as out:
             json.dump({"context": self.context, "benchmarks": self.rows}, out, indent=1)
             out.write("\n")
+
+
+def context_of(path):
+    try:
+        return json.load(open(path))["context"] if path else {}
+    except (OSError, ValueError, KeyError) as e:
+        print(f"{path}: no result of moiety bench ({e}): how near the limits the peers are is not known")
+        return {}
 
 
 def graph_of(call):
