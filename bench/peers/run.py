@@ -146,6 +146,9 @@ def main():
             attention_torch.run(results, every[name], o.tokens, o.kv, o.batch, work.distance)
         if not {"moe", "experts", "gemm"} & set(ops):
             continue
+        if name not in work.LAYERS:
+            print(f"{name}: left out: its layer is none of those that the peers compute: {', '.join(sorted(work.LAYERS))}")
+            continue
         memory = torch.cuda.get_device_properties(0).total_memory // 2 if o.device == "cuda" else None
         layer = work.Layer(every[name], o.device, memory, o.experts)
         layer.fill()
@@ -159,8 +162,6 @@ def main():
                 elif peer == "cublas":
                     if op == "experts":
                         gemm_cublas.run_grouped(results, layer, n, work.distance)
-                elif op == "moe" and not layer.routes:
-                    print(f"{op}/{peer}: {name}: left out: its routing rule is not among the peers'")
                 else:
                     layer_row(results, peer, op, layer, n)
             except (RuntimeError, OSError) as e:

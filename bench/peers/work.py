@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 COLD_BYTES, MAX_SETS, CHECKED = 2 << 30, 16, 4
-# Rules that peers compute: softmax over all experts, top-k, divided by their sum, rounded to bf16.
-SOFTMAX_NORM = {"qwen3-30b-a3b", "qwen3-235b-a22b", "mixtral-8x7b", "mixtral-8x22b"}
+# Layers that peers compute: softmax over all experts, top-k, divided by their sum, rounded to bf16; SwiGLU without limit or
+# biases; no shared expert.
+LAYERS = {"qwen3-30b-a3b", "qwen3-235b-a22b", "mixtral-8x7b", "mixtral-8x22b"}
 
 
 def presets(path):
@@ -78,7 +79,6 @@ class Layer:
         self.name, self.device = preset["name"], device
         self.hidden, self.inter, self.top_k = preset["hidden"], preset["intermediate"], preset["top_k"]
         self.experts = experts or preset["experts"]
-        self.routes = self.name in SOFTMAX_NORM
         self.expert_bytes = 6 * self.hidden * self.inter
         size = self.expert_bytes * self.experts
         if memory and size > memory:
