@@ -590,8 +590,10 @@ void add_device(moi_backend backend, uint32_t index, moi_device *device) {
   const struct {
     moi_peak_kind kind;
     const char *name, *unit, *context;
-  } kinds[] = {{MOI_PEAK_F32, "f32", "GFLOP/s", "_peak_f32_gflops"}, {MOI_PEAK_BF16, "bf16 mma", "GFLOP/s", "_peak_bf16_gflops"},
-               {MOI_PEAK_F16, "f16 mma", "GFLOP/s", "_peak_f16_gflops"}, {MOI_PEAK_INT8, "int8 mma", "GOP/s", "_peak_int8_gops"},
+  } kinds[] = {{MOI_PEAK_F32, "f32", "GFLOP/s", "_peak_f32_gflops"},
+               {MOI_PEAK_BF16, "bf16 mma", "GFLOP/s", "_peak_bf16_gflops"},
+               {MOI_PEAK_F16, "f16 mma", "GFLOP/s", "_peak_f16_gflops"},
+               {MOI_PEAK_INT8, "int8 mma", "GOP/s", "_peak_int8_gops"},
                {MOI_PEAK_FP8, "fp8 mma", "GFLOP/s", "_peak_fp8_gflops"}};
   for (const auto &one : kinds) {
     const double ops = moi_device_ops_rate(device, one.kind);
