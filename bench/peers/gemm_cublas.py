@@ -120,11 +120,11 @@ def run_dense(results, layer, tokens, distance):
     if results.device == "cuda":
         torch.backends.cuda.preferred_blas_library("cublaslt")
     up, down, _ = layer.sets[0]
-    for what, w in ("gate-up", up), ("down", down):
+    for w in up, down:
         x = torch.randn(tokens, w.shape[2], device=w.device).to(w.dtype)
         y = torch.empty(tokens, w.shape[1], dtype=w.dtype, device=w.device)
         calls = [lambda m=m: torch.mm(x, m.T, out=y) for m in w[:32]]
         calls[0]()
         error = distance(y[:4], x[:4].double() @ w[0].double().T)
-        results.measure(f"gemm/cublas/lt-{what}/bf16/{layer.name}/tokens:{tokens}", calls,
-                        [2 * (w[0].numel() + x.numel() + y.numel())], [2.0 * tokens * w[0].numel()], error)
+        name = f"gemm/cublas/lt/bf16/{layer.name}/tokens:{tokens}/n:{w.shape[1]}/k:{w.shape[2]}"
+        results.measure(name, calls, [2 * (w[0].numel() + x.numel() + y.numel())], [2.0 * tokens * w[0].numel()], error)
