@@ -12,7 +12,9 @@ typedef struct moi_cu_seq {
   uint32_t row, rows;
   uint32_t position; /* of the first row: signed */
   uint32_t begin, len;
-  uint32_t few, many; /* tiles of few, of many rows in the sequences before */
+  uint32_t few, many;                   /* tiles of few, of many rows in the sequences before */
+  uint32_t parts;                       /* tiles of few rows, each times its segments, in the sequences before */
+  uint32_t origin, segment, n_segments; /* of few rows: segment i is the keys from origin + i * segment on */
   uint32_t reserved;
 } moi_cu_seq;
 
@@ -41,7 +43,8 @@ typedef struct moi_cu_attention_args {
   moi_cu_kv k, v;
   moi_cu_places where;
   moi_cu_seq *seqs;        /* [n_seqs + 1] */
-  float *few, *few_sums;   /* [tile, segment, KV head, row of the tile, v_head_dim], and 2: maximum, sum */
+  float *few, *few_sums;   /* [part, KV head, row of the tile, v_head_dim], and 2: maximum, sum; a sequence's parts
+                              are [tile, segment] */
   float *many, *many_sums; /* the same without segments; null: tiles of many rows end in y */
   uint32_t n_rows, n_seqs, q_stride, q_head_stride;
   uint32_t y_stride, n_heads, n_kv_heads, reach;       /* reach: keys that a sequence has at most */
@@ -49,7 +52,11 @@ typedef struct moi_cu_attention_args {
   uint32_t window, chunk, temperature_floor, few_rows; /* few_rows: rows of a sequence that count as few */
   float temperature, scale, softcap;
   uint32_t few_tile, many_tile, y_pairs;      /* y_pairs: rows of y begin at multiples of two elements */
-  uint32_t segment, n_segments, many_segment; /* keys that are summed up by themselves */
+  uint32_t segment, n_segments, many_segment; /* keys that are summed up by themselves; segments there are at most */
+  uint32_t adapt; /* 1: segments of few rows go by what the sequence's rows see, and `segment` is the least; 0: all are
+                     `segment` keys from key 0 on */
+  uint32_t pass;  /* attend_split_*: 0: tiles of few rows, 1: of many */
+  uint32_t reserved;
 } moi_cu_attention_args;
 
 typedef struct moi_cu_append_side {

@@ -149,6 +149,7 @@ typedef struct moi_cu_ffn_state {
 typedef struct moi_cu_attention_state {
   moi_cu_pick pick;
   moi_cu_function prepare, merge, few, many, finish, append;
+  moi_cu_function few_any, many_any;      /* of caches whose rows begin anywhere; split rows alone */
   uint32_t few_rows, few_tile, many_tile; /* rows of a sequence that count as few; query rows of a block */
   uint32_t few_shared, many_shared;       /* memory that launches ask for */
   uint32_t segment, n_segments;           /* keys that are summed up by themselves */

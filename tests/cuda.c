@@ -153,6 +153,107 @@ static void test_ops_agree_with_the_cpu(void **state) {
   leave();
 }
 
+/* ---- decode: sequences of a token each, split over their keys */
+
+enum { SEQS = 4, GROUP = 8, DIM = 64, MOST = 9000 };
+static const int32_t lens[SEQS] = {700, 9000, 1, 3300};
+
+typedef struct decode {
+  float q[SEQS][GROUP * DIM], y[SEQS][GROUP * DIM];
+  uint16_t q_short[SEQS][GROUP * DIM], k[SEQS][MOST * DIM], v[SEQS][MOST * DIM];
+  int32_t offsets[SEQS + 1], lens[SEQS], starts[SEQS];
+} decode;
+
+/* Sequences first .. first + n - 1 of memory that lies at `at`. */
+static void decode_run(const moi_attention_desc *d, decode *at, int first, int n, moi_buffer room, moi_plan *plan) {
+  moi_kv_cache cache = MOI_KV_CACHE_INIT;
+  cache.capacity = SEQS * MOST;
+  cache.k = moi_ptr(at->k, sizeof at->k);
+  cache.v = moi_ptr(at->v, sizeof at->v);
+  cache.start = moi_ptr(at->starts + first, 4 * (size_t)n);
+  moi_attention_args a = MOI_ATTENTION_ARGS_INIT;
+  a.n_rows = a.n_seqs = (uint32_t)n;
+  a.q = d->input_type == MOI_FORMAT_F32 ? moi_ptr(at->q[first], (size_t)n * sizeof at->q[0])
+                                        : moi_ptr(at->q_short[first], (size_t)n * sizeof at->q_short[0]);
+  a.output = moi_ptr(at->y[first], (size_t)n * sizeof at->y[0]);
+  a.q_offsets = moi_ptr(at->offsets, 4 * (size_t)(n + 1));
+  a.kv_lens = moi_ptr(at->lens + first, 4 * (size_t)n);
+  a.cache = &cache;
+  passes(moi_attention_run(plan, &a, room, no_queue));
+}
+
+/* The bits of a decoded row are those of its sequence alone, whatever else is in the batch, and whether a plan was asked
+ * for that or not: segments go by the sequence's own keys. And they are right: many segments are joined. */
+static void test_decode_is_alone_in_its_batch(void **state) {
+  (void)state;
+  static const struct {
+    const char *kernel;
+    moi_format input, cache;
+  } rows[] = {{"flash-split", MOI_FORMAT_F32, MOI_FORMAT_F16}, {"flash-split-bf16", MOI_FORMAT_BF16, MOI_FORMAT_BF16}};
+  decode *host = take_aligned(64, sizeof *host), *alone = take_aligned(64, sizeof *alone);
+  for (int i = 0; i < (here.capability < 80 ? 1 : 2); i++) {
+    moi_attention_desc d = MOI_ATTENTION_DESC_INIT;
+    d.max_rows = d.max_seqs = SEQS, d.max_kv = MOST;
+    d.n_heads = GROUP, d.n_kv_heads = 1, d.head_dim = DIM;
+    d.input_type = rows[i].input, d.output_type = MOI_FORMAT_F32;
+    d.k_format = d.v_format = rows[i].cache;
+    uint32_t seed = 7;
+    memset(host, 0, sizeof *host);
+    for (int s = 0; s < SEQS; s++) { /* 16 bits: -1 .. 1 and a bit more, of either type */
+      for (int h = 0; h < GROUP * DIM; h++) {
+        seed = seed * 1664525u + 1013904223u;
+        host->q[s][h] = (float)(int)(seed >> 24) / 64.0f - 2.0f;
+        host->q_short[s][h] = (uint16_t)(0x3f00u | (seed >> 16 & 0x807fu));
+      }
+      for (int e = 0; e < lens[s] * DIM; e++) {
+        seed = seed * 1664525u + 1013904223u;
+        unsigned base = rows[i].cache == MOI_FORMAT_F16 ? 0x3800u : 0x3f00u;
+        host->k[s][e] = (uint16_t)(base | (seed >> 16 & 0x807fu));
+        host->v[s][e] = (uint16_t)(base | (seed >> 9 & 0x807fu));
+      }
+      host->offsets[s + 1] = s + 1;
+      host->lens[s] = lens[s];
+      host->starts[s] = s * MOST;
+    }
+    moi_context *cpu = open_cpu(1);
+    moi_plan *plan = NULL;
+    passes(moi_attention_plan(cpu, &d, &plan));
+    moi_buffer workspace = take_workspace(plan);
+    decode_run(&d, host, 0, SEQS, workspace, plan);
+    drop_aligned(workspace.ptr);
+    moi_plan_destroy(plan);
+    moi_context_destroy(cpu);
+
+    d.kernel = rows[i].kernel;
+    enter();
+    passes(moi_attention_plan(context, &d, &plan));
+    moi_buffer memory = take(sizeof *host), room = take_room(plan);
+    decode *device = memory.ptr;
+    put(memory, host, sizeof *host);
+    decode_run(&d, device, 0, SEQS, room, plan);
+    CU(StreamSynchronize(NULL));
+    get(alone, memory, sizeof *alone);
+    for (int s = 0; s < SEQS; s++)
+      for (int e = 0; e < GROUP * DIM; e++)
+        if (!(fabsf(alone->y[s][e] - host->y[s][e]) <= (i ? 4e-3f : 1e-5f)))
+          fail_msg("%s: sequence %d, %d: %g, the CPU has %g", rows[i].kernel, s, e, (double)alone->y[s][e],
+                   (double)host->y[s][e]);
+    memcpy(host->y, alone->y, sizeof host->y);
+    for (int s = 0; s < SEQS; s++) {
+      decode_run(&d, device, s, 1, room, plan);
+      CU(StreamSynchronize(NULL));
+      get(alone, memory, sizeof *alone);
+      assert_memory_equal(alone->y[s], host->y[s], sizeof host->y[s]);
+    }
+    moi_plan_destroy(plan);
+    drop(room);
+    drop(memory);
+    leave();
+  }
+  drop_aligned(host);
+  drop_aligned(alone);
+}
+
 /* A captured run serves any data and any number of tokens. */
 static void test_a_graph_is_launched_again(void **state) {
   (void)state;
@@ -400,10 +501,15 @@ int main(void) {
   }
   if (moi_cu_load("the test", &cu)) return 1;
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_ops_agree_with_the_cpu), cmocka_unit_test(test_a_graph_is_launched_again),
-      cmocka_unit_test(test_contexts),               cmocka_unit_test(test_the_current_context_stays),
-      cmocka_unit_test(test_threads_run_one_plan),   cmocka_unit_test(test_refused_views),
-      cmocka_unit_test(test_every_call_may_fail),    cmocka_unit_test(test_old_devices),
+      cmocka_unit_test(test_ops_agree_with_the_cpu),
+      cmocka_unit_test(test_decode_is_alone_in_its_batch),
+      cmocka_unit_test(test_a_graph_is_launched_again),
+      cmocka_unit_test(test_contexts),
+      cmocka_unit_test(test_the_current_context_stays),
+      cmocka_unit_test(test_threads_run_one_plan),
+      cmocka_unit_test(test_refused_views),
+      cmocka_unit_test(test_every_call_may_fail),
+      cmocka_unit_test(test_old_devices),
   };
   return cmocka_run_group_tests(tests, open_shared, close_shared);
 }

@@ -16,7 +16,18 @@ MOI_DEVICE unsigned moi_clamp_i(int v, unsigned low, unsigned high) {
   return v < 0 || (unsigned)v < low ? low : moi_min_u((unsigned)v, high);
 }
 
-/* The sequence that tile i belongs to: the last with no more tiles before it. */
+/* The sequence that part i of tiles of few rows belongs to: the last with no more before it. */
+MOI_DEVICE unsigned moi_seq_of_part(const moi_cu_seq *seqs, unsigned n_seqs, unsigned i) {
+  unsigned low = 0, high = n_seqs;
+  while (high - low > 1u) {
+    unsigned middle = low + (high - low) / 2u;
+    if (seqs[middle].parts <= i) low = middle;
+    else high = middle;
+  }
+  return low;
+}
+
+/* The sequence that tile i belongs to, likewise. */
 MOI_DEVICE unsigned moi_seq_of(const moi_cu_seq *seqs, unsigned n_seqs, int many, unsigned i) {
   unsigned low = 0, high = n_seqs;
   while (high - low > 1u) {
