@@ -117,7 +117,7 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
                              const unsigned R) {
   const unsigned W = WORDS(FORMAT), U = (C > 1u ? 2u : 4u) / (W == 8u ? 2u : 1u); /* rows at once, each of a lane */
   const unsigned G = 32u / L, TURNS = STEP / (G * U), LD = 8u * L * C;
-  MOI_SHARED(float, joint, 2048);
+  MOI_SHARED(float, joint, 2048);                     /* queries, then sums of values: [row, LD] */
   MOI_SHARED(float, weights, (WARPS * STEP * MAX_R)); /* of a warp: [key, row] */
   MOI_SHARED(const uint8_t *, k_rows, (2u * WARPS * STEP));
   MOI_SHARED(const uint8_t *, v_rows, (2u * WARPS * STEP));
@@ -140,21 +140,25 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
     split_work w = split_work_of(a, at, R);
     moi_sync(); /* the work before has been read */
     split_rows(a, &w, R, begins, ends, scales);
+    const moi_cu_kv queries = {NULL, NULL, 0, 0, 0, a->input_type, a->k.dim, a->q_vectors, 0};
+    MOI_ROLLED
+    for (unsigned i = moi_thread(); i < R * L * C; i += 32u * WARPS) {
+      unsigned row = moi_min_u(w.first + i / (L * C), w.rows - 1u);
+      uint64_t from = (uint64_t)(w.s->row + row / w.group) * a->q_stride +
+                      (uint64_t)(w.kv_head * w.group + row % w.group) * a->q_head_stride;
+      moi_kv_eight(&queries, (const uint8_t *)a->q + from * moi_element_bytes(a->input_type), 8u * (i % (L * C)),
+                   &joint[8u * i]);
+    }
     moi_sync();
     split_keys(a, &w, R, begins, ends);
-
     float q[MAX_R * 8], acc[MAX_R * 8];
-    const moi_cu_kv queries = {NULL, NULL, 0, 0, 0, a->input_type, a->k.dim, a->q_vectors, 0};
-    unsigned bytes = moi_element_bytes(a->input_type);
     MOI_UNROLL
-    for (unsigned r = 0; r < R; r++) {
-      unsigned row = moi_min_u(w.first + r, w.rows - 1u);
-      const uint8_t *from =
-          (const uint8_t *)a->q + ((uint64_t)(w.s->row + row / w.group) * a->q_stride +
-                                   (uint64_t)(w.kv_head * w.group + row % w.group) * a->q_head_stride) *
-                                      bytes;
-      MOI_UNROLL
-      for (unsigned c = 0; c < C; c++) moi_kv_eight(&queries, from, 8u * (c * L + in_row), &q[(r * C + c) * 8u]);
+    for (unsigned i = 0; i < R * C; i++) {
+      const moi_f4 *from = (const moi_f4 *)(const void *)&joint[i / C * LD + 8u * (i % C * L + in_row)];
+      moi_f4 x = from[0], y = from[1];
+      float *to_q = &q[8u * i];
+      to_q[0] = x.x, to_q[1] = x.y, to_q[2] = x.z, to_q[3] = x.w;
+      to_q[4] = y.x, to_q[5] = y.y, to_q[6] = y.z, to_q[7] = y.w;
     }
 
     unsigned first_segment = w.begin < w.end && a->pass ? w.begin / w.segment : 0u;
@@ -324,6 +328,7 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
       moi_sync();
       split_sums(R, warp_mosts, warp_sums, mosts, sums);
       moi_sync();
+      MOI_ROLLED
       for (unsigned i = 0; i < WARPS; i++) {
         if (warp == i && lane < L) {
           MOI_UNROLL
