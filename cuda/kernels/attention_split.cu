@@ -25,6 +25,7 @@ MOI_DEVICE void load_eight(const unsigned format, const moi_cu_kv *kv, const uin
   int there = row && e < kv->dim;
   if (format == ANY) {
     float f[8];
+    moi_keep_order(); /* one after another: there are no registers for all at once */
     moi_kv_eight(kv, row, e, f);
     MOI_UNROLL
     for (unsigned i = 0; i < 8u; i++) w[i] = moi_f32_bits(f[i]);
@@ -115,7 +116,9 @@ MOI_DEVICE void sum_transposed(float *v, const unsigned N, const unsigned lanes,
 
 MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORMAT, const unsigned L, const unsigned C,
                              const unsigned R) {
-  const unsigned W = WORDS(FORMAT), U = (C > 1u ? 2u : 4u) / (W == 8u ? 2u : 1u); /* rows at once, each of a lane */
+  /* U: rows at once, each of a lane; AHEAD: loaded while those before are multiplied. Registers allow no more */
+  const unsigned W = WORDS(FORMAT), narrow = W == 8u || (FORMAT == MOI_CU_Q8_0 && R == 8u);
+  const unsigned U = (C > 1u ? 2u : 4u) / (narrow ? 2u : 1u), AHEAD = FORMAT != ANY || C < 3u;
   const unsigned G = 32u / L, TURNS = STEP / (G * U), LD = 8u * L * C;
   MOI_SHARED(float, joint, 2048);                     /* queries, then sums of values: [row, LD] */
   MOI_SHARED(float, weights, (WARPS * STEP * MAX_R)); /* of a warp: [key, row] */
@@ -192,7 +195,7 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
         moi_sync_warp();
         unsigned x[2][MAX_AT_ONCE * 8];
         MOI_UNROLL
-        for (unsigned u = 0; u < U * C; u++)
+        for (unsigned u = 0; u < U * C * AHEAD; u++)
           load_eight(FORMAT, &a->k, k_table[u / C * G + in_group], 8u * (u % C * L + in_row), &x[0][u * W]);
 
         MOI_ROLLED
@@ -207,12 +210,12 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
             MOI_UNROLL
             for (unsigned half = 0; half < 2u; half++) {
               unsigned t = t2 + half;
-              int more = !half || t + 1u < TURNS; /* keys again, or the first values */
+              int more = !AHEAD || !half || t + 1u < TURNS; /* keys again, or the first values */
               MOI_UNROLL
               for (unsigned u = 0; u < U * C; u++) {
-                unsigned key = (more ? (t + 1u) * U * G : 0u) + u / C * G + in_group;
+                unsigned key = (more ? (t + AHEAD) * U * G : 0u) + u / C * G + in_group;
                 load_eight(FORMAT, more ? &a->k : &a->v, (more ? k_table : v_table)[table + key],
-                           8u * (u % C * L + in_row), &x[1u - half][u * W]);
+                           8u * (u % C * L + in_row), &x[half ^ AHEAD][u * W]);
               }
               float score[MAX_R * 4];
               MOI_UNROLL
@@ -268,12 +271,12 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
             MOI_UNROLL
             for (unsigned half = 0; half < 2u; half++) {
               unsigned t = t2 + half;
-              int more = !half || t + 1u < TURNS; /* values again, or the next keys */
+              int more = !AHEAD || !half || t + 1u < TURNS; /* values again, or the next keys */
               MOI_UNROLL
               for (unsigned u = 0; u < U * C; u++) {
-                unsigned key = (more ? table + (t + 1u) * U * G : table ^ STEP) + u / C * G + in_group;
+                unsigned key = (more ? table + (t + AHEAD) * U * G : table ^ STEP) + u / C * G + in_group;
                 load_eight(FORMAT, more ? &a->v : &a->k, (more ? v_table : k_table)[key], 8u * (u % C * L + in_row),
-                           &x[1u - half][u * W]);
+                           &x[half ^ AHEAD][u * W]);
               }
               MOI_UNROLL
               for (unsigned u = 0; u < U; u++) {
