@@ -25,7 +25,6 @@ MOI_DEVICE void load_eight(const unsigned format, const moi_cu_kv *kv, const uin
   int there = row && e < kv->dim;
   if (format == ANY) {
     float f[8];
-    moi_keep_order(); /* one after another: there are no registers for all at once */
     moi_kv_eight(kv, row, e, f);
     MOI_UNROLL
     for (unsigned i = 0; i < 8u; i++) w[i] = moi_f32_bits(f[i]);
@@ -118,8 +117,9 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
                              const unsigned R) {
   /* U: rows at once, each of a lane; AHEAD: loaded while those before are multiplied. Registers allow no more */
   const unsigned W = WORDS(FORMAT), narrow = W == 8u || (FORMAT == MOI_CU_Q8_0 && R == 8u);
-  const unsigned U = (C > 1u ? 2u : 4u) / (narrow ? 2u : 1u), AHEAD = FORMAT != ANY || C < 3u;
+  const unsigned U = (C > 1u ? 2u : 4u) / (narrow ? 2u : 1u), AHEAD = FORMAT != ANY;
   const unsigned G = 32u / L, TURNS = STEP / (G * U), LD = 8u * L * C;
+  MOI_SHARED(unsigned, held, (4u * 128u * 8u));       /* ANY: a thread's numbers; to get them takes many registers */
   MOI_SHARED(float, joint, 2048);                     /* queries, then sums of values: [row, LD] */
   MOI_SHARED(float, weights, (WARPS * STEP * MAX_R)); /* of a warp: [key, row] */
   MOI_SHARED(const uint8_t *, k_rows, (2u * WARPS * STEP));
@@ -135,6 +135,7 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
   MOI_SHARED(float, adds, MAX_R);
   unsigned lane = moi_lane(), warp = moi_warp(), all = split_all(a);
   unsigned in_row = lane % L, in_group = lane / L;
+  unsigned *mine = held + 8u * moi_thread();
   float *its = weights + warp * STEP * R;
   const uint8_t **k_table = k_rows + warp * 2u * STEP, **v_table = v_rows + warp * 2u * STEP;
 
@@ -210,12 +211,18 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
             MOI_UNROLL
             for (unsigned half = 0; half < 2u; half++) {
               unsigned t = t2 + half;
-              int more = !AHEAD || !half || t + 1u < TURNS; /* keys again, or the first values */
+              int more = !half || t + 1u < TURNS; /* keys again, or the first values */
+              if (FORMAT == ANY) {
+                MOI_ROLLED
+                for (unsigned u = 0; u < U * C; u++)
+                  load_eight(FORMAT, &a->k, k_table[table + t * U * G + u / C * G + in_group],
+                             8u * (u % C * L + in_row), &mine[u * 1024u]);
+              }
               MOI_UNROLL
-              for (unsigned u = 0; u < U * C; u++) {
-                unsigned key = (more ? (t + AHEAD) * U * G : 0u) + u / C * G + in_group;
+              for (unsigned u = 0; u < U * C * AHEAD; u++) {
+                unsigned key = (more ? (t + 1u) * U * G : 0u) + u / C * G + in_group;
                 load_eight(FORMAT, more ? &a->k : &a->v, (more ? k_table : v_table)[table + key],
-                           8u * (u % C * L + in_row), &x[half ^ AHEAD][u * W]);
+                           8u * (u % C * L + in_row), &x[1u - half][u * W]);
               }
               float score[MAX_R * 4];
               MOI_UNROLL
@@ -223,7 +230,7 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
                 MOI_UNROLL
                 for (unsigned c = 0; c < C; c++) {
                   float f[8];
-                  decode_eight(FORMAT, &x[half][(u * C + c) * W], f);
+                  decode_eight(FORMAT, AHEAD ? &x[half][(u * C + c) * W] : &mine[(u * C + c) * 1024u], f);
                   MOI_UNROLL
                   for (unsigned r = 0; r < R; r++) {
                     MOI_UNROLL
@@ -271,12 +278,18 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
             MOI_UNROLL
             for (unsigned half = 0; half < 2u; half++) {
               unsigned t = t2 + half;
-              int more = !AHEAD || !half || t + 1u < TURNS; /* values again, or the next keys */
+              int more = !half || t + 1u < TURNS; /* values again, or the next keys */
+              if (FORMAT == ANY) {
+                MOI_ROLLED
+                for (unsigned u = 0; u < U * C; u++)
+                  load_eight(FORMAT, &a->v, v_table[table + t * U * G + u / C * G + in_group],
+                             8u * (u % C * L + in_row), &mine[u * 1024u]);
+              }
               MOI_UNROLL
-              for (unsigned u = 0; u < U * C; u++) {
-                unsigned key = (more ? table + (t + AHEAD) * U * G : table ^ STEP) + u / C * G + in_group;
+              for (unsigned u = 0; u < U * C * AHEAD; u++) {
+                unsigned key = (more ? table + (t + 1u) * U * G : table ^ STEP) + u / C * G + in_group;
                 load_eight(FORMAT, more ? &a->v : &a->k, (more ? v_table : k_table)[key], 8u * (u % C * L + in_row),
-                           &x[half ^ AHEAD][u * W]);
+                           &x[1u - half][u * W]);
               }
               MOI_UNROLL
               for (unsigned u = 0; u < U; u++) {
@@ -286,7 +299,7 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
                 MOI_UNROLL
                 for (unsigned c = 0; c < C; c++) {
                   float f[8];
-                  decode_eight(FORMAT, &x[half][(u * C + c) * W], f);
+                  decode_eight(FORMAT, AHEAD ? &x[half][(u * C + c) * W] : &mine[(u * C + c) * 1024u], f);
                   if (!careful) {
                     MOI_UNROLL
                     for (unsigned i = 0; i < R * 8u; i++) {
