@@ -344,6 +344,7 @@ MOI_DEVICE void attend_split_mma(const moi_cu_attention_args *a, const int FP8, 
               }
             }
           }
+          moi_sync_warp(); /* the tables have been read */
         }
         if (time == REST) break;
         if (time == PLAIN) {
