@@ -45,11 +45,20 @@ float reduce_sum(uint thread, float v) {
   return r;
 }
 
-/* x / s, rounded as IEEE 754 does: Vulkan's own division may be off */
+/* x / s, rounded as IEEE 754 does: Vulkan's own division may be off. The product that says how far is made of halves of 12
+ * bits, exactly: fma may be a multiplication and an addition. */
 float divide(float x, float s) {
-  precise float q = x / s;
-  precise float r = fma(-q, s, x);
-  precise float better = q + r / s;
+  precise float plain = x / s;
+  int ex = int((floatBitsToUint(x) >> 23) & 255u), es = int((floatBitsToUint(s) >> 23) & 255u);
+  if (ex == 0 || ex == 255 || es == 0 || es == 255 || abs(ex - es) > 100) return plain; /* 0, or not to be rescued */
+  precise float a = uintBitsToFloat((floatBitsToUint(x) & 0x807fffffu) | 0x3f800000u);
+  precise float b = uintBitsToFloat((floatBitsToUint(s) & 0x807fffffu) | 0x3f800000u);
+  precise float q = a / b, p = q * b;
+  precise float q1 = uintBitsToFloat(floatBitsToUint(q) & 0xfffff000u), q0 = q - q1;
+  precise float b1 = uintBitsToFloat(floatBitsToUint(b) & 0xfffff000u), b0 = b - b1;
+  precise float low = ((q1 * b1 - p) + q1 * b0 + q0 * b1) + q0 * b0;
+  precise float r = (a - p) - low;
+  precise float better = (q + r / b) * uintBitsToFloat(uint(ex - es + 127) << 23);
   return better;
 }
 
