@@ -7,6 +7,7 @@
 #include "bench/options.h"
 #include "bench/results.h"
 #include "core/format.h"
+#include "vulkan/kernel.h"
 
 /* What the table needs of a kernel: `needs` as the list writes it, "" for plain C. */
 typedef struct support_row {
@@ -34,14 +35,17 @@ static const support_row cpu_rows[] = {
 #undef REFERENCE
 };
 
-/* And the same whether this build has the other backends; their GEMM rows are for every format. */
+/* And the same whether this build has the other backends; their GEMM rows are for every format, or for a list. */
 static const support_row vulkan_rows[] = {
 #define GEMM(name, needs, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0},
+#define CODES_ROW(FORMAT, format, name) {MOI_OP_GEMM, MOI_FORMAT_##FORMAT, name, 0},
+#define CODES(name, ...) MOI_VK_CODES(CODES_ROW, name)
 #define ROUTE(name, needs, flags, shader) {MOI_OP_ROUTE, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
 #define ATTENTION(name, needs, m_max, m_tile, n_tile, flags, shader)                                                   \
   {MOI_OP_ATTENTION, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
 #include "vulkan/kernels.def"
 #undef GEMM
+#undef CODES
 #undef ROUTE
 #undef ATTENTION
 };

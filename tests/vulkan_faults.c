@@ -24,6 +24,7 @@ static struct {
   int no_compute;   /* its queue families have no compute */
   int no_subgroups; /* no subgroup operations in compute */
   int several;      /* it is a GPU with subgroups of more sizes than one */
+  int dots;         /* it accelerates integer dot products */
   uint32_t told;    /* subgroupSize, whatever it is; 0: as it is */
   /* a plan's pipelines are made by several threads */
   atomic_int live;  /* objects made and not destroyed */
@@ -132,6 +133,9 @@ static void on_GetPhysicalDeviceProperties2(VkPhysicalDevice physical, VkPhysica
   for (VkBaseOutStructure *s = out->pNext; s && layered.told; s = s->pNext)
     if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_PROPERTIES)
       ((VkPhysicalDeviceVulkan11Properties *)(void *)s)->subgroupSize = layered.told;
+  for (VkBaseOutStructure *s = out->pNext; s && layered.dots; s = s->pNext)
+    if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES_KHR)
+      ((VkPhysicalDeviceShaderIntegerDotProductPropertiesKHR *)(void *)s)->integerDotProduct4x8BitPackedSignedAccelerated = 1;
   if (!layered.several) return;
   out->properties.deviceType = VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU;
   for (VkBaseOutStructure *s = out->pNext; s; s = s->pNext)
@@ -378,6 +382,49 @@ static void test_subgroups_of_several_sizes(void **state) {
   }
 }
 
+/* Rows of integer dot products are chosen where they are accelerated, run where they are enabled, and refused elsewhere. */
+static void test_integer_dot_products(void **state) {
+  static layer l;
+  moi_vulkan_requirement r = MOI_VULKAN_REQUIREMENT_INIT;
+  for (uint32_t k = 0; strcmp(r.name ? r.name : "", "shaderIntegerDotProduct"); k++)
+    passes(moi_vulkan_requirements((moi_vulkan_function)e.get, e.instance, e.physical, k, &r));
+  assert_false(r.required);
+  if (!r.supported) skip();
+  for (int on_engine = 0; on_engine < 2; on_engine++) /* which has not enabled it */
+    for (int dots = 0; dots < 2; dots++) {
+      moi_context *c = NULL;
+      moi_plan *plan = NULL;
+      char text[1024];
+      clear(state);
+      layered.several = 1;
+      layered.dots = dots;
+      layer_make(&l);
+      l.gemm.format = MOI_FORMAT_Q8_0, l.gemm.k = 32;
+      passes(open_context(on_engine, &c));
+      passes(layer_plan(&l, MOI_OP_GEMM, c, &plan));
+      moi_plan_describe(plan, text, sizeof text);
+      if (strstr(text, "q8_0-tile-dot: needs a shader that this build has not")) { /* its glslc cannot */
+        moi_plan_destroy(plan);
+        moi_context_destroy(c);
+        skip();
+      }
+      const char *why = on_engine ? "q8_0-tile-dot: needs integer dot products (shaderIntegerDotProduct)"
+                        : dots    ? NULL
+                                  : "q8_0-tile-dot: needs integer dot products that are accelerated";
+      if (why && !strstr(text, why)) fail_msg("\"%s\" does not say \"%s\"", text, why);
+      assert_string_equal(moi_plan_kernel(plan), why ? "q8_0-stream+q8_0-tile" : "q8_0-stream-dot+q8_0-tile-dot");
+      moi_plan_destroy(plan);
+      plan = NULL;
+      l.gemm.kernel = "q8_0-tile-dot";
+      moi_status status = layer_plan(&l, MOI_OP_GEMM, c, &plan);
+      if (on_engine) refused(status, MOI_UNSUPPORTED, "shaderIntegerDotProduct");
+      else passes(status);
+      moi_plan_destroy(plan);
+      moi_context_destroy(c);
+      nothing_is_left();
+    }
+}
+
 /* The other rows ask nothing of a subgroup's size: not even that it is the one that the device tells. */
 static void test_subgroups_of_another_size_than_told(void **state) {
   static layer host, device;
@@ -533,6 +580,7 @@ int main(void) {
       cmocka_unit_test_setup(test_listing_fails, clear),
       cmocka_unit_test_setup(test_devices_that_lack_something, clear),
       cmocka_unit_test_setup(test_subgroups_of_several_sizes, clear),
+      cmocka_unit_test_setup(test_integer_dot_products, clear),
       cmocka_unit_test_setup(test_subgroups_of_another_size_than_told, clear),
       cmocka_unit_test_setup(test_functions_that_are_not_there, clear),
       cmocka_unit_test_setup(test_plans_that_cannot_be_made, clear),

@@ -3,7 +3,10 @@
 #include "vulkan/pipelines.h"
 
 static const char *needs_text(moi_vk_needs needs) {
-  return needs == MOI_VK_CPU ? "software device" : needs == MOI_VK_GPU ? "gpu" : "";
+  return needs == MOI_VK_CPU   ? "software device"
+         : needs == MOI_VK_GPU ? "gpu"
+         : needs == MOI_VK_DOT ? "gpu with integer dot products"
+                               : "";
 }
 
 static moi_status kernel_get(uint32_t index, moi_kernel_info *info) {
@@ -16,7 +19,7 @@ static moi_status kernel_get(uint32_t index, moi_kernel_info *info) {
   info->needs = needs_text(row->needs);
   info->plan_flags = row->flags & (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT);
   if (!(row->flags & MOI_ROW_FALLBACK)) info->plan_flags |= MOI_NO_FALLBACK;
-  info->runs_here = 1; /* what a row is chosen for is not what it needs: all run wherever the backend does */
+  info->runs_here = 1; /* what a row is chosen for is not what it needs: all but MOI_VK_DOT run wherever the backend does */
   return MOI_OK;
 }
 
@@ -44,7 +47,9 @@ static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void
   if (!moi_vk_shader_exists(row->shader)) return "a shader that this build has not";
   if (row->flags & MOI_VK_WHOLE && !v->traits.exact) return "subgroups of a certain size (subgroupSizeControl)";
   if (!asked && row->needs == MOI_VK_CPU && !v->traits.is_cpu) return "a software device";
-  if (!asked && row->needs == MOI_VK_GPU && v->traits.is_cpu) return "a GPU";
+  if (row->needs == MOI_VK_DOT && !v->traits.dot) return "integer dot products (shaderIntegerDotProduct)";
+  if (!asked && row->needs == MOI_VK_DOT && !v->traits.fast_dot) return "integer dot products that are accelerated";
+  if (!asked && row->needs >= MOI_VK_GPU && v->traits.is_cpu) return "a GPU";
   return NULL;
 }
 

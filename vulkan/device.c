@@ -132,6 +132,24 @@ static moi_status list_devices(const char *fn, const moi_vk_functions *vk, VkIns
 
 /* ---- what a physical device is */
 
+#if defined(VK_KHR_shader_integer_dot_product)
+typedef VkPhysicalDeviceShaderIntegerDotProductPropertiesKHR dot_properties;
+typedef VkPhysicalDeviceShaderIntegerDotProductFeaturesKHR dot_features;
+#else /* headers before 1.2.195 */
+typedef struct dot_properties {
+  VkStructureType sType;
+  void *pNext;
+  VkBool32 before[4], integerDotProduct4x8BitPackedSignedAccelerated, behind[25];
+} dot_properties;
+typedef struct dot_features {
+  VkStructureType sType;
+  void *pNext;
+  VkBool32 shaderIntegerDotProduct;
+} dot_features;
+#endif
+#define DOT_FEATURES ((VkStructureType)1000280000)
+#define DOT_PROPERTIES ((VkStructureType)1000280001)
+
 typedef struct identity {
   VkPhysicalDeviceProperties2 properties;
   VkPhysicalDeviceVulkan11Properties v11;
@@ -140,9 +158,13 @@ typedef struct identity {
   VkPhysicalDeviceVulkan12Features v12;
   VkPhysicalDeviceSubgroupSizeControlPropertiesEXT sizes; /* 0 without the extension */
   VkPhysicalDeviceSubgroupSizeControlFeaturesEXT size_control;
+  dot_properties dots; /* the same */
+  dot_features dot;
 } identity;
 
-static const char *const size_control_name = "VK_EXT_subgroup_size_control"; /* listed by devices of 1.3 too */
+/* listed by devices of 1.3 too */
+static const char *const size_control_name = "VK_EXT_subgroup_size_control";
+static const char *const dot_name = "VK_KHR_shader_integer_dot_product";
 
 static int has_device_extension(const moi_vk_functions *vk, VkPhysicalDevice device, const char *name) {
   uint32_t n = 0;
@@ -171,6 +193,14 @@ static void identify(const moi_vk_functions *vk, VkPhysicalDevice device, identi
     id->driver.pNext = &id->sizes;
     id->v12.pNext = &id->size_control;
   }
+  id->dots.sType = DOT_PROPERTIES;
+  id->dot.sType = DOT_FEATURES;
+  if (has_device_extension(vk, device, dot_name)) {
+    id->dots.pNext = id->driver.pNext;
+    id->driver.pNext = &id->dots;
+    id->dot.pNext = id->v12.pNext;
+    id->v12.pNext = &id->dot;
+  }
   vk->GetPhysicalDeviceProperties2(device, &id->properties);
   id->features.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2;
   id->features.pNext = &id->v12;
@@ -196,6 +226,7 @@ static uint32_t has_size_control(const identity *id) {
   return id->size_control.subgroupSizeControl && id->sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT &&
          id->sizes.minSubgroupSize <= id->v11.subgroupSize && id->v11.subgroupSize <= id->sizes.maxSubgroupSize;
 }
+static uint32_t has_dot(const identity *id) { return id->dot.shaderIntegerDotProduct; }
 
 static const struct {
   const char *kind, *name, *of, *use;
@@ -210,6 +241,9 @@ static const struct {
     {"feature", "subgroupSizeControl", "VkPhysicalDeviceSubgroupSizeControlFeatures",
      "rows that need subgroups of one size, where a device has several; of 1.3 or VK_EXT_subgroup_size_control", 0,
      has_size_control},
+    {"feature", "shaderIntegerDotProduct", "VkPhysicalDeviceShaderIntegerDotProductFeatures",
+     "faster GEMM rows where integerDotProduct4x8BitPackedSignedAccelerated; of 1.3 or VK_KHR_shader_integer_dot_product",
+     0, has_dot},
 };
 enum { N_REQUIREMENTS = sizeof requirements / sizeof requirements[0] };
 
@@ -311,7 +345,7 @@ moi_status moi_vk_device_get(uint32_t index, moi_device_info *info) {
 
 /* ---- contexts */
 
-static void read_traits(const identity *id, int size_control, moi_vk_traits *t) {
+static void read_traits(const identity *id, int size_control, int dot, moi_vk_traits *t) {
   const VkPhysicalDeviceProperties *p = &id->properties.properties;
   const VkPhysicalDeviceLimits *limits = &p->limits;
   t->is_cpu = p->deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
@@ -319,6 +353,8 @@ static void read_traits(const identity *id, int size_control, moi_vk_traits *t) 
   t->size_control = size_control && has_size_control(id);
   t->exact = t->is_cpu || t->size_control ||
              (id->sizes.minSubgroupSize == t->subgroup && id->sizes.maxSubgroupSize == t->subgroup);
+  t->dot = dot && has_dot(id);
+  t->fast_dot = t->dot && id->dots.integerDotProduct4x8BitPackedSignedAccelerated;
   t->max_threads = limits->maxComputeWorkGroupInvocations < limits->maxComputeWorkGroupSize[0]
                        ? limits->maxComputeWorkGroupInvocations
                        : limits->maxComputeWorkGroupSize[0];
@@ -354,6 +390,19 @@ static int enabled_size_control(const void *features) {
   return 0;
 }
 
+/* Whether it has shaderIntegerDotProduct on. */
+static int enabled_dot(const void *features) {
+  for (const VkBaseInStructure *s = features; s; s = s->pNext) {
+#if defined(VK_API_VERSION_1_3)
+    if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_3_FEATURES &&
+        ((const VkPhysicalDeviceVulkan13Features *)(const void *)s)->shaderIntegerDotProduct)
+      return 1;
+#endif
+    if (s->sType == DOT_FEATURES && ((const dot_features *)(const void *)s)->shaderIntegerDotProduct) return 1;
+  }
+  return 0;
+}
+
 static moi_status check_family(const char *fn, const moi_vulkan *v, const char *what, uint32_t family) {
   VkQueueFamilyProperties list[32];
   uint32_t n = 32;
@@ -384,7 +433,7 @@ static moi_status open_engines(const char *fn, moi_vulkan *v, const moi_vulkan_d
     return moi_fail(MOI_UNSUPPORTED, fn,
                     "desc->next: features: bufferDeviceAddress was not enabled on this device "
                     "(moi_vulkan_requirements lists what to enable)");
-  read_traits(&id, enabled_size_control(e->features), &v->traits);
+  read_traits(&id, enabled_size_control(e->features), enabled_dot(e->features), &v->traits);
   status = check_family(fn, v, "desc->next: queue_family", v->family);
   if (status) return status;
   status = load_device(fn, &v->vk, e->device);
@@ -422,12 +471,18 @@ static moi_status make_device(const char *fn, moi_vulkan *v) {
   VkPhysicalDeviceSubgroupSizeControlFeaturesEXT size_control = {
       .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES_EXT, .subgroupSizeControl = VK_TRUE};
   static const char *const portability = "VK_KHR_portability_subset"; /* must be enabled where it is */
-  const char *extensions[2];
+  dot_features dot = {.sType = DOT_FEATURES, .shaderIntegerDotProduct = VK_TRUE};
+  const char *extensions[3];
   info.ppEnabledExtensionNames = extensions;
   if (has_device_extension(&v->vk, v->physical, portability)) extensions[info.enabledExtensionCount++] = portability;
   if (v->traits.size_control) {
     extensions[info.enabledExtensionCount++] = size_control_name;
     features.pNext = &size_control;
+  }
+  if (v->traits.dot) {
+    extensions[info.enabledExtensionCount++] = dot_name;
+    dot.pNext = features.pNext;
+    features.pNext = &dot;
   }
   PFN_vkDestroyDevice destroy;
   VkResult result = v->vk.CreateDevice(v->physical, &info, NULL, &v->device);
@@ -462,7 +517,7 @@ static moi_status open_own(const char *fn, moi_vulkan *v, uint32_t index, const 
     if (lacks)
       return moi_fail(MOI_UNSUPPORTED, fn, "desc->device: %s lacks %s", id.properties.properties.deviceName, lacks);
     v->physical = devices[i];
-    read_traits(&id, 1, &v->traits);
+    read_traits(&id, 1, 1, &v->traits);
     return make_device(fn, v);
   }
   return moi_fail(MOI_NO_DEVICE, fn, "desc->device: %u, Vulkan has %u devices%s", index, count,

@@ -2,7 +2,7 @@
  *
  *   1 sort      slots by expert, work items            and beside it: prepare, x rows in fp32 as the model wants them
  *   2 gate/up   both GEMMs, bias, activation -> mid
- *   3 quantise  mid rows, where the model asks for it
+ *   3 quantise  mid rows, where the model or the down GEMM's row asks for it
  *   4 down      -> o, a row for each slot
  *   5 combine   a token gathers its slots' rows in ascending order of expert: one order of summation, no atomics
  *
@@ -55,8 +55,9 @@ moi_status moi_vk_ffn_plan(const char *fn, moi_plan *plan, const char *forced, i
     moi_vk_ffn_state *f = &state->ffn[i];
     const char *name = forced ? forced : d->kernel;
     int served = 0;
-    moi_status status = moi_vk_gemm_choose(fn, plan, names[i][0], d->format, 1, name, &served, &f->up);
-    if (!status) status = moi_vk_gemm_choose(fn, plan, names[i][1], d->down_format, 0, name, &served, &f->down);
+    moi_status status = moi_vk_gemm_choose(fn, plan, names[i][0], d->format, 1, d->act_quant, name, &served, &f->up);
+    if (!status)
+      status = moi_vk_gemm_choose(fn, plan, names[i][1], d->down_format, 0, d->act_quant, name, &served, &f->down);
     if (status) return status;
     if (!forced && name && !served)
       return moi_fail(MOI_UNSUPPORTED, fn, "kernel: '%s' is no Vulkan kernel for these formats", name);
@@ -130,7 +131,7 @@ static void put_ffn(const moi_plan *plan, const moi_run *run, const moi_vk_recor
                                d->hidden, slots, work);
   out->quantise = 0;
   out->mid_rows = slots;
-  if (!d->act_quant) return;
+  if (!d->act_quant && !state->ffn[i].down.form) return;
   moi_vk_prepare_args quantise = {.input_rows = down.x,
                                   .x = down.x,
                                   .n_rows_device = device,
@@ -141,14 +142,15 @@ static void put_ffn(const moi_plan *plan, const moi_run *run, const moi_vk_recor
                                   .n_rows = slots,
                                   .row_div = 1,
                                   .rows_per_count = d->top_k,
-                                  .act_quant = (uint32_t)d->act_quant};
+                                  .act_quant = (uint32_t)d->act_quant,
+                                  .form = state->ffn[i].down.form};
   out->quantise = moi_vk_put(r, block, &quantise, sizeof quantise);
 }
 
 /* The preparation of x; gate: the shared expert's, computed on the same rows. */
-static uint64_t put_prepare(const moi_experts_desc *d, const moi_experts_args *a, const moi_vk_record *r,
-                            moi_vk_block *block, uint32_t t, uint64_t device, uint64_t x, uint64_t weights, uint64_t gate,
-                            moi_format gate_type, uint64_t gate_out) {
+static uint64_t put_prepare(const moi_experts_desc *d, const moi_experts_args *a, moi_vk_form form,
+                            const moi_vk_record *r, moi_vk_block *block, uint32_t t, uint64_t device, uint64_t x,
+                            uint64_t weights, uint64_t gate, moi_format gate_type, uint64_t gate_out) {
   int slots = weighted_input(d);
   moi_vk_prepare_args p = {.input_rows = moi_vk_address(r, a->input),
                            .x = x,
@@ -164,7 +166,8 @@ static uint64_t put_prepare(const moi_experts_desc *d, const moi_experts_args *a
                            .n_rows = slots ? t * d->top_k : t,
                            .row_div = slots ? d->top_k : 1,
                            .rows_per_count = slots ? d->top_k : 1,
-                           .act_quant = (uint32_t)d->act_quant};
+                           .act_quant = (uint32_t)d->act_quant,
+                           .form = form};
   return moi_vk_put(r, block, &p, sizeof p);
 }
 
@@ -183,18 +186,18 @@ void moi_vk_ffn_record(const moi_plan *plan, const moi_run *run, const moi_vk_re
   /* shared x is routed x where both are made alike of the same rows */
   int one_x = plan->has_shared && same_view(run->shared.args.input, run->experts.args.input) &&
               run->shared.args.input_stride == run->experts.args.input_stride && d->input_type == s->input_type &&
-              d->act_quant == s->act_quant && !weighted_input(d);
+              d->act_quant == s->act_quant && state->ffn[0].up.form == state->ffn[1].up.form && !weighted_input(d);
   uint64_t gate = plan->has_shared && plan->shared_gate ? moi_vk_address(r, run->shared_gate) : 0;
   uint64_t x0 = base + m.x[0], x1 = one_x ? x0 : base + m.x[1];
   uint64_t sort = moi_vk_groups_put(r, &block, &m.groups, ids, device, t, d->top_k, n_class, d->n_experts);
   f[0].x_rows = weighted_input(d) ? t * d->top_k : t;
-  f[0].prepare = put_prepare(d, &run->experts.args, r, &block, t, device, x0, weights, one_x ? gate : 0,
+  f[0].prepare = put_prepare(d, &run->experts.args, state->ffn[0].up.form, r, &block, t, device, x0, weights, one_x ? gate : 0,
                              plan->shared_gate_type, base + m.gate);
   put_ffn(plan, run, r, &block, &m, 0, weights, x0, &f[0]);
   if (plan->has_shared) {
     f[1].x_rows = t;
     if (!one_x)
-      f[1].prepare = put_prepare(s, &run->shared.args, r, &block, t, device, x1, 0, gate, plan->shared_gate_type,
+      f[1].prepare = put_prepare(s, &run->shared.args, state->ffn[1].up.form, r, &block, t, device, x1, 0, gate, plan->shared_gate_type,
                                  base + m.gate);
     put_ffn(plan, run, r, &block, &m, 1, 0, x1, &f[1]);
   }

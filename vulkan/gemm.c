@@ -30,7 +30,7 @@ void moi_vk_gemm_count(const moi_plan *plan, moi_carve *c) {
 moi_status moi_vk_gemm_plan(const char *fn, moi_plan *plan, const char *forced, int *found) {
   moi_vk_plan *state = plan->state;
   const uint32_t offsets_given = 1;
-  moi_status status = moi_vk_gemm_choose(fn, plan, "gemm", plan->gemm.format, 0, forced, found, &state->gemm);
+  moi_status status = moi_vk_gemm_choose(fn, plan, "gemm", plan->gemm.format, 0, plan->gemm.act_quant, forced, found, &state->gemm);
   if (!status) status = moi_vk_pipeline_want(fn, plan, "sort", &offsets_given, 1, &state->sort);
   if (!status) status = moi_vk_pipeline_want(fn, plan, "prepare", NULL, 0, &state->prepare);
   if (!status) status = moi_vk_pipeline_want(fn, plan, "store_rows", NULL, 0, &state->store);
@@ -58,7 +58,8 @@ void moi_vk_bare_gemm_record(const moi_plan *plan, const moi_run *run, const moi
                                  .n_rows = rows,
                                  .row_div = 1,
                                  .rows_per_count = 1,
-                                 .act_quant = (uint32_t)d->act_quant};
+                                 .act_quant = (uint32_t)d->act_quant,
+                                 .form = state->gemm.form};
   moi_vk_gemm_args a = {.x = prepare.x,
                         .y = base + m.y,
                         .ldx = prepare.ldx,

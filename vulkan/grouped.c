@@ -14,17 +14,38 @@ static uint32_t n_tile(const moi_vulkan *v, const moi_vk_kernel *row) {
   return row->n_tile ? row->n_tile : v->traits.subgroup;
 }
 
+/* Nibbles of a word are eight consecutive k. */
+static int even_odd(moi_format format) {
+  switch (format) {
+    case MOI_FORMAT_MXFP4:
+    case MOI_FORMAT_NVFP4:
+    case MOI_FORMAT_FP4_G16:
+    case MOI_FORMAT_INT4_G32:
+    case MOI_FORMAT_INT4_G128:
+    case MOI_FORMAT_INT4Z_G32:
+    case MOI_FORMAT_INT4Z_G128:
+    case MOI_FORMAT_GPTQ_G32:
+    case MOI_FORMAT_GPTQ_G128: return 1;
+    default: return 0;
+  }
+}
+
 moi_status moi_vk_gemm_choose(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
-                              const char *forced, int *found, moi_vk_gemm_state *out) {
+                              moi_act_quant act_quant, const char *forced, int *found, moi_vk_gemm_state *out) {
   const moi_vulkan *v = plan->context->state;
   moi_status status = moi_vk_choose(fn, plan, MOI_OP_GEMM, what, format, forced, found, &out->pick);
+  if (status) return status;
+  uint32_t digits = act_quant == MOI_ACT_QUANT_INT8_32 ? 1 : 2, integers = out->pick.many->flags & MOI_VK_DIGITS;
+  if ((out->pick.few->flags & MOI_VK_DIGITS) != integers)
+    return moi_fail(MOI_INTERNAL, fn, "%s and %s read x in two forms", out->pick.few->name, out->pick.many->name);
+  out->form = integers ? digits | (even_odd(format) ? MOI_VK_EVEN_ODD : 0) : 0;
   for (int which = 0; which < 2 && !status; which++) {
     const moi_vk_kernel *row = which ? out->pick.many : out->pick.few;
     for (uint32_t aligned = 0; aligned < 2 && !status; aligned++) {
       uint32_t threads = min_u32(n_tile(v, row) * v->traits.subgroup, v->traits.max_threads);
       if (row->flags & MOI_VK_WHOLE) threads = v->traits.subgroup;
-      uint32_t constants[5] = {aligned, gate_up != 0, threads, row->m_tile, row->n_tile};
-      status = moi_vk_row_want(fn, plan, row, constants, 5, &out->pipeline[which][aligned]);
+      uint32_t constants[7] = {aligned, gate_up != 0, threads, row->m_tile, row->n_tile, digits, (uint32_t)format};
+      status = moi_vk_row_want(fn, plan, row, constants, integers ? 7 : 5, &out->pipeline[which][aligned]);
     }
   }
   return status;

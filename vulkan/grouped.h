@@ -29,7 +29,8 @@ typedef struct moi_vk_prepare_args {
   uint64_t gate, gate_out;
   uint32_t input_type, gate_type, input_stride, ldx;
   uint32_t k, n_rows, row_div, rows_per_count;
-  uint32_t act_quant, reserved;
+  uint32_t act_quant;
+  moi_vk_form form;
 } moi_vk_prepare_args;
 
 /* A matrix's addresses out of the views of a run. rows: N; bias_type 0: none. *aligned becomes 0 if a stream of an expert

@@ -4,14 +4,38 @@
 
 #include <moiety.h>
 
-#define MOI_VK_WHOLE 0x1000u /* in flags: its workgroup is one subgroup, whose size must be certain */
+/* in flags */
+#define MOI_VK_WHOLE 0x1000u  /* its workgroup is one subgroup, whose size must be certain */
+#define MOI_VK_DIGITS 0x2000u /* its x is integers (moi_vk_form) */
 
 /* What a row asks of a device beyond what the backend requires. */
 typedef enum moi_vk_needs {
   MOI_VK_ANY,
   MOI_VK_CPU, /* chosen for software devices alone; runs on any whose subgroups are right for it */
-  MOI_VK_GPU  /* chosen for real ones alone; runs on any */
+  MOI_VK_GPU, /* chosen for real ones alone; runs on any */
+  MOI_VK_DOT  /* integer dot products must be enabled; chosen for real ones that accelerate them */
 } moi_vk_needs;
+
+/* The formats whose elements are integers of 8 bits with scales: those of codes.glsl. */
+#define MOI_VK_CODES(X, ...)                                                                                           \
+  X(MXFP4, "mxfp4", __VA_ARGS__)                                                                                       \
+  X(NVFP4, "nvfp4", __VA_ARGS__)                                                                                       \
+  X(FP4_G16, "fp4_g16", __VA_ARGS__)                                                                                   \
+  X(INT4_G32, "int4_g32", __VA_ARGS__)                                                                                 \
+  X(INT4_G128, "int4_g128", __VA_ARGS__)                                                                               \
+  X(INT4Z_G32, "int4z_g32", __VA_ARGS__)                                                                               \
+  X(INT4Z_G128, "int4z_g128", __VA_ARGS__)                                                                             \
+  X(GPTQ_G32, "gptq_g32", __VA_ARGS__)                                                                                 \
+  X(GPTQ_G128, "gptq_g128", __VA_ARGS__)                                                                               \
+  X(AWQ_G32, "awq_g32", __VA_ARGS__)                                                                                   \
+  X(AWQ_G128, "awq_g128", __VA_ARGS__)                                                                                 \
+  X(Q8_0, "q8_0", __VA_ARGS__)                                                                                         \
+  X(Q4_0, "q4_0", __VA_ARGS__)                                                                                         \
+  X(Q4_K, "q4_k", __VA_ARGS__)                                                                                         \
+  X(Q5_K, "q5_k", __VA_ARGS__)                                                                                         \
+  X(Q6_K, "q6_k", __VA_ARGS__)                                                                                         \
+  X(MXFP4_GGUF, "mxfp4_gguf", __VA_ARGS__)                                                                             \
+  X(IQ4_NL, "iq4_nl", __VA_ARGS__)
 
 typedef struct moi_vk_kernel {
   const char *name;

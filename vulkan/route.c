@@ -96,7 +96,7 @@ moi_status moi_vk_route_plan(const char *function, moi_plan *plan, const char *f
   if (!status && d->hidden) {
     uint32_t prepare[] = {traits->is_cpu && d->hidden <= 1u << 16 ? traits->subgroup : 128, d->input_type,
                           d->flags & MOI_ROUTE_INPUT_NORM ? (uint32_t)d->router_type : 0};
-    status = moi_vk_gemm_choose(function, plan, "router", d->router_type, 0, forced, found, &state->router);
+    status = moi_vk_gemm_choose(function, plan, "router", d->router_type, 0, MOI_ACT_QUANT_NONE, forced, found, &state->router);
     if (!status) status = moi_vk_pipeline_want(function, plan, "route_prepare", prepare, 3, &state->prepare);
   }
   /* Less shared memory, more tokens at once; a software device has no such bound. */

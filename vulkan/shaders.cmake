@@ -1,5 +1,8 @@
 # Compiles vulkan/shaders/*.comp to SPIR-V and writes them, with the list of formats, as C into the build tree.
 #
+# Rows of integer dot products (dot_*.comp) use an instruction by GL_EXT_spirv_intrinsics. A compiler that does not know it
+# makes a library without them.
+#
 # moi_spirv(OUT_C <file> SHADERS <file.comp>... [FORMATS <name>...]): files called gemm_*.comp are compiled for each format,
 # with MOI_FORMAT_<NAME> defined, the others once.
 
@@ -14,10 +17,37 @@ function(moi_formats out) # the formats of moiety.h's MOI_FORMAT_MAP, as NAME=na
   set(${out} "${formats}" PARENT_SCOPE)
 endfunction()
 
+function(moi_glslc_knows_intrinsics out)
+  if(NOT MOI_GLSLC_KNOWS_INTRINSICS STREQUAL MOI_GLSLC)
+    set(probe "${PROJECT_BINARY_DIR}/intrinsics.comp")
+    file(WRITE "${probe}" "#version 460\n#extension GL_EXT_spirv_intrinsics : require\n"
+         "spirv_instruction(extensions = [\"SPV_KHR_integer_dot_product\"], capabilities = [6018, 6019], id = 4450)\n"
+         "int sdot(int a, int b, spirv_literal int format);\n"
+         "layout(binding = 0) buffer B { int v[]; };\nvoid main() { v[0] = sdot(v[1], v[2], 0); }\n")
+    execute_process(COMMAND "${MOI_GLSLC}" --target-env=vulkan1.2 -o "${probe}.spv" "${probe}" RESULT_VARIABLE failed
+                    OUTPUT_QUIET ERROR_QUIET)
+    set(known "${MOI_GLSLC}")
+    if(failed)
+      set(known "")
+    endif()
+    set(MOI_GLSLC_KNOWS_INTRINSICS "${known}" CACHE INTERNAL "the glslc that was found to know GL_EXT_spirv_intrinsics")
+  endif()
+  set(${out} "${MOI_GLSLC_KNOWS_INTRINSICS}" PARENT_SCOPE)
+endfunction()
+
 function(moi_spirv)
   cmake_parse_arguments(A "" "OUT_C;PREFIX" "SHADERS;FORMATS" ${ARGN})
   set(folder "${CMAKE_CURRENT_BINARY_DIR}/spirv")
   file(MAKE_DIRECTORY "${folder}")
+  set(dots ${A_SHADERS})
+  list(FILTER dots INCLUDE REGEX "/dot_[^/]*$")
+  if(dots)
+    moi_glslc_knows_intrinsics(known)
+    if(NOT known)
+      list(REMOVE_ITEM A_SHADERS ${dots})
+      message(STATUS "MOI_VULKAN: without the rows of integer dot products, ${MOI_GLSLC} does not know GL_EXT_spirv_intrinsics")
+    endif()
+  endif()
   set(text "#include \"vulkan/shaders.h\"\n\n")
   set(table "")
   set(outputs)

@@ -41,6 +41,7 @@ typedef struct moi_vk_traits {
   uint32_t subgroup;      /* subgroupSize: a power of two, 4 to 128 */
   uint32_t exact;         /* no pipeline is compiled for subgroups of another size, or none that asks for it */
   uint32_t size_control;  /* pipelines may ask: the feature is enabled */
+  uint32_t dot, fast_dot; /* integer dot products: the feature is enabled; four signed bytes are accelerated */
   uint32_t max_threads;   /* of a workgroup along x; at least 128 */
   uint32_t shared_memory; /* bytes of a workgroup */
   uint32_t max_groups[3]; /* maxComputeWorkGroupCount */
@@ -165,13 +166,22 @@ typedef struct moi_vk_pick {
 moi_status moi_vk_choose(const char *function, moi_plan *plan, moi_op op, const char *what, moi_format format,
                          const char *forced, int *found, moi_vk_pick *pick);
 
+/* How a grouped GEMM reads x. 0: floats. Else integers in their place (codes.glsl: Digits), for each 32 k:
+ *   2   d = max|x| / 32639, x = d * q with q rounded to nearest, as two signed bytes: q = 256 hi + lo. As the CPU's I8X2:
+ *       16 bits, not 8, since what a kernel computes is not to depend on how
+ *   1   MOI_ACT_QUANT_INT8_32's scale and codes, one byte
+ * | MOI_VK_EVEN_ODD: of each 8 k the even ones first, for formats whose words are nibbles of eight consecutive k. */
+typedef uint32_t moi_vk_form;
+#define MOI_VK_EVEN_ODD 4u
+
 struct moi_vk_gemm_state { /* one grouped GEMM */
   moi_vk_pick pick;
+  moi_vk_form form; /* of both rows */
   VkPipeline pipeline[2][2]; /* [few, many][streams begin anywhere, at words] */
 };
 /* Chooses rows for a weight matrix and asks for their pipelines. gate_up: 1: two matrices and an activation. */
 moi_status moi_vk_gemm_choose(const char *function, moi_plan *plan, const char *what, moi_format format, int gate_up,
-                              const char *forced, int *found, moi_vk_gemm_state *out);
+                              moi_act_quant act_quant, const char *forced, int *found, moi_vk_gemm_state *out);
 
 typedef struct moi_vk_route_state {
   const moi_vk_kernel *select;

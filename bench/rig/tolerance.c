@@ -18,9 +18,11 @@ static double step_of(moi_format type) {
 moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_format format) {
   if (backend == MOI_BACKEND_CUDA && format != MOI_FORMAT_F32 && (!kernel || strstr(kernel, "-mma")))
     return MOI_ACCUMULATE_BF16X2;
-  if (backend != MOI_BACKEND_CPU) return MOI_ACCUMULATE_F32;
   int dense = format == MOI_FORMAT_F32 || format == MOI_FORMAT_F16 || format == MOI_FORMAT_BF16 ||
               format == MOI_FORMAT_BF16_KN;
+  int fp8 = format == MOI_FORMAT_FP8 || format == MOI_FORMAT_FP8_B128;
+  if (backend == MOI_BACKEND_VULKAN && !dense && !fp8 && (!kernel || strstr(kernel, "-dot"))) return MOI_ACCUMULATE_I16;
+  if (backend != MOI_BACKEND_CPU) return MOI_ACCUMULATE_F32;
   return dense || (kernel && (!strcmp(kernel, "generic") || !strcmp(kernel, "ref"))) ? MOI_ACCUMULATE_F32
                                                                                      : MOI_ACCUMULATE_I16;
 }

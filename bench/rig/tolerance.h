@@ -38,8 +38,8 @@ typedef enum moi_accumulator {
 } moi_accumulator;
 
 /* What a backend's kernels of a format are allowed. On the CPU int16, but fp32 for the dense formats and for the kernels
- * 'generic' and 'ref'; elsewhere fp32: no kernel there quantises activations. On CUDA rows called "-mma", and
- * plans that may have them, multiply bf16 digits. */
+ * 'generic' and 'ref'; elsewhere fp32, but for these rows and plans that may have them: on CUDA those called "-mma"
+ * multiply bf16 digits, on Vulkan those called "-dot" int16. */
 moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_format format);
 
 /* e and s of the comment above. */

@@ -1,5 +1,5 @@
 /* moi_fetch: 32 consecutive k of one row of W as floats, for each weight format. k0 is a multiple of 32; k0 + 32 <= K, or
- * the tail is 0. The file is compiled for one format, MOI_FORMAT_<NAME>, with MOI_AT its definition in decode.h.
+ * the tail is 0. It is compiled for one format, MOI_FORMAT_<NAME>, with MOI_AT its definition in decode.h.
  *
  * A format without a text of its own here goes through its definition: right, and slow. */
 
@@ -39,6 +39,33 @@ uvec4 moi_words4(Stream s, uint i) {
 
 /* An integer code through the float whose mantissa holds it: a conversion for an addition. */
 float moi_small(uint q) { return uintBitsToFloat(0x4b000000u | q) - 8388608.0; }
+
+/* Blocks of 256 that begin at byte b. Q4_K and Q5_K: what belongs to the 32 k of sub-block `sub`. */
+void moi_k_scales(Stream D, uint b, uint sub, out float scale, out float minimum) {
+  uvec4 head = moi_words4(D, b); /* d, dmin, and MOI_K_SCALES' 12 bytes as three words */
+  uint at = 8u * (sub & 3u), low = head.y >> at, high = head.z >> at, mixed = head.w >> at;
+  bool first = sub < 4u;
+  uint scale_code = first ? low & 63u : (mixed & 15u) | ((low & 192u) >> 2);
+  uint min_code = first ? high & 63u : ((mixed >> 4) & 15u) | ((high & 192u) >> 2);
+  scale = moi_f16_value(head.x & 65535u) * float(scale_code);
+  minimum = moi_f16_value(head.x >> 16) * float(min_code);
+}
+/* The codes of half j of them, a byte each. */
+uvec4 moi_q4_k_codes(Stream D, uint b, uint sub, uint j) {
+  return (moi_words4(D, b + 16u + (sub >> 1) * 32u + 16u * j) >> (4u * (sub & 1u))) & uvec4(0x0f0f0f0fu);
+}
+uvec4 moi_q5_k_codes(Stream D, uint b, uint sub, uint j) {
+  return moi_q4_k_codes(D, b + 32u, sub, j) | (((moi_words4(D, b + 16u + 16u * j) >> sub) & uvec4(0x01010101u)) << 4);
+}
+/* Q6_K: the codes of half j of the block's 32 k number c32. */
+uvec4 moi_q6_k_codes(Stream D, uint b, uint c32, uint j) {
+  uint half_of = c32 >> 2, quarter = c32 & 3u;
+  uvec4 low = moi_block4(D, b + half_of * 64u + (quarter & 1u) * 32u + 16u * j) >> (4u * (quarter >> 1));
+  uvec4 high = moi_block4(D, b + 128u + half_of * 32u + 16u * j) >> (2u * quarter);
+  return (low & uvec4(0x0f0f0f0fu)) | ((high & uvec4(0x03030303u)) << 4);
+}
+
+#ifdef MOI_AT
 
 /* For the last 32 k of rows that end inside them. Formats whose groups are 32 or more k long have no such rows. */
 #if defined(MOI_FORMAT_F32) || defined(MOI_FORMAT_F16) || defined(MOI_FORMAT_BF16) || defined(MOI_FORMAT_BF16_KN) ||      \
@@ -230,25 +257,17 @@ void moi_fetch(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, ou
 #elif defined(MOI_FORMAT_Q4_K) || defined(MOI_FORMAT_Q5_K)
 #ifdef MOI_FORMAT_Q4_K
 #define BLOCK 144u
-#define CODES 16u
+#define CODES moi_q4_k_codes
 #else
 #define BLOCK 176u
-#define CODES 48u
+#define CODES moi_q5_k_codes
 #endif
 void moi_fetch(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, out float w[32]) {
-  uint b = (n * (K >> 8) + (k0 >> 8)) * BLOCK, sub = (k0 >> 5) & 7u, shift = 4u * (sub & 1u);
-  uvec4 head = moi_words4(D, b); /* d, dmin, and MOI_K_SCALES' 12 bytes as three words */
-  uint at = 8u * (sub & 3u), low = head.y >> at, high = head.z >> at, mixed = head.w >> at;
-  bool first = sub < 4u;
-  uint scale_code = first ? low & 63u : (mixed & 15u) | ((low & 192u) >> 2);
-  uint min_code = first ? high & 63u : ((mixed >> 4) & 15u) | ((high & 192u) >> 2);
-  float scale = moi_f16_value(head.x & 65535u) * float(scale_code);
-  float minimum = moi_f16_value(head.x >> 16) * float(min_code);
+  uint b = (n * (K >> 8) + (k0 >> 8)) * BLOCK, sub = (k0 >> 5) & 7u;
+  float scale, minimum;
+  moi_k_scales(D, b, sub, scale, minimum);
   [[unroll]] for (int j = 0; j < 2; j++) {
-    uvec4 q = (moi_words4(D, b + CODES + (sub >> 1) * 32u + 16u * uint(j)) >> shift) & uvec4(0x0f0f0f0fu);
-#ifdef MOI_FORMAT_Q5_K
-    q |= ((moi_words4(D, b + 16u + 16u * uint(j)) >> sub) & uvec4(0x01010101u)) << 4;
-#endif
+    uvec4 q = CODES(D, b, sub, uint(j));
 #define VALUE(c) (scale * moi_small(c) - minimum)
 #define STEP(c, p) BYTES(VALUE, q.p, 16 * j + 4 * c)
     EACH4(STEP)
@@ -259,13 +278,11 @@ void moi_fetch(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, ou
 
 #elif defined(MOI_FORMAT_Q6_K)
 void moi_fetch(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, out float w[32]) {
-  uint b = (n * (K >> 8) + (k0 >> 8)) * 210u, c32 = (k0 >> 5) & 7u, half_of = c32 >> 2, quarter = c32 & 3u;
+  uint b = (n * (K >> 8) + (k0 >> 8)) * 210u, c32 = (k0 >> 5) & 7u;
   float d = moi_f16_value(moi_u16(D, b + 208u));
   [[unroll]] for (int j = 0; j < 2; j++) {
     float scale = d * float(moi_signed8(moi_u8(D, b + 192u + 2u * c32 + uint(j))));
-    uvec4 low = moi_block4(D, b + half_of * 64u + (quarter & 1u) * 32u + 16u * uint(j)) >> (4u * (quarter >> 1));
-    uvec4 high = moi_block4(D, b + 128u + half_of * 32u + 16u * uint(j)) >> (2u * quarter);
-    uvec4 q = (low & uvec4(0x0f0f0f0fu)) | ((high & uvec4(0x03030303u)) << 4);
+    uvec4 q = moi_q6_k_codes(D, b, c32, uint(j));
 #define VALUE(c) ((moi_small(c) - 32.0) * scale)
 #define STEP(c, p) BYTES(VALUE, q.p, 16 * j + 4 * c)
     EACH4(STEP)
@@ -290,3 +307,5 @@ void moi_fetch_any(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K
 #endif
   moi_fetch(D, S, Z, n, k0, N, K, w);
 }
+
+#endif

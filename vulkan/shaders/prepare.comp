@@ -1,5 +1,5 @@
-/* Rows of activations as the grouped GEMMs read them: fp32, zero behind k, weighted and quantised as the model says. A
- * workgroup makes a row at a time. */
+/* Rows of activations as the grouped GEMMs read them: fp32 or integers, zero behind k, weighted and quantised as the caller
+ * says. A workgroup makes a row at a time, 128 k after 128: input and x may be the same. */
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
@@ -7,18 +7,21 @@
 #define THREADS 128u
 layout(local_size_x = 128) in;
 
+#define EVEN_ODD 4u /* MOI_VK_EVEN_ODD */
+
 /* As moi_vk_prepare_args of grouped.c. */
 layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer PrepareArgs {
   uvec2 input_rows, x, weights, n_rows_device; /* weights: of the rows, multiplied in and rounded; absent: none */
   uvec2 gate, gate_out;                        /* a vector, and sigmoid(row . vector) of each row; absent: none */
   uint input_type, gate_type, input_stride, ldx;
   uint k, n_rows, row_div, rows_per_count; /* row r is input row r / row_div */
-  uint act_quant;
+  uint act_quant, form;
 };
 
 layout(push_constant) uniform Push { uvec2 args; };
 
 shared float shares[THREADS];
+shared int integers[THREADS];
 
 /* Over `width` invocations side by side, a power of two. */
 float reduce_max(uint thread, float v, uint width) {
@@ -45,12 +48,45 @@ float reduce_sum(uint thread, float v) {
   return r;
 }
 
-/* x / s, rounded as IEEE 754 does: Vulkan's own division may be off */
+/* x / s, rounded as IEEE 754 does: Vulkan's own division may be off. The product that says how far is made of halves of 12
+ * bits, exactly: fma may be a multiplication and an addition. */
 float divide(float x, float s) {
-  precise float q = x / s;
-  precise float r = fma(-q, s, x);
-  precise float better = q + r / s;
+  precise float plain = x / s;
+  int ex = int((floatBitsToUint(x) >> 23) & 255u), es = int((floatBitsToUint(s) >> 23) & 255u);
+  if (ex == 0 || ex == 255 || es == 0 || es == 255 || abs(ex - es) > 100) return plain; /* 0, or not to be rescued */
+  precise float a = uintBitsToFloat((floatBitsToUint(x) & 0x807fffffu) | 0x3f800000u);
+  precise float b = uintBitsToFloat((floatBitsToUint(s) & 0x807fffffu) | 0x3f800000u);
+  precise float q = a / b, p = q * b;
+  precise float q1 = uintBitsToFloat(floatBitsToUint(q) & 0xfffff000u), q0 = q - q1;
+  precise float b1 = uintBitsToFloat(floatBitsToUint(b) & 0xfffff000u), b0 = b - b1;
+  precise float low = ((q1 * b1 - p) + q1 * b0 + q0 * b1) + q0 * b0;
+  precise float r = (a - p) - low;
+  precise float better = (q + r / b) * uintBitsToFloat(uint(ex - es + 127) << 23);
   return better;
+}
+
+/* Byte `at` of the digits of 32 k is element: */
+uint element_at(uint form, uint at) { return (form & EVEN_ODD) == 0u ? at : (at & 24u) + 2u * (at & 3u) + ((at >> 2) & 1u); }
+
+/* Writes the 32 k from k0 on that this invocation's neighbours and it hold, x = d * q; lane: its number among them. Digits of
+ * codes.glsl. */
+void store_integers(uint form, uint thread, uvec2 row, uint k0, uint ldx, int q, float d) {
+  uint first = thread & ~31u, lane = thread & 31u;
+  integers[thread] = q;
+  barrier();
+  uint word = 0u;
+  if (lane < 16u)
+    for (uint b = 0u; b < 4u; b++) {
+      int v = integers[first + element_at(form, 4u * (lane & 7u) + b)];
+      int low = ((v + 128) & 255) - 128;
+      uint digit = (form & 2u) == 0u ? uint(v) : lane < 8u ? uint((v - low) >> 8) : uint(low);
+      word |= (digit & 255u) << (8u * b);
+    }
+  else if (lane < 18u)
+    for (uint i = 0u; i < 16u; i++) word += uint(integers[first + 16u * (lane - 16u) + i]);
+  else if (lane == 18u) word = floatBitsToUint(d);
+  if (lane < 19u && k0 < ldx) Words(row).v[k0 + lane] = word;
+  barrier();
 }
 
 void main() {
@@ -66,7 +102,8 @@ void main() {
     float weight = moi_has(a.weights) ? Floats(a.weights).v[row] : 1.0, dot = 0.0;
     for (uint k0 = 0u; k0 < a.ldx; k0 += THREADS) { /* 128: groups of act_quant */
       uint k = k0 + thread;
-      float v = 0.0;
+      float v = 0.0, d = 0.0;
+      int q = 0;
       if (k < a.k) {
         v = moi_load(a.input_type, from, k);
         if (moi_has(a.gate)) dot = fma(v, moi_load(a.gate_type, a.gate, k), dot);
@@ -74,10 +111,13 @@ void main() {
       }
       if (a.act_quant == 3u) { /* INT8_32 */
         bool finite = (floatBitsToUint(v) & 0x7f800000u) != 0x7f800000u;
-        float scale = reduce_max(thread, finite ? abs(v) : uintBitsToFloat(0x7f800000u), 32u);
+        float scale = reduce_max(thread, finite ? abs(v) : MOI_INFINITY, 32u);
         scale = max(divide(scale, 127.0), 1.17549435e-38);
         bool whole = (floatBitsToUint(scale) & 0x7f800000u) != 0x7f800000u;
-        v = whole ? roundEven(divide(v, scale)) * scale : uintBitsToFloat(0x7fc00000u);
+        v = whole ? roundEven(divide(v, scale)) : 0.0;
+        q = int(v);
+        d = whole ? scale : uintBitsToFloat(0x7fc00000u);
+        v *= d;
       } else if (a.act_quant != 0u) {
         float scale = reduce_max(thread, max(abs(v), 1e-4), THREADS);
         scale = divide(scale, 448.0);
@@ -87,7 +127,14 @@ void main() {
         }
         v = moi_e4m3_value(moi_e4m3_code(clamp(divide(v, scale), -448.0, 448.0))) * scale;
       }
-      if (k < a.ldx) Floats(to).v[k] = v;
+      if ((a.form & 2u) != 0u) {
+        bool finite = (floatBitsToUint(v) & 0x7f800000u) != 0x7f800000u;
+        float largest = reduce_max(thread, finite ? abs(v) : MOI_INFINITY, 32u);
+        d = largest < MOI_INFINITY ? divide(largest, 32639.0) : uintBitsToFloat(0x7fc00000u);
+        if (d > 0.0) q = int(roundEven(clamp(divide(v, d), -32639.0, 32639.0)));
+      }
+      if (a.form != 0u) store_integers(a.form, thread, to, k0 + (thread & ~31u), a.ldx, q, d);
+      else if (k < a.ldx) Floats(to).v[k] = v;
     }
     if (moi_has(a.gate)) {
       dot = reduce_sum(thread, dot);
