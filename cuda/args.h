@@ -18,9 +18,20 @@ typedef struct moi_cu_matrix {
   uint32_t vectors, reserved; /* 1: rows of data and the streams of experts begin at multiples of 16 bytes */
 } moi_cu_matrix;
 
-/* Rows of activations as bf16 digits: x = high + low, high = bf16(x), low = bf16(x - high), off by 2^-17 at most. Such
- * a row lies where a row of ldx floats would: ldx high digits, then ldx low ones. Where all x are bf16 as they are, one
- * digit says it all, and there are no low ones. */
+/* The forms of rows of activations; ldx: k up to a multiple of 32.
+ *
+ *   FLOATS       ldx floats.
+ *   DIGITS       bf16 digits: x = high + low, high = bf16(x), low = bf16(x - high), off by 2^-17 at most. Such a row lies
+ *                where a row of ldx floats would: ldx high digits, then ldx low ones. Where all x are bf16 as they are, one
+ *                digit says it all, and there are no low ones.
+ *   DIGITS_F16   f16 digits that lie likewise: x = scale * (high + low), one scale for a row, a power of two that brings the
+ *                largest of the row to 2^13..2^14: off by 2^-22 of x, or by 2^-38 of the row's largest. One digit where all x
+ *                are f16 or bf16: off by 2^-38 of the row's largest where that is more than 2^30 times x, else by nothing.
+ *   E4M3         what act_quant leaves: a byte for each k up to a multiple of 128, and a scale for each 128. */
+typedef enum moi_cu_form { MOI_CU_FLOATS, MOI_CU_DIGITS, MOI_CU_DIGITS_F16, MOI_CU_E4M3, MOI_CU_FORMS } moi_cu_form;
+
+/* k up to whole groups of act_quant */
+#define MOI_CU_UP128(k) (((k) + 127u) & ~127u)
 
 /* Shared memory that gemm_mma asks for: two stages of 8 KB for W and for each digit of x. */
 #define MOI_CU_MMA_STAGE 8192u
@@ -33,8 +44,9 @@ typedef struct moi_cu_item {
 /* gemm_<kernel>_<format>[_up] */
 typedef struct moi_cu_gemm_args {
   moi_cu_matrix up, gate; /* _up: two matrices and an activation; else only `up` */
-  const float *x;         /* rows of ldx floats, zeros behind k; or of digits, as the kernel's row says */
-  float *y;               /* rows of ldy floats; of digits where y_digits is not 0 (_up alone) */
+  const float *x;         /* rows in the form that the kernel's row says; zeros behind k */
+  const float *x_scales;  /* of the form; null where it has none */
+  float *y;               /* rows of ldy floats; of DIGITS where y_digits is not 0 (_up alone) */
   const uint32_t *permutation;   /* slot of a sorted position; null: itself */
   const uint32_t *n_rows_device; /* null: n_rows; else it and rows_per_count rows each bound n_rows */
   const float *weights;          /* of a slot, multiplied into the activation; null: none */
@@ -105,14 +117,15 @@ typedef struct moi_cu_select_sort_args {
 typedef struct moi_cu_prepare_args {
   const void *input;
   float *x;             /* null: none in fp32 */
-  uint16_t *digits;     /* null: none of digits */
+  void *codes;          /* in `form`; null: none */
+  float *scales;        /* of the form */
   const float *weights; /* of the rows, multiplied in and rounded; null: none */
   const uint32_t *n_rows_device;
   const void *gate; /* a vector, and sigmoid(row . vector) of each row in gate_out; null: none */
   float *gate_out;
   uint32_t input_type, gate_type, input_stride, ldx;
   uint32_t k, n_rows, row_div, rows_per_count; /* row r is input row r / row_div */
-  uint32_t act_quant, n_digits;
+  uint32_t act_quant, form, n_digits, reserved;
 } moi_cu_prepare_args;
 
 /* combine */

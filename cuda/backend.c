@@ -70,15 +70,17 @@ static moi_row row_of_floats(uint32_t i) {
 static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void *user) {
   const moi_cuda *c = plan->context->state;
   const moi_cu_kernel *row = &moi_cu_kernels[i];
-  (void)asked, (void)user;
+  const moi_cu_activations *x = user;
+  (void)asked;
   if (!moi_cu_image_exists(row->image)) return "a kernel that this build has not";
   if (row->needs > c->traits.sm) return needs_text(row->needs);
+  if (row->form == MOI_CU_E4M3 && !x->act_quant) return "act_quant";
   return row->op == MOI_OP_ATTENTION ? moi_cu_attention_refusal(row, plan) : NULL;
 }
 
-moi_status moi_cu_choose_of(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format, int digits,
-                            const char *forced, int *found, moi_cu_pick *pick) {
-  moi_choice choice = {"CUDA", what, op, format, forced, moi_cu_kernel_count, digits ? row_of : row_of_floats, needs, NULL};
+moi_status moi_cu_choose_of(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format,
+                            const moi_cu_activations *x, const char *forced, int *found, moi_cu_pick *pick) {
+  moi_choice choice = {"CUDA", what, op, format, forced, moi_cu_kernel_count, x ? row_of : row_of_floats, needs, x};
   uint32_t few, many;
   moi_status status = moi_choose(fn, plan, &choice, found, &few, &many);
   if (status) return status;
@@ -89,7 +91,7 @@ moi_status moi_cu_choose_of(const char *fn, moi_plan *plan, moi_op op, const cha
 
 moi_status moi_cu_choose(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format,
                          const char *forced, int *found, moi_cu_pick *pick) {
-  return moi_cu_choose_of(fn, plan, op, what, format, 0, forced, found, pick);
+  return moi_cu_choose_of(fn, plan, op, what, format, NULL, forced, found, pick);
 }
 
 /* The names in moi_plan_kernel: the GEMM's, the routed experts', or for a route plan the selection's. */

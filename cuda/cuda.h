@@ -111,28 +111,32 @@ typedef struct moi_cu_pick {
   const moi_cu_kernel *few, *many;
 } moi_cu_pick;
 
+/* The activations of a GEMM, which its rows may want in a form of their own. type: of their values, before act_quant. */
+typedef struct moi_cu_activations {
+  moi_format type;
+  moi_act_quant act_quant;
+} moi_cu_activations;
+
 /* Chooses among kernels.def; texts and warnings as the CPU backend's. *found is set if `forced` named one that serves.
- * GEMM rows that take digits are not asked. */
+ * GEMM rows that take another form than floats are not asked. */
 moi_status moi_cu_choose(const char *function, moi_plan *plan, moi_op op, const char *what, moi_format format,
                          const char *forced, int *found, moi_cu_pick *pick);
-/* The same, and they are if `digits`. */
+/* The same, and they are if x is not null. */
 moi_status moi_cu_choose_of(const char *function, moi_plan *plan, moi_op op, const char *what, moi_format format,
-                            int digits, const char *forced, int *found, moi_cu_pick *pick);
+                            const moi_cu_activations *x, const char *forced, int *found, moi_cu_pick *pick);
 
 struct moi_cu_gemm_state { /* one grouped GEMM */
   moi_cu_pick pick;
   moi_cu_function function[2]; /* few, many */
-  uint32_t shared[2];
-  uint32_t n_digits; /* of x, for the rows of kernels.def that take digits; 0: none may be chosen */
+  uint32_t shared[2], n_digits[2]; /* n_digits: of rows that take digits, else 0 */
 };
 /* Chooses rows for a weight matrix and gets their kernels. gate_up: 1: two matrices and an activation. Rows of x are
  * floats. */
 moi_status moi_cu_gemm_choose(const char *function, moi_plan *plan, const char *what, moi_format format, int gate_up,
                               const char *forced, int *found, moi_cu_gemm_state *out);
-/* The same among all rows; x can be prepared as n_digits digits: 1 if every x is a bf16, else 2. */
-moi_status moi_cu_gemm_choose_digits(const char *function, moi_plan *plan, const char *what, moi_format format,
-                                     int gate_up, uint32_t n_digits, const char *forced, int *found,
-                                     moi_cu_gemm_state *out);
+/* The same among all rows. */
+moi_status moi_cu_gemm_choose_of(const char *function, moi_plan *plan, const char *what, moi_format format, int gate_up,
+                                 const moi_cu_activations *x, const char *forced, int *found, moi_cu_gemm_state *out);
 
 typedef struct moi_cu_route_state {
   const moi_cu_kernel *select;

@@ -14,17 +14,27 @@ enum {
   SORT_BLOCKS = 256
 };
 
-moi_status moi_cu_gemm_choose_digits(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
-                                     uint32_t n_digits, const char *forced, int *found, moi_cu_gemm_state *out) {
-  moi_status status = moi_cu_choose_of(fn, plan, MOI_OP_GEMM, what, format, n_digits > 0, forced, found, &out->pick);
-  out->n_digits = n_digits;
+/* Digits that hold activations; 0 where a form has none. */
+static uint32_t digits_of(moi_cu_form form, const moi_cu_activations *x) {
+  int pow2 = x->act_quant == MOI_ACT_QUANT_FP8_128_POW2;
+  switch (form) {
+    case MOI_CU_DIGITS: return x->act_quant ? 2u - (uint32_t)pow2 : x->type == MOI_FORMAT_BF16 ? 1 : 2;
+    case MOI_CU_DIGITS_F16:
+      return x->act_quant ? 2u - (uint32_t)pow2 : x->type == MOI_FORMAT_BF16 || x->type == MOI_FORMAT_F16 ? 1 : 2;
+    default: return 0;
+  }
+}
+
+moi_status moi_cu_gemm_choose_of(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
+                                 const moi_cu_activations *x, const char *forced, int *found, moi_cu_gemm_state *out) {
+  moi_status status = moi_cu_choose_of(fn, plan, MOI_OP_GEMM, what, format, x, forced, found, &out->pick);
   for (int which = 0; which < 2 && !status; which++) {
     const moi_cu_kernel *row = which ? out->pick.many : out->pick.few;
-    int digits = row->form == MOI_CU_DIGITS;
+    uint32_t digits = out->n_digits[which] = x ? digits_of(row->form, x) : 0;
     char name[96];
-    snprintf(name, sizeof name, "%s%s%s", row->image, digits && n_digits == 1 ? "_one" : "", gate_up ? "_up" : "");
+    snprintf(name, sizeof name, "%s%s%s", row->image, digits == 1 ? "_one" : "", gate_up ? "_up" : "");
     status = moi_cu_function_get(fn, plan->context, row->image, name, &out->function[which]);
-    out->shared[which] = row->shared + n_digits * row->shared_digit;
+    out->shared[which] = row->shared + digits * row->shared_digit;
     if (!status && out->shared[which])
       status = moi_cu_function_shared(fn, plan->context, out->function[which], out->shared[which]);
   }
@@ -33,21 +43,43 @@ moi_status moi_cu_gemm_choose_digits(const char *fn, moi_plan *plan, const char 
 
 moi_status moi_cu_gemm_choose(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
                               const char *forced, int *found, moi_cu_gemm_state *out) {
-  return moi_cu_gemm_choose_digits(fn, plan, what, format, gate_up, 0, forced, found, out);
+  return moi_cu_gemm_choose_of(fn, plan, what, format, gate_up, NULL, forced, found, out);
 }
 
-uint32_t moi_cu_digits(const moi_cu_gemm_state *state, uint32_t which) {
-  const moi_cu_kernel *row = which ? state->pick.many : state->pick.few;
-  return row->form == MOI_CU_DIGITS ? state->n_digits : 0;
-}
+/* ---- forms */
 
-uint32_t moi_cu_digits_of(moi_format type, moi_act_quant act_quant) {
-  if (act_quant) return act_quant == MOI_ACT_QUANT_FP8_128_POW2 ? 1 : 2;
-  return type == MOI_FORMAT_BF16 ? 1 : 2;
-}
-
-uint32_t moi_cu_list(const moi_cu_gemm_state *state, uint32_t rows) {
+/* The list that a run of one expert has. */
+static uint32_t list_of(const moi_cu_gemm_state *state, uint32_t rows) {
   return state->pick.few->m_max == 0 || rows <= state->pick.few->m_max ? 0 : 1;
+}
+
+moi_cu_form moi_cu_form_of(const moi_cu_gemm_state *state, uint32_t list) {
+  return (list ? state->pick.many : state->pick.few)->form;
+}
+
+uint32_t moi_cu_forms(const moi_cu_gemm_state *state, uint32_t lists) {
+  uint32_t forms = 0;
+  for (uint32_t list = 0; list < 2; list++)
+    if (lists >> list & 1) forms |= 1u << moi_cu_form_of(state, list);
+  return forms;
+}
+
+uint32_t moi_cu_lists(const moi_cu_gemm_state *state, const moi_cu_groups *g, uint32_t slots) {
+  if (!g) return 1u << list_of(state, slots);
+  return g->lists == 1 || slots <= g->m_max ? 1 : 3;
+}
+
+void moi_cu_rows_carve(moi_carve *c, uint32_t forms, size_t rows, uint32_t k, const moi_cu_activations *x,
+                       moi_cu_rows *out) {
+  memset(out, 0, sizeof *out);
+  for (uint32_t form = 0; form < MOI_CU_FORMS; form++) {
+    if (!(forms >> form & 1)) continue;
+    size_t bytes = (size_t)moi_cu_kp(k) * 4, n_scales = form == MOI_CU_DIGITS_F16;
+    if (form == MOI_CU_E4M3) bytes = MOI_CU_UP128((size_t)k), n_scales = bytes / 128;
+    out->of[form] = moi_take(c, rows, bytes);
+    if (n_scales) out->scales[form] = moi_take(c, rows, n_scales * 4);
+    out->n_digits[form] = digits_of((moi_cu_form)form, x);
+  }
 }
 
 /* Bytes from a row of W to the next; 0 for formats whose rows are not bytes side by side. */
@@ -147,7 +179,7 @@ void moi_cu_gemm_run(moi_cu_run *r, const moi_cu_gemm_state *state, moi_cu_gemm_
       a->m_tile = g->m_tile[list];
       items = rows < g->max_items[list] ? rows : g->max_items[list]; /* an item has a row at least */
     } else {
-      if (list != moi_cu_list(state, rows)) continue;
+      if (list != list_of(state, rows)) continue;
       a->n_items = NULL;
       a->items = NULL;
       a->m_tile = picks[list]->m_tile;
@@ -155,7 +187,8 @@ void moi_cu_gemm_run(moi_cu_run *r, const moi_cu_gemm_state *state, moi_cu_gemm_
     }
     uint32_t y = items < MAX_GRID_Y ? (uint32_t)items : MAX_GRID_Y;
     if (rows_of) {
-      a->x = moi_cu_digits(state, list) ? rows_of->digits : rows_of->floats;
+      a->x = rows_of->of[moi_cu_form_of(state, list)];
+      a->x_scales = rows_of->scales[moi_cu_form_of(state, list)];
       a->y_digits = rows_of->y_digits[list];
     }
     moi_cu_launch_shared(r, state->function[list], a, moi_cu_ceil_div(columns, picks[list]->n_tile), y,
@@ -163,8 +196,25 @@ void moi_cu_gemm_run(moi_cu_run *r, const moi_cu_gemm_state *state, moi_cu_gemm_
   }
 }
 
-void moi_cu_prepare(moi_cu_run *r, moi_cu_function function, const moi_cu_prepare_args *a) {
-  moi_cu_launch(r, function, a, moi_cu_fill(r, a->n_rows), 1, MOI_CU_PREPARE_THREADS);
+/* A launch for each form that is no floats, the floats made by the first. */
+void moi_cu_prepare(moi_cu_run *r, moi_cu_function function, const moi_cu_prepare_args *args, uint32_t forms,
+                    const moi_cu_rows *to) {
+  moi_cu_prepare_args a = *args;
+  a.x = forms & 1u << MOI_CU_FLOATS ? to->of[MOI_CU_FLOATS] : NULL;
+  int launched = 0;
+  for (uint32_t form = MOI_CU_FLOATS + 1; form < MOI_CU_FORMS; form++) {
+    if (!(forms >> form & 1)) continue;
+    a.codes = to->of[form];
+    a.scales = to->scales[form];
+    a.form = form;
+    a.n_digits = to->n_digits[form];
+    moi_cu_launch(r, function, &a, moi_cu_fill(r, a.n_rows), 1, MOI_CU_PREPARE_THREADS);
+    a.x = NULL;
+    a.gate = NULL;
+    launched = 1;
+  }
+  a.codes = NULL;
+  if (!launched && (a.x || a.gate)) moi_cu_launch(r, function, &a, moi_cu_fill(r, a.n_rows), 1, MOI_CU_PREPARE_THREADS);
 }
 
 /* ---- for other ops */

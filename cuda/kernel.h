@@ -4,11 +4,7 @@
 
 #include <moiety.h>
 
-/* The rows of activations that a GEMM row takes. */
-typedef enum moi_cu_form {
-  MOI_CU_FLOATS,
-  MOI_CU_DIGITS /* args.h says what they are; kernels called <image>_one take a single one */
-} moi_cu_form;
+#include "cuda/args.h"
 
 typedef struct moi_cu_kernel {
   const char *name;
@@ -21,7 +17,7 @@ typedef struct moi_cu_kernel {
   uint32_t threads;  /* of a block */
   uint32_t flags;    /* MOI_DETERMINISTIC | MOI_BATCH_INVARIANT | MOI_ROW_FALLBACK */
   const char *image; /* as moi_cu_function_get names it */
-  moi_cu_form form;
+  moi_cu_form form;  /* of the activations that a GEMM row takes. DIGITS*: kernels called <image>_one take a single one */
   uint32_t shared, shared_digit; /* bytes that a launch asks for, and those for each digit */
 } moi_cu_kernel;
 

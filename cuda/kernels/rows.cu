@@ -2,8 +2,8 @@
 #include "cuda/args.h"
 #include "cuda/device/convert.h"
 
-/* ---- prepare: fp32 or digits or both, zero behind k, weighted and quantised as the model says. A block makes a row at a
- * time. */
+/* ---- prepare: fp32 or another form or both, zero behind k, weighted and quantised as the model says. A block makes a row
+ * at a time. */
 
 #define THREADS 128u
 
@@ -22,6 +22,21 @@ MOI_DEVICE float reduce(float *shares, float v, int largest, unsigned width) {
   return r;
 }
 
+/* Value k of a row, weighted. */
+MOI_DEVICE float value(const moi_cu_prepare_args *a, const uint8_t *from, unsigned k, float weight) {
+  float v = moi_load(a->input_type, from, k);
+  return a->weights ? moi_round_to(a->input_type, v * weight) : v;
+}
+
+/* The power of two that brings the largest of a row to 2^13 .. 2^14, which act_quant makes 2^15 at most; a row without
+ * one, or of numbers below 2^-97, gets that of 2^-97: its digits are small and right. */
+MOI_DEVICE unsigned row_exponent(const moi_cu_prepare_args *a, const uint8_t *from, float weight, float *shares) {
+  float largest = 0.0f;
+  for (unsigned k = moi_thread(); k < a->k; k += THREADS) largest = fmaxf(largest, fabsf(value(a, from, k, weight)));
+  unsigned e = moi_f32_bits(reduce(shares, largest, 1, THREADS)) >> 23;
+  return e < 30u ? 30u : e > 254u ? 254u : e;
+}
+
 MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
   MOI_SHARED(float, shares, THREADS);
   unsigned thread = moi_thread(), n_rows = a->n_rows;
@@ -33,16 +48,21 @@ MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
     const uint8_t *from =
         (const uint8_t *)a->input + (uint64_t)(row / a->row_div) * a->input_stride * moi_element_bytes(a->input_type);
     float *to = a->x ? a->x + (uint64_t)row * a->ldx : NULL;
-    uint16_t *digits = a->digits ? a->digits + (uint64_t)row * 2u * a->ldx : NULL;
-    float weight = a->weights ? a->weights[row] : 1.0f, dot = 0.0f;
+    uint16_t *digits = a->codes ? (uint16_t *)a->codes + (uint64_t)row * 2u * a->ldx : NULL; /* of DIGITS* */
+    float weight = a->weights ? a->weights[row] : 1.0f, dot = 0.0f, up = 1.0f;
+    if (a->codes && a->form == MOI_CU_DIGITS_F16) {
+      unsigned e = row_exponent(a, from, weight, shares);
+      up = moi_bits_f32((267u - e) << 23);
+      if (thread == 0u) a->scales[row] = moi_bits_f32((e - 13u) << 23);
+    }
     for (unsigned k0 = 0; k0 < a->ldx; k0 += THREADS) { /* 128: groups of act_quant */
       unsigned k = k0 + thread;
       float v = 0.0f;
       if (k < a->k) {
-        v = moi_load(a->input_type, from, k);
-        if (a->gate) dot = fmaf(v, moi_load(a->gate_type, a->gate, k), dot);
-        if (a->weights) v = moi_round_to(a->input_type, v * weight);
+        v = value(a, from, k, weight);
+        if (a->gate) dot = fmaf(moi_load(a->input_type, from, k), moi_load(a->gate_type, a->gate, k), dot);
       }
+      unsigned code = 0u;
       if (a->act_quant == 3u) { /* INT8_32 */
         float scale = fmaxf(reduce(shares, fabsf(v) <= 3.402823466e38f ? fabsf(v) : INFINITY, 1, 32) / 127.0f, 1.17549435e-38f);
         v = rintf(v / scale) * scale;
@@ -54,11 +74,23 @@ MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
         }
         float q = v / scale;
         q = q > 448.0f ? 448.0f : q < -448.0f ? -448.0f : q;
-        v = moi_e4m3_value(moi_e4m3_code(q)) * scale;
+        code = moi_e4m3_code(q);
+        v = moi_e4m3_value(code) * scale;
+        if (a->codes && a->form == MOI_CU_E4M3) {
+          uint64_t at = (uint64_t)row * MOI_CU_UP128(a->ldx) + k0;
+          ((uint8_t *)a->codes)[at + thread] = (uint8_t)code;
+          if (thread == 0u) a->scales[at >> 7] = scale;
+        }
       }
       if (k >= a->ldx) continue;
       if (to) to[k] = v;
-      if (!digits) continue;
+      if (!digits || a->form == MOI_CU_E4M3) continue;
+      if (a->form == MOI_CU_DIGITS_F16) {
+        unsigned first = moi_f16_code(v * up);
+        digits[k] = (uint16_t)first;
+        if (a->n_digits > 1u) digits[a->ldx + k] = (uint16_t)moi_f16_code(v * up - moi_f16_f32(first));
+        continue;
+      }
       unsigned high = moi_bf16_code(v);
       digits[k] = (uint16_t)high;
       if (a->n_digits > 1u) digits[a->ldx + k] = (uint16_t)moi_bf16_code(v - moi_bf16_value(high));
