@@ -25,8 +25,8 @@ typedef struct moi_cu_matrix {
  *                where a row of ldx floats would: ldx high digits, then ldx low ones. Where all x are bf16 as they are, one
  *                digit says it all, and there are no low ones.
  *   DIGITS_F16   f16 digits that lie likewise: x = scale * (high + low), one scale for a row, a power of two that brings the
- *                largest of the row to 2^13..2^14: off by 2^-22 of x, or by 2^-38 of the row's largest. One digit where all x
- *                are f16 or bf16: off by 2^-38 of the row's largest where that is more than 2^30 times x, else by nothing.
+ *                largest of the row to 2^13..2^14: off by 2^-22 of x or 2^-38 of the row's largest. One digit where all x are
+ *                f16 or bf16: off by 2^-38 of the row's largest, where that is more than 2^27 times x, or by nothing.
  *   E4M3         what act_quant leaves: a byte for each k up to a multiple of 128, and a scale for each 128. */
 typedef enum moi_cu_form { MOI_CU_FLOATS, MOI_CU_DIGITS, MOI_CU_DIGITS_F16, MOI_CU_E4M3, MOI_CU_FORMS } moi_cu_form;
 
@@ -35,6 +35,8 @@ typedef enum moi_cu_form { MOI_CU_FLOATS, MOI_CU_DIGITS, MOI_CU_DIGITS_F16, MOI_
 
 /* Shared memory that gemm_mma asks for: two stages of 8 KB for W and for each digit of x. */
 #define MOI_CU_MMA_STAGE 8192u
+/* gemm_fp8mma: two stages of 16 KB for W and for x. */
+#define MOI_CU_E4M3_STAGE 16384u
 
 /* A work item: rows of one expert. */
 typedef struct moi_cu_item {
