@@ -49,7 +49,8 @@ static const support_row vulkan_rows[] = {
 static const support_row cuda_rows[] = {
 #define GEMM(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, ALL},
 #define GEMM_DIGITS(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, BUT_F32},
-#define GEMM_FP8(name, ...) {MOI_OP_GEMM, MOI_FORMAT_FP8, name, 0, ALL}, {MOI_OP_GEMM, MOI_FORMAT_FP8_B128, name, 0, ALL},
+#define GEMM_FP8(name, ...)                                                                                            \
+  {MOI_OP_GEMM, MOI_FORMAT_FP8, name, 0, ALL}, {MOI_OP_GEMM, MOI_FORMAT_FP8_B128, name, 0, ALL},
 #define GEMM_ALONG_K(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, ALONG_K},
 #define ROUTE(name, needs, threads, flags, image) {MOI_OP_ROUTE, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
 #define ATTENTION(name, needs, m_max, m_tile, n_tile, threads, flags, image)                                           \

@@ -27,7 +27,7 @@ typedef struct moi_cu_matrix {
  *   DIGITS_F16   f16 digits that lie likewise: x = scale * (high + low), one scale for a row, a power of two that brings the
  *                largest of the row to 2^13..2^14: off by 2^-22 of x or 2^-38 of the row's largest. One digit where all x are
  *                f16 or bf16: off by 2^-38 of the row's largest, where that is more than 2^27 times x, or by nothing.
- *   E4M3         what act_quant leaves: a byte for each k up to a multiple of 128, and a scale for each 128. */
+ *   E4M3         what an act_quant of FP8 leaves: a byte for each k up to a multiple of 128, and a scale for each 128. */
 typedef enum moi_cu_form { MOI_CU_FLOATS, MOI_CU_DIGITS, MOI_CU_DIGITS_F16, MOI_CU_E4M3, MOI_CU_FORMS } moi_cu_form;
 
 /* k up to whole groups of act_quant */

@@ -74,7 +74,8 @@ static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void
   (void)asked;
   if (!moi_cu_image_exists(row->image)) return "a kernel that this build has not";
   if (row->needs > c->traits.sm) return needs_text(row->needs);
-  if (row->form == MOI_CU_E4M3 && !x->act_quant) return "act_quant";
+  if (row->form == MOI_CU_E4M3 && x->act_quant != MOI_ACT_QUANT_FP8_128 && x->act_quant != MOI_ACT_QUANT_FP8_128_POW2)
+    return "an act_quant of FP8";
   return row->op == MOI_OP_ATTENTION ? moi_cu_attention_refusal(row, plan) : NULL;
 }
 
