@@ -38,6 +38,14 @@ typedef enum moi_cu_form { MOI_CU_FLOATS, MOI_CU_DIGITS, MOI_CU_DIGITS_F16, MOI_
 /* gemm_fp8mma: two stages of 16 KB for W and for x. */
 #define MOI_CU_E4M3_STAGE 16384u
 
+/* Rows of activations as int8 digits, with a scale s for each 32 k: x = s * q, q = 256 * high + low of signed bytes, s a
+ * power of two with |q| <= 32639, off by s / 2, 2^-15 of the largest of the 32 at most; or, where rows are quantised to 8
+ * bits, q = high and any s. What is NaN or infinite gives s = NaN. Such a row lies where a row of ldx floats would: ldx
+ * bytes high, ldx low, then for each 32 k two floats: s and s * (sum of the 32 q's). */
+
+/* Shared memory that gemm_int8 asks for: two stages of 4 KB for W and for each of two digits of x. */
+#define MOI_CU_INT8_PLANE 4096u
+
 /* A work item: rows of one expert. */
 typedef struct moi_cu_item {
   uint32_t expert, first, rows;

@@ -192,6 +192,36 @@ MOI_WORD void moi_mma_e4m3_16832(float *d, const unsigned *a, const unsigned *b)
     d[i] = (float)sum;
   }
 }
+/* D = A B + D of bytes: element A[i][j] is in byte j % 4 of register a[i / 8 + (rows / 8) (j / 16)] of lane
+ * 4 (i % 8) + (j % 16) / 4, element B[j][i] in that of b[j / 16] of lane 4 i + (j % 16) / 4. */
+MOI_WORD void moi_emulated_mma_s8(const char *what, int *d, const unsigned *a, const unsigned *b, unsigned rows,
+                                    unsigned k) {
+  unsigned mine[6], n_a = rows / 8u * (k / 16u), n_b = k / 16u, lane = moi_lane();
+  memcpy(mine, a, 4 * n_a);
+  memcpy(mine + n_a, b, 4 * n_b);
+  const unsigned char *all = moi_emulated_meet(what, mine, 4 * (n_a + n_b));
+  for (unsigned i = 0; i < rows / 4u; i++) {
+    unsigned row = lane / 4u + 8u * (i / 2u), column = 2u * (lane % 4u) + i % 2u, sum = (unsigned)d[i];
+    for (unsigned j = 0; j < k; j++) {
+      unsigned word = (j % 16u) / 4u;
+      int8_t va = (int8_t)all[64 * (4u * (row % 8u) + word) + 4 * (row / 8u + rows / 8u * (j / 16u)) + j % 4u];
+      int8_t vb = (int8_t)all[64 * (4u * column + word) + 4 * (n_a + j / 16u) + j % 4u];
+      sum += (unsigned)(va * vb);
+    }
+    d[i] = (int)sum;
+  }
+}
+MOI_WORD void moi_mma_s8_8816(int *d, unsigned a, unsigned b) {
+  moi_emulated_mma_s8("mma s8 m8n8k16", d, &a, &b, 8, 16);
+}
+MOI_WORD void moi_mma_s8_16816(int *d, const unsigned *a, const unsigned *b, int c) {
+  d[0] = d[1] = d[2] = d[3] = c;
+  moi_emulated_mma_s8("mma s8 m16n8k16", d, a, b, 16, 16);
+}
+MOI_WORD void moi_mma_s8_16832(int *d, const unsigned *a, const unsigned *b, int c) {
+  d[0] = d[1] = d[2] = d[3] = c;
+  moi_emulated_mma_s8("mma s8 m16n8k32", d, a, b, 16, 32);
+}
 MOI_WORD void moi_emulated_ldmatrix(const char *what, unsigned *r, const void *row, int transposed) {
   const unsigned char *all = moi_emulated_meet(what, &row, sizeof row);
   unsigned g = moi_lane() / 4u, q = moi_lane() % 4u;

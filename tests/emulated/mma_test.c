@@ -56,6 +56,31 @@ MOI_KERNEL(test_mma8, 32, mma8_args) {
   for (unsigned i = 0; i < 4; i++) a->d[(g + i / 2 * 8) * N + 2 * q + i % 2] = d[i];
 }
 
+typedef struct bytes_args {
+  const int8_t *a, *b; /* [M][32], [32][N] */
+  int *d;              /* [M][N] */
+  unsigned kind;       /* 0 m16n8k32, 1 m16n8k16, 2 and 3 the same made of m8n8k16 */
+  int c;
+} bytes_args;
+
+static unsigned four(const int8_t *p, unsigned step) {
+  unsigned r = 0;
+  for (unsigned i = 0; i < 4; i++) r |= (unsigned)(uint8_t)p[i * step] << (8 * i);
+  return r;
+}
+
+MOI_KERNEL(test_mma_bytes, 32, bytes_args) {
+  unsigned g = moi_lane() / 4, q = moi_lane() % 4, fa[4], fb[2];
+  int d[4];
+  for (unsigned i = 0; i < 4; i++) fa[i] = four(a->a + (g + i % 2 * 8) * 32 + 4 * q + i / 2 * 16, 1);
+  for (unsigned i = 0; i < 2; i++) fb[i] = four(a->b + (4 * q + i * 16) * N + g, N);
+  if (a->kind == 0) moi_mma_s8_16832(d, fa, fb, a->c);
+  else if (a->kind == 1) moi_mma_s8_16816(d, fa, fb, a->c);
+  else if (a->kind == 2) moi_mma_s8_16832_of_8816(d, fa, fb, a->c);
+  else moi_mma_s8_16816_of_8816(d, fa, fb, a->c);
+  for (unsigned i = 0; i < 4; i++) a->d[(g + i / 2 * 8) * N + 2 * q + i % 2] = d[i];
+}
+
 typedef struct move_args {
   const uint16_t *from; /* [32][8] */
   unsigned *to;         /* [32][4], then as much transposed */
@@ -152,6 +177,23 @@ static void test_products_of_bytes(void) {
   CHECK(d[0] != d[0], "NaN: %g", (double)d[0]);
 }
 
+static void test_bytes(void) {
+  int8_t a[M * 32], b[32 * N];
+  for (int i = 0; i < M * 32; i++) a[i] = (int8_t)(i * 37 % 256 - 128);
+  for (int i = 0; i < 32 * N; i++) b[i] = (int8_t)(i * 53 % 251 - 128);
+  for (unsigned kind = 0; kind < 4; kind++) {
+    int d[M * N], c = 0x4b400000;
+    bytes_args args = {a, b, d, kind, c};
+    run("test_mma_bytes", &args);
+    for (unsigned i = 0; i < M; i++)
+      for (unsigned j = 0; j < N; j++) {
+        int wanted = c;
+        for (unsigned l = 0; l < (kind % 2 ? 16 : 32); l++) wanted += a[i * 32 + l] * b[l * N + j];
+        CHECK(d[i * N + j] == wanted, "kind %u, row %u, column %u: %d, wanted %d", kind, i, j, d[i * N + j], wanted);
+      }
+  }
+}
+
 static void test_copies(void) {
   _Alignas(16) uint16_t from[32 * 8];
   unsigned to[256], late[32];
@@ -217,6 +259,7 @@ static void test_death(const char *kernel) {
 int main(void) {
   test_products();
   test_products_of_bytes();
+  test_bytes();
   test_copies();
   test_pairs();
   test_death("test_misaligned");
