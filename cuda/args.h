@@ -27,8 +27,13 @@ typedef struct moi_cu_matrix {
  *   DIGITS_F16   f16 digits that lie likewise: x = scale * (high + low), one scale for a row, a power of two that brings the
  *                largest of the row to 2^13..2^14: off by 2^-22 of x or 2^-38 of the row's largest. One digit where all x are
  *                f16 or bf16: off by 2^-38 of the row's largest, where that is more than 2^27 times x, or by nothing.
+ *   INT8         int8 digits and a scale s for each 32 k: x = s * q, q = 256 * high + low of signed bytes, s a power of two
+ *                with |q| <= 32639: off by s / 2, 2^-14.9 of the largest of the 32 at most. One digit, q = high, where
+ *                act_quant leaves 8 bits: s is its scale. NaN and infinity give an s that is neither a number. Such a row
+ *                lies where a row of ldx floats would: ldx bytes high, ldx low, then for each 32 k two floats: s, and
+ *                s * (sum of the 32 q's).
  *   E4M3         what an act_quant of FP8 leaves: a byte for each k up to a multiple of 128, and a scale for each 128. */
-typedef enum moi_cu_form { MOI_CU_FLOATS, MOI_CU_DIGITS, MOI_CU_DIGITS_F16, MOI_CU_E4M3, MOI_CU_FORMS } moi_cu_form;
+typedef enum moi_cu_form { MOI_CU_FLOATS, MOI_CU_DIGITS, MOI_CU_DIGITS_F16, MOI_CU_INT8, MOI_CU_E4M3, MOI_CU_FORMS } moi_cu_form;
 
 /* k up to whole groups of act_quant */
 #define MOI_CU_UP128(k) (((k) + 127u) & ~127u)
@@ -38,13 +43,10 @@ typedef enum moi_cu_form { MOI_CU_FLOATS, MOI_CU_DIGITS, MOI_CU_DIGITS_F16, MOI_
 /* gemm_fp8mma: two stages of 16 KB for W and for x. */
 #define MOI_CU_E4M3_STAGE 16384u
 
-/* Rows of activations as int8 digits, with a scale s for each 32 k: x = s * q, q = 256 * high + low of signed bytes, s a
- * power of two with |q| <= 32639, off by s / 2, 2^-15 of the largest of the 32 at most; or, where rows are quantised to 8
- * bits, q = high and any s. What is NaN or infinite gives s = NaN. Such a row lies where a row of ldx floats would: ldx
- * bytes high, ldx low, then for each 32 k two floats: s and s * (sum of the 32 q's). */
-
-/* Shared memory that gemm_int8 asks for: two stages of 4 KB for W and for each of two digits of x. */
+/* A stage's bytes of W, and of each digit of x, in gemm_int8; and the shared memory that it asks for: two stages with two
+ * digits, or 16 rows of 40 floats for each of 16 warps, which are more. */
 #define MOI_CU_INT8_PLANE 4096u
+#define MOI_CU_INT8_SHARED 40960u
 
 /* A work item: rows of one expert. */
 typedef struct moi_cu_item {

@@ -67,15 +67,36 @@ static moi_row row_of_floats(uint32_t i) {
   return row;
 }
 
+/* Whether int8 products, or the fp32 instructions beside them, take less time than 16-bit ones, in cycles for 16 x 8 x 32:
+ * four sums of a thread become floats and are added up in 4 instructions each with two digits, 3 with one, once for each
+ * group of a scale, and a minimum takes one more. docs/cuda.md has the table. */
+static int int8_pays(const moi_cu_traits *t, moi_format format, const moi_cu_activations *x) {
+  uint32_t digits = moi_cu_digits_of(MOI_CU_INT8, x), floats = digits == 1 ? 12 : 16;
+  switch (format) {
+    case MOI_FORMAT_Q6_K:
+    case MOI_FORMAT_NVFP4:
+    case MOI_FORMAT_FP4_G16: floats *= 2; break;
+    case MOI_FORMAT_Q4_K:
+    case MOI_FORMAT_Q5_K:
+    case MOI_FORMAT_INT4Z_G32:
+    case MOI_FORMAT_INT4Z_G128: floats += 4; break;
+    default: break;
+  }
+  uint32_t products = digits * t->cycles_8, beside = floats * t->cycles_f32;
+  uint32_t digits_16 = moi_cu_digits_of(t->sm >= 80 ? MOI_CU_DIGITS : MOI_CU_DIGITS_F16, x);
+  return (products > beside ? products : beside) < digits_16 * t->cycles_16;
+}
+
 static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void *user) {
   const moi_cuda *c = plan->context->state;
   const moi_cu_kernel *row = &moi_cu_kernels[i];
   const moi_cu_activations *x = user;
-  (void)asked;
   if (!moi_cu_image_exists(row->image)) return "a kernel that this build has not";
   if (row->needs > c->traits.sm) return needs_text(row->needs);
   if (row->form == MOI_CU_E4M3 && x->act_quant != MOI_ACT_QUANT_FP8_128 && x->act_quant != MOI_ACT_QUANT_FP8_128_POW2)
     return "an act_quant of FP8";
+  if (row->form == MOI_CU_INT8 && !asked && !int8_pays(&c->traits, row->format, x))
+    return "a card whose int8 products are faster than 16-bit ones";
   return row->op == MOI_OP_ATTENTION ? moi_cu_attention_refusal(row, plan) : NULL;
 }
 

@@ -16,6 +16,9 @@ typedef struct moi_cu_traits {
   uint32_t sm;            /* 75: compute capability 7.5 */
   uint32_t processors;    /* multiprocessors */
   uint32_t shared_memory; /* bytes that a block may have, if it asks */
+  /* cycles of a scheduler for 16 x 8 x 32 products of 16-bit numbers with fp32 sums, of bytes, and for a warp's fp32
+   * instruction, by what NVIDIA says of its cards */
+  uint32_t cycles_16, cycles_8, cycles_f32;
 } moi_cu_traits;
 
 /* a context's state */
@@ -116,6 +119,9 @@ typedef struct moi_cu_activations {
   moi_format type;
   moi_act_quant act_quant;
 } moi_cu_activations;
+
+/* Digits that hold activations in a form; 0 where it has none. */
+uint32_t moi_cu_digits_of(moi_cu_form form, const moi_cu_activations *x);
 
 /* Chooses among kernels.def; texts and warnings as the CPU backend's. *found is set if `forced` named one that serves.
  * GEMM rows that take another form than floats are not asked. */

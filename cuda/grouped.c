@@ -14,13 +14,13 @@ enum {
   SORT_BLOCKS = 256
 };
 
-/* Digits that hold activations; 0 where a form has none. */
-static uint32_t digits_of(moi_cu_form form, const moi_cu_activations *x) {
+uint32_t moi_cu_digits_of(moi_cu_form form, const moi_cu_activations *x) {
   int pow2 = x->act_quant == MOI_ACT_QUANT_FP8_128_POW2;
   switch (form) {
     case MOI_CU_DIGITS: return x->act_quant ? 2u - (uint32_t)pow2 : x->type == MOI_FORMAT_BF16 ? 1 : 2;
     case MOI_CU_DIGITS_F16:
       return x->act_quant ? 2u - (uint32_t)pow2 : x->type == MOI_FORMAT_BF16 || x->type == MOI_FORMAT_F16 ? 1 : 2;
+    case MOI_CU_INT8: return x->act_quant == MOI_ACT_QUANT_INT8_32 ? 1 : 2;
     default: return 0;
   }
 }
@@ -30,7 +30,7 @@ moi_status moi_cu_gemm_choose_of(const char *fn, moi_plan *plan, const char *wha
   moi_status status = moi_cu_choose_of(fn, plan, MOI_OP_GEMM, what, format, x, forced, found, &out->pick);
   for (int which = 0; which < 2 && !status; which++) {
     const moi_cu_kernel *row = which ? out->pick.many : out->pick.few;
-    uint32_t digits = out->n_digits[which] = x ? digits_of(row->form, x) : 0;
+    uint32_t digits = out->n_digits[which] = x ? moi_cu_digits_of(row->form, x) : 0;
     char name[96];
     snprintf(name, sizeof name, "%s%s%s", row->image, digits == 1 ? "_one" : "", gate_up ? "_up" : "");
     status = moi_cu_function_get(fn, plan->context, row->image, name, &out->function[which]);
@@ -78,7 +78,7 @@ void moi_cu_rows_carve(moi_carve *c, uint32_t forms, size_t rows, uint32_t k, co
     if (form == MOI_CU_E4M3) bytes = MOI_CU_UP128((size_t)k), n_scales = bytes / 128;
     out->of[form] = moi_take(c, rows, bytes);
     if (n_scales) out->scales[form] = moi_take(c, rows, n_scales * 4);
-    out->n_digits[form] = digits_of((moi_cu_form)form, x);
+    out->n_digits[form] = moi_cu_digits_of((moi_cu_form)form, x);
   }
 }
 

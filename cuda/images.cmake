@@ -40,11 +40,15 @@ function(moi_cuda_code out out_last known help)
   set(${out} "${code}" PARENT_SCOPE)
   set(${out_last} "${one}" PARENT_SCOPE)
 endfunction()
+# Formats of blocks, whose codes are whole numbers: all but those of MOI_FORMAT_MAP with one element a block.
+string(REGEX MATCHALL "X\\([A-Z0-9_]+, [0-9]+, \"[a-z0-9_]+\", [NK], 1, 1," MOI_CUDA_PLAIN "${text}")
+string(REGEX REPLACE "X\\(([A-Z0-9_]+)[^;]*" "\\1" MOI_CUDA_PLAIN "${MOI_CUDA_PLAIN}")
 
 function(moi_cuda_formats out) # formats as NAME=name
   set(every "")
   set(but_f32 "")
   set(along_k "")
+  set(blocks "")
   foreach(format ${ARGN})
     string(REGEX REPLACE "(.*)=(.*)" "X(\\1, \"\\2\", __VA_ARGS__) " row "${format}")
     string(REGEX REPLACE "=.*" "" name "${format}")
@@ -55,10 +59,14 @@ function(moi_cuda_formats out) # formats as NAME=name
     if(NOT name IN_LIST MOI_CUDA_ALONG_N)
       string(APPEND along_k "${row}")
     endif()
+    if(NOT name IN_LIST MOI_CUDA_PLAIN)
+      string(APPEND blocks "${row}")
+    endif()
   endforeach()
   file(GENERATE OUTPUT "${out}" CONTENT "#define MOI_CU_EVERY_FORMAT(X, ...) ${every}
 #define MOI_CU_EVERY_FORMAT_BUT_F32(X, ...) ${but_f32}
-#define MOI_CU_EVERY_FORMAT_ALONG_K(X, ...) ${along_k}\n")
+#define MOI_CU_EVERY_FORMAT_ALONG_K(X, ...) ${along_k}
+#define MOI_CU_EVERY_FORMAT_OF_BLOCKS(X, ...) ${blocks}\n")
 endfunction()
 
 function(moi_cuda_images)

@@ -43,7 +43,8 @@ typedef enum moi_accumulator {
 
 /* What a backend's kernels of a format are allowed. On the CPU int16, but fp32 for the dense formats and for the kernels
  * 'generic' and 'ref'; elsewhere fp32: no kernel there quantises activations. On CUDA rows called "-mma", and
- * plans that may have them, multiply bf16 or f16 digits, those called "-mma-fp8" E4M3. */
+ * plans that may have them, multiply bf16 or f16 digits, those called "-mma-fp8" E4M3, those called "-int8", and plans of
+ * formats of blocks, 16 bits. */
 moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_format format);
 
 /* e and s of the comment above. */

@@ -37,6 +37,28 @@ MOI_DEVICE unsigned row_exponent(const moi_cu_prepare_args *a, const uint8_t *fr
   return e < 30u ? 30u : e > 254u ? 254u : e;
 }
 
+/* The power of two that 32 values, a lane each, are whole numbers of as INT8 wants them: the largest becomes 2^14 at least
+ * and 32639 at most, as the roundest number below 2^15 that 127 * 256 + 127 is, a half on top. NaN: there is none. */
+MOI_DEVICE float int8_scale(float v) {
+  unsigned largest = moi_max_u32(moi_f32_bits(v) & 0x7fffffffu);
+  if (largest >= 0x7f800000u) return moi_bits_f32(0x7fc00000u);
+  unsigned e = (largest + 0x10100u) >> 23; /* the next power from 32639.5 on */
+  return moi_bits_f32((e < 15u ? 1u : e - 14u) << 23);
+}
+/* A lane's value of those, q times the scale, to a row of INT8. */
+MOI_DEVICE void put_int8(const moi_cu_prepare_args *a, unsigned row, unsigned k, int q, float scale) {
+  uint8_t *to = (uint8_t *)a->codes + (uint64_t)row * 4u * a->ldx;
+  int two = a->n_digits > 1u, sum = q;
+  to[k] = (uint8_t)(two ? (q + 128) >> 8 : q);
+  if (two) to[a->ldx + k] = (uint8_t)q;
+  MOI_UNROLL
+  for (unsigned step = 16u; step > 0u; step >>= 1) sum += (int)moi_xor_u32((unsigned)sum, step);
+  if ((k & 31u) != 0u) return;
+  moi_f2 v;
+  v.x = scale, v.y = scale * (float)sum;
+  ((moi_f2 *)(void *)(to + 2u * a->ldx))[k >> 5] = v;
+}
+
 MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
   MOI_SHARED(float, shares, THREADS);
   unsigned thread = moi_thread(), n_rows = a->n_rows;
@@ -63,9 +85,11 @@ MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
         if (a->gate) dot = fmaf(moi_load(a->input_type, from, k), moi_load(a->gate_type, a->gate, k), dot);
       }
       unsigned code = 0u;
-      if (a->act_quant == 3u) { /* INT8_32 */
-        float scale = fmaxf(reduce(shares, fabsf(v) <= 3.402823466e38f ? fabsf(v) : INFINITY, 1, 32) / 127.0f, 1.17549435e-38f);
-        v = rintf(v / scale) * scale;
+      float step = 0.0f, steps = 0.0f; /* of INT8_32 */
+      if (a->act_quant == 3u) {
+        step = fmaxf(reduce(shares, fabsf(v) <= 3.402823466e38f ? fabsf(v) : INFINITY, 1, 32) / 127.0f, 1.17549435e-38f);
+        steps = step < INFINITY ? rintf(v / step) : 0.0f;
+        v = steps * step;
       } else if (a->act_quant) {
         float scale = reduce(shares, fmaxf(fabsf(v), 1e-4f), 1, THREADS) / 448.0f;
         if (a->act_quant == 2u) { /* 2^ceil(log2 scale), on the bits */
@@ -85,6 +109,14 @@ MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
       if (k >= a->ldx) continue;
       if (to) to[k] = v;
       if (!digits || a->form == MOI_CU_E4M3) continue;
+      if (a->form == MOI_CU_INT8) {
+        if (a->n_digits > 1u) {
+          step = int8_scale(v);
+          steps = step < INFINITY ? rintf(v / step) : 0.0f;
+        }
+        put_int8(a, row, k, (int)steps, step);
+        continue;
+      }
       if (a->form == MOI_CU_DIGITS_F16) {
         unsigned first = moi_f16_code(v * up);
         digits[k] = (uint16_t)first;

@@ -2,6 +2,7 @@
  * CUDA backend, host and kernels, runs where there is no NVIDIA device. Launches are done when they return. Graphs are
  * lists of launches. Environment:
  *   MOI_EMULATED_SM=89      the compute capability that the device claims
+ *   MOI_EMULATED_NAME=text  the name that it has
  *   MOI_EMULATED_FAIL=N     the Nth call that can fail gives out-of-memory; calls are counted from 1 */
 #include <stdint.h>
 #include <stdio.h>
@@ -17,15 +18,18 @@
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 
 static _Atomic int countdown, capability;
+static const char *device_name = "emulated on the CPU";
 
 /* What the environment says, or a test that finds these with dlsym. nth 0: nothing fails; sm 0: 89. */
 API void moi_emulated_fail(int nth) { countdown = nth; }
 API void moi_emulated_sm(int sm) { capability = sm; }
+API void moi_emulated_name(const char *name) { device_name = name ? name : "emulated on the CPU"; }
 
 __attribute__((constructor)) static void read_environment(void) {
   const char *fail = getenv("MOI_EMULATED_FAIL"), *sm = getenv("MOI_EMULATED_SM");
   if (fail) countdown = atoi(fail);
   if (sm) capability = atoi(sm);
+  if (getenv("MOI_EMULATED_NAME")) device_name = getenv("MOI_EMULATED_NAME");
 }
 
 static int faulty(void) { return countdown > 0 && --countdown == 0; }
@@ -62,7 +66,7 @@ API int cuDeviceGet(int *device, int ordinal) {
 }
 API int cuDeviceGetName(char *name, int size, int device) {
   (void)device;
-  snprintf(name, (size_t)size, "emulated on the CPU");
+  snprintf(name, (size_t)size, "%s", device_name);
   return SUCCESS;
 }
 API int cuDeviceGetUuid(void *uuid, int device) {
