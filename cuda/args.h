@@ -33,7 +33,14 @@ typedef struct moi_cu_matrix {
  *                lies where a row of ldx floats would: ldx bytes high, ldx low, then for each 32 k two floats: s, and
  *                s * (sum of the 32 q's).
  *   E4M3         what an act_quant of FP8 leaves: a byte for each k up to a multiple of 128, and a scale for each 128. */
-typedef enum moi_cu_form { MOI_CU_FLOATS, MOI_CU_DIGITS, MOI_CU_DIGITS_F16, MOI_CU_INT8, MOI_CU_E4M3, MOI_CU_FORMS } moi_cu_form;
+typedef enum moi_cu_form {
+  MOI_CU_FLOATS,
+  MOI_CU_DIGITS,
+  MOI_CU_DIGITS_F16,
+  MOI_CU_INT8,
+  MOI_CU_E4M3,
+  MOI_CU_FORMS
+} moi_cu_form;
 
 /* k up to whole groups of act_quant */
 #define MOI_CU_UP128(k) (((k) + 127u) & ~127u)

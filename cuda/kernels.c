@@ -2,8 +2,8 @@
 
 #include "core/choose.h"
 #include "cuda/args.h"
-#include "cuda_formats.h" /* generated: MOI_CU_EVERY_FORMAT(X, ...) is X(NAME, "name", ...) for each format, _BUT_F32, _ALONG_K,
-                            * _OF_BLOCKS for some */
+#include "cuda_formats.h" /* generated: MOI_CU_EVERY_FORMAT(X, ...) is X(NAME, "name", ...) for each format, _BUT_F32,
+                           * _ALONG_K and _OF_BLOCKS for some */
 
 #define STEADY (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT)
 #define FALLBACK MOI_ROW_FALLBACK

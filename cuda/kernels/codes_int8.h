@@ -16,7 +16,8 @@
 #else
 #define MOI_INT8_GROUP 32
 #endif
-#if defined(MOI_FORMAT_Q4_K) || defined(MOI_FORMAT_Q5_K) || defined(MOI_FORMAT_INT4Z_G32) || defined(MOI_FORMAT_INT4Z_G128)
+#if defined(MOI_FORMAT_Q4_K) || defined(MOI_FORMAT_Q5_K) || defined(MOI_FORMAT_INT4Z_G32) ||                            \
+    defined(MOI_FORMAT_INT4Z_G128)
 #define MOI_INT8_MINIMUM 1
 #else
 #define MOI_INT8_MINIMUM 0
@@ -80,7 +81,8 @@ BYTES_OF {
   moi_bytes_of_nibbles(r->q[1], w + 2);
 }
 
-#elif defined(MOI_FORMAT_GPTQ_G32) || defined(MOI_FORMAT_GPTQ_G128) || defined(MOI_FORMAT_AWQ_G32) || defined(MOI_FORMAT_AWQ_G128)
+#elif defined(MOI_FORMAT_GPTQ_G32) || defined(MOI_FORMAT_GPTQ_G128) || defined(MOI_FORMAT_AWQ_G32) ||                  \
+    defined(MOI_FORMAT_AWQ_G128)
 BYTES_OF { /* zeros are 16 at most */
   (void)minimum;
   *scale = moi_f16_f32(r->s);
