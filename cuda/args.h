@@ -60,7 +60,7 @@ typedef struct moi_cu_item {
   uint32_t expert, first, rows;
 } moi_cu_item;
 
-/* gemm_<kernel>_<format>[_up] */
+/* gemm_<kernel>_<format>[_up]; gemm_stream in a pair */
 typedef struct moi_cu_gemm_args {
   moi_cu_matrix up, gate; /* _up: two matrices and an activation; else only `up` */
   const float *x;         /* rows in the form that the kernel's row says; zeros behind k */
@@ -78,28 +78,62 @@ typedef struct moi_cu_gemm_args {
   float alpha, limit;
 } moi_cu_gemm_args;
 
-/* sort_count, sort, groups */
+/* gemm_stream_<format>[_up]: blocks with y from first_y on have the second product. Kernels of one product take this struct
+ * for its first member. */
+typedef struct moi_cu_gemm_pair {
+  moi_cu_gemm_args of[2];
+  uint32_t first_y, reserved;
+} moi_cu_gemm_pair;
+
+/* sort_count, groups; in others of these structs */
 typedef struct moi_cu_sort_args {
   const int32_t *ids;              /* sort: [n_tokens, top_k]; groups: offsets [n_class + 1] */
   const uint32_t *n_tokens_device; /* or null */
   uint32_t *counts, *offsets;      /* [n_class], [n_class + 1] */
   uint32_t *permutation;           /* [n_tokens * top_k]; sort alone; may be null */
-  uint32_t *histograms;            /* [n_blocks, n_class]: slots of each class in a block's part; if n_blocks > 1 */
+  uint32_t *histograms;            /* [n_blocks, n_class]: slots of each class in a part of the tokens; if n_blocks > 1 */
   uint32_t *n_items[2];            /* of few rows, of many; null: none are wanted */
   moi_cu_item *items[2];
   uint32_t *ends; /* groups: first and end row of all groups */
   uint32_t n_tokens, top_k, n_class, n_experts;
   uint32_t m_max, m_tile[2];
-  uint32_t n_blocks; /* that share the slots: the grid of sort_count and sort */
+  uint32_t n_blocks; /* that share the tokens, a part for each */
 } moi_cu_sort_args;
 
-/* route_prepare */
+/* prepare: rows, once for each form; in others of these structs */
+typedef struct moi_cu_prepare_args {
+  const void *input;
+  float *x;             /* null: none in fp32 */
+  void *codes;          /* in `form`; null: none */
+  float *scales;        /* of the form */
+  const float *weights; /* of the rows, multiplied in and rounded; null: none */
+  const uint32_t *n_rows_device;
+  const void *gate; /* a vector, and sigmoid(row . vector) of each row in gate_out; null: none */
+  float *gate_out;
+  uint32_t input_type, gate_type, input_stride, ldx;
+  uint32_t k, n_rows, row_div, rows_per_count; /* row r is input row r / row_div */
+  uint32_t act_quant, form, n_digits, reserved;
+} moi_cu_prepare_args;
+enum { MOI_CU_PREPARES = 3 }; /* forms of two kernels, and of the shared expert's */
+typedef struct moi_cu_prepare_set {
+  moi_cu_prepare_args of[MOI_CU_PREPARES]; /* n_rows 0: none */
+} moi_cu_prepare_set;
+
+/* sort: blocks behind the sort's prepare rows */
+typedef struct moi_cu_sort_prepare_args {
+  moi_cu_sort_args sort;
+  moi_cu_prepare_set rows;
+} moi_cu_sort_prepare_args;
+
+/* route_prepare makes rows; route_logits logits of a few tokens, from the same input */
 typedef struct moi_cu_route_prepare_args {
   const void *input, *norm_weight; /* norm_weight null: no norm */
   float *rows;                     /* n_tokens rows of ldx floats, zero behind k */
+  const void *router;              /* [n_class, k] */
+  float *logits;                   /* n_tokens rows of n_class floats */
   const uint32_t *n_tokens_device; /* or null */
   uint32_t n_tokens, k, ldx, stride;
-  uint32_t input_type, norm_type;
+  uint32_t input_type, router_type, n_class, reserved; /* router_type: of norm_weight too */
   float eps, scale;
 } moi_cu_route_prepare_args;
 
@@ -115,37 +149,25 @@ typedef struct moi_cu_select_args {
   int32_t *ids;
   float *weights, *logits_out;
   uint32_t *keys; /* select_any: [blocks, n_class] where n_class is more than MOI_CU_SELECT_HELD */
+  uint32_t *histograms; /* select_256, select_1024: [n_parts, n_class] as moi_cu_sort_args has it, each by a block; or null */
   uint32_t n_tokens, top_k, n_class, stride;
   uint32_t input_type, bias_type, logits_type, weight_type;
   uint32_t score, renorm, group_score, n_group;
   uint32_t topk_group, vocab;
   float renorm_eps, scale, logit_scale, logit_softcap, jitter;
-  uint32_t reserved;
+  uint32_t n_parts;
 } moi_cu_select_args;
 
 /* Classes whose keys select_any holds in shared memory. */
 enum { MOI_CU_SELECT_HELD = 8192 };
 
-/* select_sort: selection of a few tokens, then their slots sorted, by one block */
+/* select_sort: selection of a few tokens, then their slots sorted, by one block; the others prepare rows beside it, which
+ * therefore take no weights */
 typedef struct moi_cu_select_sort_args {
   moi_cu_select_args select;
   moi_cu_sort_args sort;
+  moi_cu_prepare_set rows;
 } moi_cu_select_sort_args;
-
-/* prepare */
-typedef struct moi_cu_prepare_args {
-  const void *input;
-  float *x;             /* null: none in fp32 */
-  void *codes;          /* in `form`; null: none */
-  float *scales;        /* of the form */
-  const float *weights; /* of the rows, multiplied in and rounded; null: none */
-  const uint32_t *n_rows_device;
-  const void *gate; /* a vector, and sigmoid(row . vector) of each row in gate_out; null: none */
-  float *gate_out;
-  uint32_t input_type, gate_type, input_stride, ldx;
-  uint32_t k, n_rows, row_div, rows_per_count; /* row r is input row r / row_div */
-  uint32_t act_quant, form, n_digits, reserved;
-} moi_cu_prepare_args;
 
 /* combine */
 typedef struct moi_cu_combine_args {
@@ -162,6 +184,13 @@ typedef struct moi_cu_combine_args {
   uint32_t shared_ldo;
   float scale;
 } moi_cu_combine_args;
+
+/* gemm_stream_<format>_combine: the down product and combine of a few tokens, block y is one */
+typedef struct moi_cu_down_args {
+  moi_cu_gemm_args down, shared; /* without y and items */
+  moi_cu_combine_args combine;   /* without o and shared_o */
+  uint32_t has_shared, reserved;
+} moi_cu_down_args;
 
 /* store_rows */
 typedef struct moi_cu_store_args {

@@ -144,9 +144,9 @@ static void count(const moi_plan *plan, moi_carve *carve) {
   if (plan->has_route) {
     moi_take(carve, slots_of(plan), 4); /* ids and weights where the engine wants none */
     moi_take(carve, slots_of(plan), 4);
-    moi_cu_route_count(plan, carve);
   }
   if (plan->has_experts) moi_cu_ffn_count(plan, carve);
+  if (plan->has_route) moi_cu_route_count(plan, carve);
 }
 
 static moi_status plan_op(const char *fn, moi_plan *plan) {
@@ -211,18 +211,16 @@ static void run_ops(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi
     moi_cu_bare_gemm_run(plan, run, r, carve);
     return;
   }
-  const int32_t *ids = moi_view(run->experts.args.ids);
-  const float *weights = moi_view(run->experts.args.weights);
+  int32_t *ids = moi_view(run->experts.args.ids);
+  float *weights = moi_view(run->experts.args.weights);
   if (plan->has_route) {
     int32_t *own_ids = moi_take(carve, slots_of(plan), 4);
     float *own_weights = moi_take(carve, slots_of(plan), 4);
-    int32_t *to_ids = run->route.ids.ptr ? moi_view(run->route.ids) : own_ids;
-    float *to_weights = run->route.weights.ptr ? moi_view(run->route.weights) : own_weights;
-    moi_cu_route_run(plan, run, r, carve, to_ids, to_weights);
-    ids = to_ids;
-    weights = to_weights;
+    ids = run->route.ids.ptr ? moi_view(run->route.ids) : own_ids;
+    weights = run->route.weights.ptr ? moi_view(run->route.weights) : own_weights;
   }
   if (plan->has_experts) moi_cu_ffn_run(plan, run, r, carve, ids, weights);
+  else moi_cu_route_run(plan, run, r, carve, ids, weights, NULL);
 }
 
 static moi_status run_cuda(const char *fn, const moi_plan *plan, const moi_run *run) {

@@ -131,6 +131,8 @@ static moi_status open_either(const char *fn, const moi_context *context, moi_cu
   c->traits.shared_memory = attribute(c->cu, c->device, MOI_CU_MAX_SHARED_MEMORY_OPTIN);
   if (!c->traits.processors) c->traits.processors = 1;
   count_cycles(c->cu, c->device, &c->traits);
+  /* CUDA 12.3 and newer capture such launches into graphs */
+  c->traits.overlap = c->traits.sm >= 90 && c->cu->LaunchKernelEx && c->cu->version >= 12030;
   if (c->traits.sm < OLDEST)
     return moi_fail(MOI_UNSUPPORTED, fn, "desc->next: the device is of compute capability %u.%u, 7.5 is needed",
                     c->traits.sm / 10, c->traits.sm % 10);

@@ -1,15 +1,22 @@
 /* The expert FFN: routed experts and, in moe, the shared one beside them.
  *
- *   1 sort      slots by expert, work items            and beside it: prepare, x rows in fp32 as the model wants them
+ *   1 sort      slots by expert, work items, and beside it: prepare, x rows as the GEMMs want them. In moe this is the
+ *               routing's last launch, which may be its only one
  *   2 gate/up   both GEMMs, bias, activation -> mid
  *   3 mid       quantised, where the model asks for it, and in forms that a column's block cannot write: they want a
  *               row's largest
  *   4 down      -> o, a row for each slot
  *   5 combine   a token gathers its slots' rows in ascending order of expert: one order of summation, no atomics
  *
+ * Few tokens take fewer launches: no list of experts with many rows, the shared expert beside the routed ones, 4 and 5 in one.
+ *
  * Rows of mid and o lie by slot, so that nothing needs the inverse of the permutation. Sizes that depend on the routing
  * are read on the device: grids are made for the most work items there may be, and blocks without one end at once. */
 #include "cuda/grouped.h"
+
+#include <stdio.h>
+
+enum { COMBINED_TOKENS = 2, COMBINED_COLUMNS = 4, COMBINED_THREADS = 128 }; /* of 4 and 5 in one: each token reads W by itself */
 
 typedef struct memory {
   moi_cu_groups groups;
@@ -34,7 +41,7 @@ static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
     size_t tokens = d->max_tokens, slots = tokens * d->top_k;
     if (!i)
       moi_cu_groups_carve(c, &state->ffn[0].up, &state->ffn[0].down, slots, d->n_experts + d->n_identity, d->n_experts, 0,
-                          &m->groups);
+                          plan->has_route ? moi_cu_route_parts(plan) : 0, &m->groups);
     moi_cu_activations x = {d->input_type, d->act_quant}, mid = {d->mid_type, d->act_quant};
     moi_cu_rows_carve(c, forms, weighted_input(d) ? slots : tokens, d->hidden, &x, &m->x[i]);
     float *floats = moi_take(c, slots, (size_t)moi_cu_kp(d->intermediate) * 4); /* gate and up write them, or digits */
@@ -68,6 +75,12 @@ moi_status moi_cu_ffn_plan(const char *fn, moi_plan *plan, const char *forced, i
     if (!forced && name && !served)
       return moi_fail(MOI_UNSUPPORTED, fn, "kernel: '%s' is no CUDA kernel for these formats", name);
     *found |= forced && served;
+    const moi_cu_kernel *few = f->down.pick.few;
+    char kernel[96];
+    if (i || !(few->flags & MOI_CU_ROW_PAIRS)) continue;
+    snprintf(kernel, sizeof kernel, "%s_combine", few->image);
+    status = moi_cu_function_get(fn, plan->context, few->image, kernel, &f->combine);
+    if (status) return status;
   }
   moi_status status = moi_cu_sort_plan(fn, plan, &state->sort);
   if (!status) status = moi_cu_function_get(fn, plan->context, "rows", "prepare", &state->prepare);
@@ -169,15 +182,82 @@ static moi_cu_prepare_args prepare_of(const moi_experts_desc *d, const moi_exper
                                .act_quant = (uint32_t)d->act_quant};
 }
 
-void moi_cu_ffn_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *c, const int32_t *ids,
-                    const float *weights) {
+static moi_cu_combine_args combine_of(const moi_plan *plan, const moi_run *run, const memory *m, const int32_t *ids,
+                                      const float *weights, const float *shared_gate) {
+  const moi_experts_desc *d = &plan->experts;
+  const moi_experts_args *a = &run->experts.args;
+  return (moi_cu_combine_args){.o = m->o[0],
+                               .ids = ids,
+                               .weights = weights,
+                               .input = moi_view(a->input),
+                               .output = moi_view(a->output),
+                               .n_tokens_device = moi_view(a->n_tokens_device),
+                               .shared_o = m->o[1],
+                               .shared_gate = shared_gate,
+                               .n_tokens = run->n_tokens,
+                               .top_k = d->top_k,
+                               .n_experts = d->n_experts,
+                               .n_class = d->n_experts + d->n_identity,
+                               .h = d->hidden,
+                               .ldo = d->hidden,
+                               .input_type = d->input_type,
+                               .output_type = d->output_type,
+                               .input_stride = a->input_stride,
+                               .output_stride = a->output_stride,
+                               .weighted = d->weight_on == MOI_WEIGHT_ON_OUTPUT,
+                               .accumulate = (d->flags & MOI_EXPERTS_ACCUMULATE) != 0,
+                               .shared_ldo = d->hidden,
+                               .scale = plan->output_scale};
+}
+
+/* Step 3, in one launch; in several where a row has two forms, the first of them made in its own place. */
+static void prepare_mid(moi_cu_run *r, moi_cu_function function, const ffn *f, const memory *m, uint32_t n) {
+  moi_cu_prepare_set all = {0};
+  uint32_t most = 0;
+  for (uint32_t i = 0; i < n; i++) {
+    uint32_t forms = moi_cu_prepare_add(&all, &f[i].quantise, f[i].mid_forms, &m->mid[i]);
+    if (forms > most) most = forms;
+  }
+  if (most <= 1) moi_cu_prepare(r, function, &all);
+  else
+    for (uint32_t i = 0; i < MOI_CU_PREPARES; i++) moi_cu_prepare(r, function, &(moi_cu_prepare_set){.of = {all.of[i]}});
+}
+
+/* A product of the routed experts and the same of the shared one, in one launch where that can be. */
+static void run_both(moi_cu_run *r, const moi_cu_grouped *g, uint32_t n) {
+  if (n == 2 && g[0].groups->lists == 1 && moi_cu_gemm_pairs(&g[0], &g[1])) {
+    moi_cu_gemm_run_pair(r, &g[0], &g[1]);
+    return;
+  }
+  for (uint32_t i = 0; i < n; i++) moi_cu_gemm_run(r, &g[i]);
+}
+
+/* Down and combine in one launch, if that can be. */
+static int run_combined(moi_cu_run *r, moi_cu_function function, const moi_cu_grouped *g, uint32_t n, uint32_t n_tokens,
+                        const moi_cu_combine_args *combine) {
+  if (!function || n_tokens > COMBINED_TOKENS || g[0].groups->lists != 1) return 0;
+  if (n == 2 && !moi_cu_gemm_pairs(&g[0], &g[1])) return 0;
+  moi_cu_down_args a = {.down = *g[0].args, .combine = *combine, .has_shared = n == 2};
+  a.down.x = g[0].rows_of->of[MOI_CU_FLOATS];
+  if (n == 2) {
+    a.shared = *g[1].args;
+    a.shared.x = g[1].rows_of->of[MOI_CU_FLOATS];
+  }
+  moi_cu_launch(r, function, &a, moi_cu_ceil_div(combine->h, COMBINED_COLUMNS), n_tokens, COMBINED_THREADS);
+  return 1;
+}
+
+void moi_cu_ffn_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *c, int32_t *ids,
+                    float *weights) {
   const moi_cu_plan *state = plan->state;
   const moi_experts_desc *d = &plan->experts, *s = &plan->shared;
   memory m;
   carve(plan, c, &m);
   uint32_t t = run->n_tokens, n_class = d->n_experts + d->n_identity, n_ffn = 1 + plan->has_shared;
-  if (!t) return;
+  if (!t && !plan->has_route) return;
   const uint32_t *device = moi_view(run->experts.args.n_tokens_device);
+  if (plan->has_route && run->route.permutation.ptr) m.groups.permutation = moi_view(run->route.permutation);
+  moi_cu_groups_few(&m.groups, t);
   ffn f[2];
   memset(f, 0, sizeof f);
   /* shared x is routed x where both are made alike of the same rows */
@@ -185,6 +265,8 @@ void moi_cu_ffn_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi
               run->shared.args.input_stride == run->experts.args.input_stride && d->input_type == s->input_type &&
               d->act_quant == s->act_quant && !weighted_input(d);
   const void *gate = plan->has_shared && plan->shared_gate ? moi_view(run->shared_gate) : NULL;
+  moi_cu_sort_prepare_args first = {.sort = moi_cu_groups_args(&m.groups, ids, t, d->top_k, n_class, d->n_experts)};
+  first.sort.n_tokens_device = device;
   f[0].prepare = prepare_of(d, &run->experts.args, t, device, weights, one_x ? gate : NULL, plan->shared_gate_type,
                             m.gate);
   f[0].x_forms = moi_cu_forms(&state->ffn[0].up, moi_cu_lists(&state->ffn[0].up, &m.groups, t * d->top_k));
@@ -196,37 +278,23 @@ void moi_cu_ffn_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi
     f[one_x ? 0 : 1].x_forms |= forms;
     fill_ffn(plan, run, &m, 1, NULL, one_x ? 0 : 1, &f[1]);
   }
-  moi_cu_groups_sort(r, &state->sort, &m.groups, ids, device, t, d->top_k, n_class, d->n_experts);
-  for (uint32_t i = 0; i < n_ffn; i++) moi_cu_prepare(r, state->prepare, &f[i].prepare, f[i].x_forms, &m.x[i]);
-  for (uint32_t i = 0; i < n_ffn; i++)
-    moi_cu_gemm_run(r, &state->ffn[i].up, &f[i].up, i ? NULL : &m.groups, f[i].up.ldy, f[i].up.n_rows,
-                    &f[i].x);
-  for (uint32_t i = 0; i < n_ffn; i++) moi_cu_prepare(r, state->prepare, &f[i].quantise, f[i].mid_forms, &m.mid[i]);
-  for (uint32_t i = 0; i < n_ffn; i++)
-    moi_cu_gemm_run(r, &state->ffn[i].down, &f[i].down, i ? NULL : &m.groups, d->hidden, f[i].down.n_rows,
-                    &f[i].mid);
-  moi_cu_combine_args combine = {.o = m.o[0],
-                                 .ids = ids,
-                                 .weights = weights,
-                                 .input = moi_view(run->experts.args.input),
-                                 .output = moi_view(run->experts.args.output),
-                                 .n_tokens_device = device,
-                                 .shared_o = m.o[1],
-                                 .shared_gate = gate ? m.gate : NULL,
-                                 .n_tokens = t,
-                                 .top_k = d->top_k,
-                                 .n_experts = d->n_experts,
-                                 .n_class = n_class,
-                                 .h = d->hidden,
-                                 .ldo = d->hidden,
-                                 .input_type = d->input_type,
-                                 .output_type = d->output_type,
-                                 .input_stride = run->experts.args.input_stride,
-                                 .output_stride = run->experts.args.output_stride,
-                                 .weighted = d->weight_on == MOI_WEIGHT_ON_OUTPUT,
-                                 .accumulate = (d->flags & MOI_EXPERTS_ACCUMULATE) != 0,
-                                 .shared_ldo = d->hidden,
-                                 .scale = plan->output_scale};
+  for (uint32_t i = 0; i < n_ffn && t; i++)
+    if (f[i].prepare.n_rows) moi_cu_prepare_add(&first.rows, &f[i].prepare, f[i].x_forms, &m.x[i]);
+  if (plan->has_route) moi_cu_route_run(plan, run, r, c, ids, weights, &first);
+  else moi_cu_sort(r, &state->sort, &first);
+  if (!t) return;
+
+  moi_cu_grouped up[2], down[2];
+  for (uint32_t i = 0; i < n_ffn; i++) {
+    const moi_cu_groups *groups = i ? NULL : &m.groups;
+    up[i] = (moi_cu_grouped){&state->ffn[i].up, &f[i].up, groups, f[i].up.ldy, f[i].up.n_rows, &f[i].x};
+    down[i] = (moi_cu_grouped){&state->ffn[i].down, &f[i].down, groups, d->hidden, f[i].down.n_rows, &f[i].mid};
+  }
+  run_both(r, up, n_ffn);
+  prepare_mid(r, state->prepare, f, &m, n_ffn);
+  moi_cu_combine_args combine = combine_of(plan, run, &m, ids, weights, gate ? m.gate : NULL);
+  if (run_combined(r, state->ffn[0].combine, down, n_ffn, t, &combine)) return;
+  run_both(r, down, n_ffn);
   moi_cu_launch(r, state->combine, &combine, moi_cu_ceil_div(d->hidden, 2 * MOI_CU_COMBINE_THREADS), moi_cu_min(t, 65535),
                 MOI_CU_COMBINE_THREADS);
 }

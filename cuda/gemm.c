@@ -10,7 +10,7 @@ typedef struct memory {
 static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
   const moi_cu_plan *state = plan->state;
   const moi_gemm_desc *d = &plan->gemm;
-  moi_cu_groups_carve(c, &state->gemm, &state->gemm, d->max_rows, d->n_experts, d->n_experts, 1, &m->groups);
+  moi_cu_groups_carve(c, &state->gemm, &state->gemm, d->max_rows, d->n_experts, d->n_experts, 1, 0, &m->groups);
   moi_cu_activations x = {d->input_type, d->act_quant};
   moi_cu_rows_carve(c, moi_cu_forms(&state->gemm, 3), d->max_rows, d->k, &x, &m->x);
   m->y = moi_take(c, d->max_rows, (size_t)d->n * 4);
@@ -39,6 +39,7 @@ void moi_cu_bare_gemm_run(const moi_plan *plan, const moi_run *run, moi_cu_run *
   carve(plan, c, &m);
   uint32_t rows = run->n_tokens;
   if (!rows) return;
+  moi_cu_groups_few(&m.groups, rows);
   moi_cu_prepare_args prepare = {.input = moi_view(run->gemm.input),
                                  .input_type = d->input_type,
                                  .input_stride = run->gemm.input_stride,
@@ -68,9 +69,10 @@ void moi_cu_bare_gemm_run(const moi_plan *plan, const moi_run *run, moi_cu_run *
                              .output_stride = run->gemm.output_stride,
                              .accumulate = (d->flags & MOI_EXPERTS_ACCUMULATE) != 0};
   moi_cu_groups_given(r, state->groups, &m.groups, moi_view(run->gemm.offsets), rows, d->n_experts);
-  moi_cu_prepare(r, state->prepare, &prepare, moi_cu_forms(&state->gemm, moi_cu_lists(&state->gemm, &m.groups, rows)),
-                 &m.x);
-  moi_cu_gemm_run(r, &state->gemm, &a, &m.groups, d->n, rows, &m.x);
+  moi_cu_prepare_set set = {0};
+  moi_cu_prepare_add(&set, &prepare, moi_cu_forms(&state->gemm, moi_cu_lists(&state->gemm, &m.groups, rows)), &m.x);
+  moi_cu_prepare(r, state->prepare, &set);
+  moi_cu_gemm_run(r, &(moi_cu_grouped){&state->gemm, &a, &m.groups, d->n, rows, &m.x});
   moi_cu_launch(r, state->store, &store, moi_cu_ceil_div(d->n, 2 * MOI_CU_STORE_THREADS), moi_cu_min(rows, 65535),
                 MOI_CU_STORE_THREADS);
 }

@@ -6,6 +6,9 @@
 
 #include "cuda/args.h"
 
+/* In a GEMM row's flags: its kernels take moi_cu_gemm_pair, and there is <image>_combine, which takes moi_cu_down_args. */
+#define MOI_CU_ROW_PAIRS 0x1000u
+
 typedef struct moi_cu_kernel {
   const char *name;
   moi_op op;         /* ROUTE, GEMM, ATTENTION */

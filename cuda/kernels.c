@@ -7,6 +7,7 @@
 
 #define STEADY (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT)
 #define FALLBACK MOI_ROW_FALLBACK
+#define PAIRS MOI_CU_ROW_PAIRS
 
 const moi_cu_kernel moi_cu_kernels[] = {
 #define GEMM_ROW(FORMAT, format, name, needs, m_max, m_tile, n_tile, threads, flags, image, ...)                       \

@@ -170,6 +170,14 @@ typedef struct graph {
 
 static _Thread_local graph *capture;
 
+/* How many launches there were, captured ones counted once, and how many of them may be made ready while the one before
+ * them runs. */
+static _Atomic unsigned n_launches, n_programmatic;
+API void moi_emulated_launches(unsigned *all, unsigned *programmatic) {
+  *all = n_launches;
+  *programmatic = n_programmatic;
+}
+
 API int cuStreamCreate(void **stream, unsigned flags) {
   (void)flags;
   MAY_FAIL;
@@ -234,6 +242,7 @@ API int cuLaunchKernel(const moi_emulated_kernel *k, unsigned grid_x, unsigned g
     return INVALID_VALUE;
   }
   MAY_FAIL;
+  n_launches++;
   if (!capture) {
     moi_emulated_launch(k, params[0], grid_x, grid_y, block_x, shared);
     return SUCCESS;
@@ -246,6 +255,27 @@ API int cuLaunchKernel(const moi_emulated_kernel *k, unsigned grid_x, unsigned g
   memcpy(l.args, params[0], k->args_size);
   list[capture->n++] = l;
   return SUCCESS;
+}
+
+typedef struct attribute {
+  unsigned id, pad;
+  int value;
+  unsigned char rest[60];
+} attribute;
+typedef struct config {
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared;
+  void *stream;
+  const attribute *attributes;
+  unsigned n_attributes;
+} config;
+
+API int cuLaunchKernelEx(const config *c, const moi_emulated_kernel *k, void **params, void **extra) {
+  for (unsigned i = 0; i < c->n_attributes; i++) {
+    if (c->attributes[i].id != 6 || c->attributes[i].value != 1 || (capability ? capability : 89) < 90) return INVALID_VALUE;
+    n_programmatic++;
+  }
+  return cuLaunchKernel(k, c->grid_x, c->grid_y, c->grid_z, c->block_x, c->block_y, c->block_z, c->shared, c->stream,
+                        params, extra);
 }
 
 /* ---- memory */
