@@ -18,6 +18,7 @@ static moi_cuda_handles_out here; /* of it */
 static void (*fail_at)(int nth);  /* of the emulated driver, else NULL */
 static void (*claim)(int sm);
 static void (*call_it)(const char *name);
+static void (*launches)(unsigned *all, unsigned *programmatic);
 
 static _Atomic int64_t live; /* bytes of contexts and plans */
 static void *allocate(void *user, size_t size, size_t align) {
@@ -62,6 +63,8 @@ static int open_shared(void **state) {
   memcpy(&claim, &f, sizeof f);
   f = dlsym(library, "moi_emulated_name");
   memcpy(&call_it, &f, sizeof f);
+  f = dlsym(library, "moi_emulated_launches");
+  memcpy(&launches, &f, sizeof f);
   return 0;
 }
 static int close_shared(void **state) {
@@ -519,6 +522,62 @@ static void test_the_card_decides(void **state) {
   call_it(NULL);
 }
 
+/* As many as docs/cuda.md says; on devices that can, all but the first are made ready while the one before runs. */
+static void test_launches(void **state) {
+  (void)state;
+  if (!claim || !launches) skip();
+  static const struct {
+    moi_op op;
+    uint32_t tokens;
+    int plain; /* logits instead of hidden states, and no shared expert */
+    unsigned n;
+  } runs[] = {{MOI_OP_MOE, 1, 0, 4},   {MOI_OP_MOE, 2, 1, 3},     {MOI_OP_MOE, 3, 0, 5},     {MOI_OP_MOE, 3, 1, 4},
+              {MOI_OP_ROUTE, 3, 0, 2}, {MOI_OP_EXPERTS, 1, 0, 3}, {MOI_OP_EXPERTS, 3, 0, 4}, {MOI_OP_GEMM, 3, 0, 4}};
+  static const int devices[] = {75, 89, 90, 120};
+  for (size_t d = 0; d < sizeof devices / sizeof *devices; d++) {
+    claim(devices[d]);
+    moi_context *other = NULL;
+    passes(open_with(0, NULL, &other));
+    enter();
+    moi_buffer memory = take(sizeof(layer));
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+      static layer host, device, result;
+      layer *both[2] = {&host, &device};
+      unsigned before[2], after[2];
+      for (int j = 0; j < 2; j++) {
+        layer *l = both[j];
+        layer_make(l);
+        l->route_args.n_tokens = l->experts_args.n_tokens = runs[i].tokens;
+        if (!runs[i].plain) continue;
+        l->route.hidden = 0;
+        l->route_args.logits = VIEW(l->router);
+        l->moe.shared = NULL;
+        l->moe.shared_gate = MOI_SHARED_PLAIN;
+        l->moe_args.shared = NULL;
+      }
+      to_device(&device, memory);
+      if (runs[i].plain) device.route_args.logits = device.route_args.router;
+      moi_plan *plan = NULL;
+      passes(layer_plan(&device, runs[i].op, other, &plan));
+      moi_buffer room = take_room(plan);
+      launches(&before[0], &before[1]);
+      passes(layer_run(&device, runs[i].op, plan, room));
+      launches(&after[0], &after[1]);
+      CU(StreamSynchronize(NULL));
+      get(&result, memory, sizeof result);
+      if (after[0] - before[0] != runs[i].n) fail_msg("run %zu: %u launches", i, after[0] - before[0]);
+      assert_int_equal(after[1] - before[1], devices[d] >= 90 ? runs[i].n - 1 : 0);
+      agree(runs[i].op, &host, &result);
+      moi_plan_destroy(plan);
+      drop(room);
+    }
+    drop(memory);
+    leave();
+    moi_context_destroy(other);
+  }
+  claim(0);
+}
+
 int main(void) {
   uint32_t count;
   if (moi_device_count(MOI_BACKEND_CUDA, &count)) {
@@ -532,6 +591,7 @@ int main(void) {
       cmocka_unit_test(test_threads_run_one_plan),   cmocka_unit_test(test_refused_views),
       cmocka_unit_test(test_every_call_may_fail),    cmocka_unit_test(test_old_devices),
       cmocka_unit_test(test_integers_hold_activations), cmocka_unit_test(test_the_card_decides),
+      cmocka_unit_test(test_launches),
   };
   return cmocka_run_group_tests(tests, open_shared, close_shared);
 }

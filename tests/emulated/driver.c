@@ -17,18 +17,19 @@
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 
-static _Atomic int countdown, capability;
+static _Atomic int countdown, capability, asked; /* asked: by the environment */
 static const char *device_name = "emulated on the CPU";
 
-/* What the environment says, or a test that finds these with dlsym. nth 0: nothing fails; sm 0: 89. */
+/* What the environment says, or a test that finds these with dlsym. nth 0: nothing fails; sm 0: as before,
+ * 89 if nothing was said. */
 API void moi_emulated_fail(int nth) { countdown = nth; }
-API void moi_emulated_sm(int sm) { capability = sm; }
+API void moi_emulated_sm(int sm) { capability = sm ? sm : asked; }
 API void moi_emulated_name(const char *name) { device_name = name ? name : "emulated on the CPU"; }
 
 __attribute__((constructor)) static void read_environment(void) {
   const char *fail = getenv("MOI_EMULATED_FAIL"), *sm = getenv("MOI_EMULATED_SM");
   if (fail) countdown = atoi(fail);
-  if (sm) capability = atoi(sm);
+  if (sm) capability = asked = atoi(sm);
   if (getenv("MOI_EMULATED_NAME")) device_name = getenv("MOI_EMULATED_NAME");
 }
 
