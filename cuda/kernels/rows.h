@@ -101,8 +101,8 @@ MOI_DEVICE unsigned moi_row_exponent(const moi_cu_prepare_args *a, const uint8_t
   return e < 30u ? 30u : e > 254u ? 254u : e;
 }
 
-/* The power of two that 32 values, a lane each, are whole numbers of as INT8 wants them: the largest becomes 2^14 at least
- * and 32639 at most, as the roundest number below 2^15 that 127 * 256 + 127 is, a half on top. NaN: there is none. */
+/* The power of two that INT8 counts 32 values in, a lane each: it brings the largest to 2^14 and more, and once rounded to
+ * 32639 at most, the largest number of two signed digits. NaN if one of them is not finite. */
 MOI_DEVICE float moi_int8_scale(float v) {
   unsigned largest = moi_max_u32(moi_f32_bits(v) & 0x7fffffffu);
   if (largest >= 0x7f800000u) return moi_bits_f32(0x7fc00000u);
