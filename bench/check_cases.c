@@ -35,8 +35,8 @@ int moi_check_gemm_case(moi_format format, uint32_t index, uint64_t seed, moi_ca
   static const uint32_t widths[] = {64, 48, 17, 1, 33, 16, 15, 80, 31, 65, 47, 130};
   static const uint32_t depths[] = {256, 512, 32, 64, 704, 96, 1408, 63, 576, 100, 2880, 1, 160, 4096};
   static const uint32_t groups[] = {1, 3, 1, 6};
-  enum { COUNT = 28 };
-  if (index >= COUNT) return 0;
+  enum { COUNT = 28, LARGE = 3 };
+  if (index >= COUNT + LARGE) return 0;
   uint32_t n_multiple, k_multiple;
   multiples(format, &n_multiple, &k_multiple);
   memset(out, 0, sizeof *out);
@@ -50,6 +50,15 @@ int moi_check_gemm_case(moi_format format, uint32_t index, uint64_t seed, moi_ca
   d->k = round_to_multiple(PICK(depths, index), k_multiple);
   if (d->k >= 2048 && out->n_tokens > 16) d->n = round_to_multiple(17, n_multiple);
   d->n_experts = PICK(groups, index);
+  if (index >= COUNT) { /* more rows and columns than a tile of any row has, of every kind of activations */
+    out->n_tokens = 150;
+    d->n = round_to_multiple(130, n_multiple);
+    d->k = round_to_multiple(272, k_multiple);
+    d->n_experts = 1;
+    d->act_quant = (moi_act_quant)(index - COUNT);
+    d->input_type = index == COUNT ? MOI_FORMAT_F32 : MOI_FORMAT_BF16;
+    return 1;
+  }
   if (index < 2) return 1; /* the plain ones: fp32 in and out */
   d->input_type = PICK(dense_types, index);
   d->output_type = PICK(dense_types, index / 3);

@@ -15,7 +15,7 @@ typedef struct support_row {
   moi_format format;
   char needs[32];
   int generic;
-  enum { ALL, BUT_F32, ALONG_K } of; /* formats, where `format` is NONE */
+  enum { ALL, BUT_F32, ALONG_K, OF_BLOCKS } of; /* formats, where `format` is NONE */
 } support_row;
 
 /* The CPU's list holds the rows of this architecture; the table is to be the same on all. */
@@ -53,6 +53,9 @@ static const support_row vulkan_rows[] = {
 static const support_row cuda_rows[] = {
 #define GEMM(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, ALL},
 #define GEMM_DIGITS(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, BUT_F32},
+#define GEMM_FP8(name, ...)                                                                                            \
+  {MOI_OP_GEMM, MOI_FORMAT_FP8, name, 0, ALL}, {MOI_OP_GEMM, MOI_FORMAT_FP8_B128, name, 0, ALL},
+#define GEMM_INT8(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, OF_BLOCKS},
 #define GEMM_ALONG_K(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, ALONG_K},
 #define ROUTE(name, needs, threads, flags, image) {MOI_OP_ROUTE, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
 #define ATTENTION(name, needs, m_max, m_tile, n_tile, threads, flags, image)                                           \
@@ -60,6 +63,8 @@ static const support_row cuda_rows[] = {
 #include "cuda/kernels.def"
 #undef GEMM
 #undef GEMM_DIGITS
+#undef GEMM_FP8
+#undef GEMM_INT8
 #undef GEMM_ALONG_K
 #undef ROUTE
 #undef ATTENTION
@@ -91,6 +96,7 @@ static void support_of(moi_backend backend, moi_op op, moi_format format, char *
     if (info.op != op || (info.format != format && info.format != MOI_FORMAT_NONE)) continue;
     if (info.of == BUT_F32 && format == MOI_FORMAT_F32) continue;
     if (info.of == ALONG_K && moi_format_find(format)->k_major) continue;
+    if (info.of == OF_BLOCKS && moi_format_find(format)->block_k * moi_format_find(format)->block_n == 1) continue;
     if (info.generic) {
       generic = 1;
       continue;

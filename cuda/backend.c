@@ -67,18 +67,42 @@ static moi_row row_of_floats(uint32_t i) {
   return row;
 }
 
+/* Whether int8 products, or the fp32 instructions beside them, take less time than 16-bit ones, in cycles for 16 x 8 x 32:
+ * four sums of a thread become floats and are added up in 4 instructions each with two digits, 3 with one, once for each
+ * group of a scale, and a minimum takes one more. docs/cuda.md has the table. */
+static int int8_pays(const moi_cu_traits *t, moi_format format, const moi_cu_activations *x) {
+  uint32_t digits = moi_cu_digits_of(MOI_CU_INT8, x), floats = digits == 1 ? 12 : 16;
+  switch (format) {
+    case MOI_FORMAT_Q6_K:
+    case MOI_FORMAT_NVFP4:
+    case MOI_FORMAT_FP4_G16: floats *= 2; break;
+    case MOI_FORMAT_Q4_K:
+    case MOI_FORMAT_Q5_K:
+    case MOI_FORMAT_INT4Z_G32:
+    case MOI_FORMAT_INT4Z_G128: floats += 4; break;
+    default: break;
+  }
+  uint32_t products = digits * t->cycles_8, beside = floats * t->cycles_f32;
+  uint32_t digits_16 = moi_cu_digits_of(t->sm >= 80 ? MOI_CU_DIGITS : MOI_CU_DIGITS_F16, x);
+  return (products > beside ? products : beside) < digits_16 * t->cycles_16;
+}
+
 static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void *user) {
   const moi_cuda *c = plan->context->state;
   const moi_cu_kernel *row = &moi_cu_kernels[i];
-  (void)asked, (void)user;
+  const moi_cu_activations *x = user;
   if (!moi_cu_image_exists(row->image)) return "a kernel that this build has not";
   if (row->needs > c->traits.sm) return needs_text(row->needs);
+  if (row->form == MOI_CU_E4M3 && x->act_quant != MOI_ACT_QUANT_FP8_128 && x->act_quant != MOI_ACT_QUANT_FP8_128_POW2)
+    return "an act_quant of FP8";
+  if (row->form == MOI_CU_INT8 && !asked && !int8_pays(&c->traits, row->format, x))
+    return "a card whose int8 products are faster than 16-bit ones";
   return row->op == MOI_OP_ATTENTION ? moi_cu_attention_refusal(row, plan) : NULL;
 }
 
-moi_status moi_cu_choose_of(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format, int digits,
-                            const char *forced, int *found, moi_cu_pick *pick) {
-  moi_choice choice = {"CUDA", what, op, format, forced, moi_cu_kernel_count, digits ? row_of : row_of_floats, needs, NULL};
+moi_status moi_cu_choose_of(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format,
+                            const moi_cu_activations *x, const char *forced, int *found, moi_cu_pick *pick) {
+  moi_choice choice = {"CUDA", what, op, format, forced, moi_cu_kernel_count, x ? row_of : row_of_floats, needs, x};
   uint32_t few, many;
   moi_status status = moi_choose(fn, plan, &choice, found, &few, &many);
   if (status) return status;
@@ -89,7 +113,7 @@ moi_status moi_cu_choose_of(const char *fn, moi_plan *plan, moi_op op, const cha
 
 moi_status moi_cu_choose(const char *fn, moi_plan *plan, moi_op op, const char *what, moi_format format,
                          const char *forced, int *found, moi_cu_pick *pick) {
-  return moi_cu_choose_of(fn, plan, op, what, format, 0, forced, found, pick);
+  return moi_cu_choose_of(fn, plan, op, what, format, NULL, forced, found, pick);
 }
 
 /* The names in moi_plan_kernel: the GEMM's, the routed experts', or for a route plan the selection's. */
@@ -120,9 +144,9 @@ static void count(const moi_plan *plan, moi_carve *carve) {
   if (plan->has_route) {
     moi_take(carve, slots_of(plan), 4); /* ids and weights where the engine wants none */
     moi_take(carve, slots_of(plan), 4);
-    moi_cu_route_count(plan, carve);
   }
   if (plan->has_experts) moi_cu_ffn_count(plan, carve);
+  if (plan->has_route) moi_cu_route_count(plan, carve);
 }
 
 static moi_status plan_op(const char *fn, moi_plan *plan) {
@@ -187,18 +211,16 @@ static void run_ops(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi
     moi_cu_bare_gemm_run(plan, run, r, carve);
     return;
   }
-  const int32_t *ids = moi_view(run->experts.args.ids);
-  const float *weights = moi_view(run->experts.args.weights);
+  int32_t *ids = moi_view(run->experts.args.ids);
+  float *weights = moi_view(run->experts.args.weights);
   if (plan->has_route) {
     int32_t *own_ids = moi_take(carve, slots_of(plan), 4);
     float *own_weights = moi_take(carve, slots_of(plan), 4);
-    int32_t *to_ids = run->route.ids.ptr ? moi_view(run->route.ids) : own_ids;
-    float *to_weights = run->route.weights.ptr ? moi_view(run->route.weights) : own_weights;
-    moi_cu_route_run(plan, run, r, carve, to_ids, to_weights);
-    ids = to_ids;
-    weights = to_weights;
+    ids = run->route.ids.ptr ? moi_view(run->route.ids) : own_ids;
+    weights = run->route.weights.ptr ? moi_view(run->route.weights) : own_weights;
   }
   if (plan->has_experts) moi_cu_ffn_run(plan, run, r, carve, ids, weights);
+  else moi_cu_route_run(plan, run, r, carve, ids, weights, NULL);
 }
 
 static moi_status run_cuda(const char *fn, const moi_plan *plan, const moi_run *run) {

@@ -16,6 +16,10 @@ typedef struct moi_cu_traits {
   uint32_t sm;            /* 75: compute capability 7.5 */
   uint32_t processors;    /* multiprocessors */
   uint32_t shared_memory; /* bytes that a block may have, if it asks */
+  /* cycles of a scheduler for 16 x 8 x 32 products of 16-bit numbers with fp32 sums, of bytes, and for a warp's fp32
+   * instruction, by what NVIDIA says of its cards */
+  uint32_t cycles_16, cycles_8, cycles_f32;
+  uint32_t overlap;       /* 1: a launch may be made ready while the one before it runs */
 } moi_cu_traits;
 
 /* a context's state */
@@ -61,6 +65,7 @@ typedef struct moi_cu_run {
   moi_cu_stream stream;
   uint8_t *workspace; /* on the device */
   moi_status status;  /* of the first launch that failed; those after it are not tried */
+  uint32_t n_launches;
 } moi_cu_run;
 
 /* One block for each x and y; args: the struct of cuda/args.h that the kernel takes. A dimension of 0 launches nothing. */
@@ -82,15 +87,20 @@ static inline uint32_t moi_cu_kp(uint32_t k) { return (k + 31) & ~31u; }
 
 /* Slots by class, then by number: moi_route_args' counts, offsets and permutation, the first two there. Slots of tokens
  * from min(n_tokens, *n_tokens_device) on, and ids outside 0..n_class-1, are in no class; the permutation's entries behind
- * the last are -1. One launch for few slots, two for many, by the host's n_tokens; the result is the same. */
+ * the last are -1. One launch for few slots, two for many, by the host's n_tokens; the result is the same. Rows are
+ * prepared in the last launch, beside the sort. */
 typedef struct moi_cu_sort_state {
   moi_cu_function count, sort;
 } moi_cu_sort_state;
 moi_status moi_cu_sort_plan(const char *function, const moi_plan *plan, moi_cu_sort_state *out);
-/* args->histograms for at most so many slots */
-uint32_t *moi_cu_sort_carve(moi_carve *carve, uint64_t slots, uint32_t n_class);
-/* args: all but n_blocks */
-void moi_cu_sort(moi_cu_run *r, const moi_cu_sort_state *state, moi_cu_sort_args *args);
+/* args->histograms for at most so many slots; or for n_parts of the tokens, if those are more */
+uint32_t *moi_cu_sort_carve(moi_carve *carve, uint64_t slots, uint32_t n_class, uint32_t n_parts);
+/* args->sort: all but n_blocks. */
+void moi_cu_sort(moi_cu_run *r, const moi_cu_sort_state *state, moi_cu_sort_prepare_args *args);
+/* The same where histograms of args->sort.n_blocks parts are there already. */
+void moi_cu_sort_counted(moi_cu_run *r, const moi_cu_sort_state *state, const moi_cu_sort_prepare_args *args);
+/* Blocks for the rows. */
+uint32_t moi_cu_prepare_blocks(const moi_cu_run *r, const moi_cu_prepare_set *rows);
 
 /* y[r, 0..n-1] = x[r] W^T, fp32, for rows 0..min(n_rows, *n_rows_device)-1 and one dense matrix W[n, k] (F32, F16, BF16). */
 typedef struct moi_cu_product {
@@ -111,39 +121,47 @@ typedef struct moi_cu_pick {
   const moi_cu_kernel *few, *many;
 } moi_cu_pick;
 
+/* The activations of a GEMM, which its rows may want in a form of their own. type: of their values, before act_quant. */
+typedef struct moi_cu_activations {
+  moi_format type;
+  moi_act_quant act_quant;
+} moi_cu_activations;
+
+/* Digits that hold activations in a form; 0 where it has none. */
+uint32_t moi_cu_digits_of(moi_cu_form form, const moi_cu_activations *x);
+
 /* Chooses among kernels.def; texts and warnings as the CPU backend's. *found is set if `forced` named one that serves.
- * GEMM rows that take digits are not asked. */
+ * GEMM rows that take another form than floats are not asked. */
 moi_status moi_cu_choose(const char *function, moi_plan *plan, moi_op op, const char *what, moi_format format,
                          const char *forced, int *found, moi_cu_pick *pick);
-/* The same, and they are if `digits`. */
+/* The same, and they are if x is not null. */
 moi_status moi_cu_choose_of(const char *function, moi_plan *plan, moi_op op, const char *what, moi_format format,
-                            int digits, const char *forced, int *found, moi_cu_pick *pick);
+                            const moi_cu_activations *x, const char *forced, int *found, moi_cu_pick *pick);
 
 struct moi_cu_gemm_state { /* one grouped GEMM */
   moi_cu_pick pick;
   moi_cu_function function[2]; /* few, many */
-  uint32_t shared[2];
-  uint32_t n_digits; /* of x, for the rows of kernels.def that take digits; 0: none may be chosen */
+  uint32_t shared[2], n_digits[2]; /* n_digits: of rows that take digits, else 0 */
 };
 /* Chooses rows for a weight matrix and gets their kernels. gate_up: 1: two matrices and an activation. Rows of x are
  * floats. */
 moi_status moi_cu_gemm_choose(const char *function, moi_plan *plan, const char *what, moi_format format, int gate_up,
                               const char *forced, int *found, moi_cu_gemm_state *out);
-/* The same among all rows; x can be prepared as n_digits digits: 1 if every x is a bf16, else 2. */
-moi_status moi_cu_gemm_choose_digits(const char *function, moi_plan *plan, const char *what, moi_format format,
-                                     int gate_up, uint32_t n_digits, const char *forced, int *found,
-                                     moi_cu_gemm_state *out);
+/* The same among all rows. */
+moi_status moi_cu_gemm_choose_of(const char *function, moi_plan *plan, const char *what, moi_format format, int gate_up,
+                                 const moi_cu_activations *x, const char *forced, int *found, moi_cu_gemm_state *out);
 
 typedef struct moi_cu_route_state {
   const moi_cu_kernel *select;
   moi_cu_gemm_state router; /* if hidden > 0 */
-  moi_cu_function prepare, select_function;
+  moi_cu_function prepare, logits, select_function;
   moi_cu_function select_sort; /* null where a warp cannot select for a token */
   moi_cu_sort_state sort;
 } moi_cu_route_state;
 
 typedef struct moi_cu_ffn_state {
   moi_cu_gemm_state up, down;
+  moi_cu_function combine; /* down and combine in one; null: the row has no such kernel */
 } moi_cu_ffn_state;
 
 typedef struct moi_cu_attention_state {
@@ -164,16 +182,20 @@ typedef struct moi_cu_plan {
   moi_cu_attention_state attention;
 } moi_cu_plan;
 
-/* ids [t, top_k] and weights [t, top_k]: on the device, always written; n_tokens_device as the run says. */
+/* ids [t, top_k] and weights [t, top_k]: on the device, always written; n_tokens_device as the run says. For experts: what
+ * of `next` is not the engine's is theirs, all but n_blocks, and rows are prepared; else null. */
 moi_status moi_cu_route_plan(const char *function, moi_plan *plan, const char *forced, int *found);
 void moi_cu_route_count(const moi_plan *plan, moi_carve *carve);
 void moi_cu_route_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *carve, int32_t *ids,
-                      float *weights);
+                      float *weights, const moi_cu_sort_prepare_args *next);
+/* Parts of the tokens that the selection counts, of any run of the plan at most. */
+uint32_t moi_cu_route_parts(const moi_plan *plan);
 
 moi_status moi_cu_ffn_plan(const char *function, moi_plan *plan, const char *forced, int *found);
 void moi_cu_ffn_count(const moi_plan *plan, moi_carve *carve);
-void moi_cu_ffn_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *carve, const int32_t *ids,
-                    const float *weights);
+/* ids and weights: to be routed to, if the plan has a route, else given. */
+void moi_cu_ffn_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *carve, int32_t *ids,
+                    float *weights);
 
 moi_status moi_cu_gemm_plan(const char *function, moi_plan *plan, const char *forced, int *found);
 void moi_cu_gemm_count(const moi_plan *plan, moi_carve *carve);

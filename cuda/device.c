@@ -59,6 +59,23 @@ moi_status moi_cu_device_get(uint32_t index, moi_device_info *info) {
   return MOI_OK;
 }
 
+/* GeForce cards do 16-bit products with fp32 sums at half the rate of others with the same chips. */
+static void count_cycles(const moi_cu_driver *cu, moi_cu_device device, moi_cu_traits *t) {
+  char name[256] = "";
+  int geforce = !cu->DeviceGetName(name, (int)sizeof name, device) && strstr(name, "GeForce");
+  switch (t->sm) {
+    case 75:
+    case 86:
+    case 89:
+    case 120:
+    case 121: t->cycles_16 = geforce ? 64 : 32, t->cycles_8 = 16; break;
+    case 80:
+    case 87: t->cycles_16 = 16, t->cycles_8 = 8; break;
+    default: t->cycles_16 = 8, t->cycles_8 = 4;
+  }
+  t->cycles_f32 = t->sm <= 80 ? 2 : 1;
+}
+
 /* ---- contexts */
 
 moi_status moi_cu_enter(const char *fn, const moi_cuda *c) {
@@ -113,6 +130,9 @@ static moi_status open_either(const char *fn, const moi_context *context, moi_cu
   c->traits.processors = attribute(c->cu, c->device, MOI_CU_MULTIPROCESSORS);
   c->traits.shared_memory = attribute(c->cu, c->device, MOI_CU_MAX_SHARED_MEMORY_OPTIN);
   if (!c->traits.processors) c->traits.processors = 1;
+  count_cycles(c->cu, c->device, &c->traits);
+  /* CUDA 12.3 and newer capture such launches into graphs */
+  c->traits.overlap = c->traits.sm >= 90 && c->cu->LaunchKernelEx && c->cu->version >= 12030;
   if (c->traits.sm < OLDEST)
     return moi_fail(MOI_UNSUPPORTED, fn, "desc->next: the device is of compute capability %u.%u, 7.5 is needed",
                     c->traits.sm / 10, c->traits.sm % 10);

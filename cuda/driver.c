@@ -50,6 +50,7 @@ static void load(void) {
   memcpy(&driver.name, &f, sizeof f);
   MOI_CU_FUNCTIONS(X)
   const char *of_all = missing;
+  MOI_CU_NEWER_FUNCTIONS(X)
   MOI_CU_GRAPH_FUNCTIONS(X)
 #undef X
   missing = of_all;

@@ -42,6 +42,22 @@ typedef struct moi_cu_function_s *moi_cu_function;
 typedef struct moi_cu_stream_s *moi_cu_stream; /* CUstream, which is cudaStream_t */
 typedef struct moi_cu_event_s *moi_cu_event;
 
+/* CUlaunchAttribute, CUlaunchConfig */
+enum { MOI_CU_LAUNCH_PROGRAMMATIC = 6 }; /* ..._PROGRAMMATIC_STREAM_SERIALIZATION: its value is 0 or 1 */
+typedef struct moi_cu_launch_attribute {
+  uint32_t id, pad;
+  union {
+    int allowed;
+    uint64_t words[8];
+  } value;
+} moi_cu_launch_attribute;
+typedef struct moi_cu_launch_config {
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared;
+  moi_cu_stream stream;
+  const moi_cu_launch_attribute *attributes;
+  unsigned n_attributes;
+} moi_cu_launch_config;
+
 /* X(result's member, symbol, parameters); the symbols are those of CUDA 11.2 and newer */
 #define MOI_CU_FUNCTIONS(X)                                                                                            \
   X(Init, "cuInit", (unsigned flags))                                                                                  \
@@ -78,6 +94,11 @@ typedef struct moi_cu_event_s *moi_cu_event;
   X(EventRecord, "cuEventRecord", (moi_cu_event event, moi_cu_stream stream))                                          \
   X(EventElapsedTime, "cuEventElapsedTime", (float *milliseconds, moi_cu_event begin, moi_cu_event end))
 
+/* Where the driver has it: CUDA 11.8. */
+#define MOI_CU_NEWER_FUNCTIONS(X)                                                                                      \
+  X(LaunchKernelEx, "cuLaunchKernelEx",                                                                                \
+    (const moi_cu_launch_config *config, moi_cu_function function, void **params, void **extra))
+
 /* For the program and the tests alone, where the driver has them: CUDA 12's graphs. */
 #define MOI_CU_GRAPH_FUNCTIONS(X)                                                                                      \
   X(StreamBeginCapture, "cuStreamBeginCapture_v2", (moi_cu_stream stream, int mode))                                   \
@@ -96,7 +117,8 @@ typedef struct moi_cu_event_s *moi_cu_event;
 typedef struct moi_cu_driver {
 #define X(name, symbol, parameters) moi_cu_result(MOI_CU_CALL *name) parameters;
   MOI_CU_FUNCTIONS(X)
-  MOI_CU_GRAPH_FUNCTIONS(X) /* may be null */
+  MOI_CU_NEWER_FUNCTIONS(X) /* may be null, as the following */
+  MOI_CU_GRAPH_FUNCTIONS(X)
 #undef X
   int version; /* 12040: CUDA 12.4 */
 } moi_cu_driver;

@@ -2,18 +2,17 @@
 #include "cuda/grouped.h"
 
 typedef struct memory {
-  float *x, *digits, *y;
+  moi_cu_rows x;
+  float *y;
   moi_cu_groups groups;
 } memory;
 
 static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
   const moi_cu_plan *state = plan->state;
   const moi_gemm_desc *d = &plan->gemm;
-  moi_cu_groups_carve(c, &state->gemm, &state->gemm, d->max_rows, d->n_experts, d->n_experts, 1, &m->groups);
-  int digits = moi_cu_digits(&state->gemm, 0) || moi_cu_digits(&state->gemm, 1);
-  int floats = !moi_cu_digits(&state->gemm, 0) || !moi_cu_digits(&state->gemm, 1);
-  m->x = floats ? moi_take(c, d->max_rows, (size_t)moi_cu_kp(d->k) * 4) : NULL;
-  m->digits = digits ? moi_take(c, d->max_rows, (size_t)moi_cu_kp(d->k) * 4) : NULL;
+  moi_cu_groups_carve(c, &state->gemm, &state->gemm, d->max_rows, d->n_experts, d->n_experts, 1, 0, &m->groups);
+  moi_cu_activations x = {d->input_type, d->act_quant};
+  moi_cu_rows_carve(c, moi_cu_forms(&state->gemm, 3), d->max_rows, d->k, &x, &m->x);
   m->y = moi_take(c, d->max_rows, (size_t)d->n * 4);
 }
 
@@ -24,9 +23,9 @@ void moi_cu_gemm_count(const moi_plan *plan, moi_carve *c) {
 
 moi_status moi_cu_gemm_plan(const char *fn, moi_plan *plan, const char *forced, int *found) {
   moi_cu_plan *state = plan->state;
-  moi_status status = moi_cu_gemm_choose_digits(fn, plan, "gemm", plan->gemm.format, 0,
-                                                moi_cu_digits_of(plan->gemm.input_type, plan->gemm.act_quant), forced,
-                                                found, &state->gemm);
+  moi_cu_activations x = {plan->gemm.input_type, plan->gemm.act_quant};
+  moi_status status =
+      moi_cu_gemm_choose_of(fn, plan, "gemm", plan->gemm.format, 0, &x, forced, found, &state->gemm);
   if (!status) status = moi_cu_function_get(fn, plan->context, "sort", "groups", &state->groups);
   if (!status) status = moi_cu_function_get(fn, plan->context, "rows", "prepare", &state->prepare);
   if (!status) status = moi_cu_function_get(fn, plan->context, "rows", "store_rows", &state->store);
@@ -40,9 +39,8 @@ void moi_cu_bare_gemm_run(const moi_plan *plan, const moi_run *run, moi_cu_run *
   carve(plan, c, &m);
   uint32_t rows = run->n_tokens;
   if (!rows) return;
+  moi_cu_groups_few(&m.groups, rows);
   moi_cu_prepare_args prepare = {.input = moi_view(run->gemm.input),
-                                 .x = m.x,
-                                 .digits = (uint16_t *)(void *)m.digits,
                                  .input_type = d->input_type,
                                  .input_stride = run->gemm.input_stride,
                                  .ldx = moi_cu_kp(d->k),
@@ -50,9 +48,7 @@ void moi_cu_bare_gemm_run(const moi_plan *plan, const moi_run *run, moi_cu_run *
                                  .n_rows = rows,
                                  .row_div = 1,
                                  .rows_per_count = 1,
-                                 .act_quant = (uint32_t)d->act_quant,
-                                 .n_digits = state->gemm.n_digits};
-  moi_cu_rows rows_of = {.floats = m.x, .digits = m.digits};
+                                 .act_quant = (uint32_t)d->act_quant};
   moi_cu_gemm_args a = {.y = m.y,
                         .ldx = prepare.ldx,
                         .ldy = d->n,
@@ -73,8 +69,10 @@ void moi_cu_bare_gemm_run(const moi_plan *plan, const moi_run *run, moi_cu_run *
                              .output_stride = run->gemm.output_stride,
                              .accumulate = (d->flags & MOI_EXPERTS_ACCUMULATE) != 0};
   moi_cu_groups_given(r, state->groups, &m.groups, moi_view(run->gemm.offsets), rows, d->n_experts);
-  moi_cu_prepare(r, state->prepare, &prepare);
-  moi_cu_gemm_run(r, &state->gemm, &a, &m.groups, d->n, rows, &rows_of);
+  moi_cu_prepare_set set = {0};
+  moi_cu_prepare_add(&set, &prepare, moi_cu_forms(&state->gemm, moi_cu_lists(&state->gemm, &m.groups, rows)), &m.x);
+  moi_cu_prepare(r, state->prepare, &set);
+  moi_cu_gemm_run(r, &(moi_cu_grouped){&state->gemm, &a, &m.groups, d->n, rows, &m.x});
   moi_cu_launch(r, state->store, &store, moi_cu_ceil_div(d->n, 2 * MOI_CU_STORE_THREADS), moi_cu_min(rows, 65535),
                 MOI_CU_STORE_THREADS);
 }

@@ -14,17 +14,27 @@ enum {
   SORT_BLOCKS = 256
 };
 
-moi_status moi_cu_gemm_choose_digits(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
-                                     uint32_t n_digits, const char *forced, int *found, moi_cu_gemm_state *out) {
-  moi_status status = moi_cu_choose_of(fn, plan, MOI_OP_GEMM, what, format, n_digits > 0, forced, found, &out->pick);
-  out->n_digits = n_digits;
+uint32_t moi_cu_digits_of(moi_cu_form form, const moi_cu_activations *x) {
+  int pow2 = x->act_quant == MOI_ACT_QUANT_FP8_128_POW2;
+  switch (form) {
+    case MOI_CU_DIGITS: return x->act_quant ? 2u - (uint32_t)pow2 : x->type == MOI_FORMAT_BF16 ? 1 : 2;
+    case MOI_CU_DIGITS_F16:
+      return x->act_quant ? 2u - (uint32_t)pow2 : x->type == MOI_FORMAT_BF16 || x->type == MOI_FORMAT_F16 ? 1 : 2;
+    case MOI_CU_INT8: return x->act_quant == MOI_ACT_QUANT_INT8_32 ? 1 : 2;
+    default: return 0;
+  }
+}
+
+moi_status moi_cu_gemm_choose_of(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
+                                 const moi_cu_activations *x, const char *forced, int *found, moi_cu_gemm_state *out) {
+  moi_status status = moi_cu_choose_of(fn, plan, MOI_OP_GEMM, what, format, x, forced, found, &out->pick);
   for (int which = 0; which < 2 && !status; which++) {
     const moi_cu_kernel *row = which ? out->pick.many : out->pick.few;
-    int digits = row->form == MOI_CU_DIGITS;
+    uint32_t digits = out->n_digits[which] = x ? moi_cu_digits_of(row->form, x) : 0;
     char name[96];
-    snprintf(name, sizeof name, "%s%s%s", row->image, digits && n_digits == 1 ? "_one" : "", gate_up ? "_up" : "");
+    snprintf(name, sizeof name, "%s%s%s", row->image, digits == 1 ? "_one" : "", gate_up ? "_up" : "");
     status = moi_cu_function_get(fn, plan->context, row->image, name, &out->function[which]);
-    out->shared[which] = row->shared + n_digits * row->shared_digit;
+    out->shared[which] = row->shared + digits * row->shared_digit;
     if (!status && out->shared[which])
       status = moi_cu_function_shared(fn, plan->context, out->function[which], out->shared[which]);
   }
@@ -33,21 +43,47 @@ moi_status moi_cu_gemm_choose_digits(const char *fn, moi_plan *plan, const char 
 
 moi_status moi_cu_gemm_choose(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
                               const char *forced, int *found, moi_cu_gemm_state *out) {
-  return moi_cu_gemm_choose_digits(fn, plan, what, format, gate_up, 0, forced, found, out);
+  return moi_cu_gemm_choose_of(fn, plan, what, format, gate_up, NULL, forced, found, out);
 }
 
-uint32_t moi_cu_digits(const moi_cu_gemm_state *state, uint32_t which) {
-  const moi_cu_kernel *row = which ? state->pick.many : state->pick.few;
-  return row->form == MOI_CU_DIGITS ? state->n_digits : 0;
+/* ---- forms */
+
+static const moi_cu_kernel *row_at(const moi_cu_gemm_state *state, uint32_t list) {
+  return list ? state->pick.many : state->pick.few;
 }
 
-uint32_t moi_cu_digits_of(moi_format type, moi_act_quant act_quant) {
-  if (act_quant) return act_quant == MOI_ACT_QUANT_FP8_128_POW2 ? 1 : 2;
-  return type == MOI_FORMAT_BF16 ? 1 : 2;
-}
-
-uint32_t moi_cu_list(const moi_cu_gemm_state *state, uint32_t rows) {
+/* The list that a run of one expert has. */
+static uint32_t list_of(const moi_cu_gemm_state *state, uint32_t rows) {
   return state->pick.few->m_max == 0 || rows <= state->pick.few->m_max ? 0 : 1;
+}
+
+moi_cu_form moi_cu_form_of(const moi_cu_gemm_state *state, uint32_t list) {
+  return row_at(state, list)->form;
+}
+
+uint32_t moi_cu_forms(const moi_cu_gemm_state *state, uint32_t lists) {
+  uint32_t forms = 0;
+  for (uint32_t list = 0; list < 2; list++)
+    if (lists >> list & 1) forms |= 1u << moi_cu_form_of(state, list);
+  return forms;
+}
+
+uint32_t moi_cu_lists(const moi_cu_gemm_state *state, const moi_cu_groups *g, uint32_t slots) {
+  if (!g) return 1u << list_of(state, slots);
+  return g->lists == 1 || slots <= g->m_max ? 1 : 3;
+}
+
+void moi_cu_rows_carve(moi_carve *c, uint32_t forms, size_t rows, uint32_t k, const moi_cu_activations *x,
+                       moi_cu_rows *out) {
+  memset(out, 0, sizeof *out);
+  for (uint32_t form = 0; form < MOI_CU_FORMS; form++) {
+    if (!(forms >> form & 1)) continue;
+    size_t bytes = (size_t)moi_cu_kp(k) * 4, n_scales = form == MOI_CU_DIGITS_F16;
+    if (form == MOI_CU_E4M3) bytes = MOI_CU_UP128((size_t)k), n_scales = bytes / 128;
+    out->of[form] = moi_take(c, rows, bytes);
+    if (n_scales) out->scales[form] = moi_take(c, rows, n_scales * 4);
+    out->n_digits[form] = moi_cu_digits_of((moi_cu_form)form, x);
+  }
 }
 
 /* Bytes from a row of W to the next; 0 for formats whose rows are not bytes side by side. */
@@ -81,7 +117,7 @@ static uint64_t max_items(uint64_t rows, uint32_t n_experts, uint32_t tile) {
 }
 
 void moi_cu_groups_carve(moi_carve *c, const moi_cu_gemm_state *first, const moi_cu_gemm_state *second, uint64_t rows,
-                         uint32_t n_class, uint32_t n_experts, int offsets_given, moi_cu_groups *g) {
+                         uint32_t n_class, uint32_t n_experts, int offsets_given, uint32_t n_parts, moi_cu_groups *g) {
   memset(g, 0, sizeof *g);
   const moi_cu_pick *a = &first->pick, *b = &second->pick;
   g->m_max = a->few != a->many ? a->few->m_max : b->few != b->many ? b->few->m_max : UINT32_MAX;
@@ -93,7 +129,7 @@ void moi_cu_groups_carve(moi_carve *c, const moi_cu_gemm_state *first, const moi
   g->ends = moi_take(c, 2, 4);
   if (!offsets_given) {
     g->permutation = moi_take(c, (size_t)rows, 4);
-    g->histograms = moi_cu_sort_carve(c, rows, n_class);
+    g->histograms = moi_cu_sort_carve(c, rows, n_class, n_parts);
   }
   for (int i = 0; i < 2; i++) {
     g->max_items[i] = max_items(rows, n_experts, g->m_tile[i]);
@@ -102,8 +138,14 @@ void moi_cu_groups_carve(moi_carve *c, const moi_cu_gemm_state *first, const moi
   }
 }
 
-static moi_cu_sort_args group_args(const moi_cu_groups *g, const int32_t *ids, uint32_t n_tokens, uint32_t top_k,
-                                   uint32_t n_class, uint32_t n_experts) {
+void moi_cu_groups_few(moi_cu_groups *g, uint32_t n_tokens) {
+  if (n_tokens > g->m_max) return;
+  g->lists = 1;
+  g->m_max = UINT32_MAX;
+}
+
+moi_cu_sort_args moi_cu_groups_args(const moi_cu_groups *g, const int32_t *ids, uint32_t n_tokens, uint32_t top_k,
+                                    uint32_t n_class, uint32_t n_experts) {
   return (moi_cu_sort_args){.ids = ids,
                             .counts = g->counts,
                             .offsets = g->offsets,
@@ -121,50 +163,88 @@ static moi_cu_sort_args group_args(const moi_cu_groups *g, const int32_t *ids, u
                             .n_blocks = 1};
 }
 
-void moi_cu_groups_sort(moi_cu_run *r, const moi_cu_sort_state *sort, const moi_cu_groups *g, const int32_t *ids,
-                        const uint32_t *n_tokens_device, uint32_t n_tokens, uint32_t top_k, uint32_t n_class,
-                        uint32_t n_experts) {
-  moi_cu_sort_args a = group_args(g, ids, n_tokens, top_k, n_class, n_experts);
-  a.n_tokens_device = n_tokens_device;
-  moi_cu_sort(r, sort, &a);
-}
-
 void moi_cu_groups_given(moi_cu_run *r, moi_cu_function function, const moi_cu_groups *g, const int32_t *offsets,
                          uint32_t rows, uint32_t n_experts) {
-  moi_cu_sort_args a = group_args(g, offsets, rows, 1, n_experts, n_experts);
+  moi_cu_sort_args a = moi_cu_groups_args(g, offsets, rows, 1, n_experts, n_experts);
   moi_cu_launch(r, function, &a, 1, 1, MOI_CU_SORT_THREADS);
 }
 
-void moi_cu_gemm_run(moi_cu_run *r, const moi_cu_gemm_state *state, moi_cu_gemm_args *a, const moi_cu_groups *g,
-                     uint32_t columns, uint32_t rows, const moi_cu_rows *rows_of) {
-  const moi_cu_kernel *picks[2] = {state->pick.few, state->pick.many};
+/* Items, x and the form of y for a list; how many items there may be, 0: the list has nothing. */
+static uint32_t set_list(const moi_cu_grouped *g, uint32_t list) {
+  moi_cu_gemm_args *a = g->args;
+  uint64_t items;
+  if (g->groups) {
+    if (list >= g->groups->lists) return 0;
+    a->n_items = g->groups->n_items[list];
+    a->items = g->groups->items[list];
+    a->m_tile = g->groups->m_tile[list];
+    items = g->rows < g->groups->max_items[list] ? g->rows : g->groups->max_items[list]; /* an item has a row at least */
+  } else {
+    if (list != list_of(g->state, g->rows)) return 0;
+    a->n_items = NULL;
+    a->items = NULL;
+    a->m_tile = row_at(g->state, list)->m_tile;
+    items = moi_cu_ceil_div(g->rows, a->m_tile);
+  }
+  if (g->rows_of) {
+    a->x = g->rows_of->of[moi_cu_form_of(g->state, list)];
+    a->x_scales = g->rows_of->scales[moi_cu_form_of(g->state, list)];
+    a->y_digits = g->rows_of->y_digits[list];
+  }
+  return items < MAX_GRID_Y ? (uint32_t)items : MAX_GRID_Y;
+}
+
+void moi_cu_gemm_run(moi_cu_run *r, const moi_cu_grouped *g) {
   for (uint32_t list = 0; list < 2; list++) {
-    uint64_t items;
-    if (g) {
-      if (list >= g->lists) break;
-      a->n_items = g->n_items[list];
-      a->items = g->items[list];
-      a->m_tile = g->m_tile[list];
-      items = rows < g->max_items[list] ? rows : g->max_items[list]; /* an item has a row at least */
-    } else {
-      if (list != moi_cu_list(state, rows)) continue;
-      a->n_items = NULL;
-      a->items = NULL;
-      a->m_tile = picks[list]->m_tile;
-      items = moi_cu_ceil_div(rows, a->m_tile);
-    }
-    uint32_t y = items < MAX_GRID_Y ? (uint32_t)items : MAX_GRID_Y;
-    if (rows_of) {
-      a->x = moi_cu_digits(state, list) ? rows_of->digits : rows_of->floats;
-      a->y_digits = rows_of->y_digits[list];
-    }
-    moi_cu_launch_shared(r, state->function[list], a, moi_cu_ceil_div(columns, picks[list]->n_tile), y,
-                         picks[list]->threads, state->shared[list]);
+    uint32_t y = set_list(g, list);
+    moi_cu_gemm_pair p = {.of = {*g->args}, .first_y = y};
+    const moi_cu_kernel *row = row_at(g->state, list);
+    moi_cu_launch_shared(r, g->state->function[list], &p, moi_cu_ceil_div(g->columns, row->n_tile), y, row->threads,
+                         g->state->shared[list]);
   }
 }
 
-void moi_cu_prepare(moi_cu_run *r, moi_cu_function function, const moi_cu_prepare_args *a) {
-  moi_cu_launch(r, function, a, moi_cu_fill(r, a->n_rows), 1, MOI_CU_PREPARE_THREADS);
+int moi_cu_gemm_pairs(const moi_cu_grouped *first, const moi_cu_grouped *second) {
+  const moi_cu_kernel *row = row_at(first->state, 0);
+  return row->flags & MOI_CU_ROW_PAIRS && row == row_at(second->state, list_of(second->state, second->rows));
+}
+
+void moi_cu_gemm_run_pair(moi_cu_run *r, const moi_cu_grouped *first, const moi_cu_grouped *second) {
+  const moi_cu_kernel *row = row_at(first->state, 0);
+  uint32_t y = set_list(first, 0), y2 = set_list(second, list_of(second->state, second->rows));
+  uint32_t columns = first->columns > second->columns ? first->columns : second->columns;
+  moi_cu_gemm_pair p = {.of = {*first->args, *second->args}, .first_y = y};
+  moi_cu_launch_shared(r, first->state->function[0], &p, moi_cu_ceil_div(columns, row->n_tile), y + y2, row->threads,
+                       first->state->shared[0]);
+}
+
+uint32_t moi_cu_prepare_add(moi_cu_prepare_set *set, const moi_cu_prepare_args *args, uint32_t forms, const moi_cu_rows *to) {
+  moi_cu_prepare_args a = *args;
+  uint32_t at = 0, n = 0;
+  while (at < MOI_CU_PREPARES && set->of[at].n_rows) at++;
+  a.x = forms & 1u << MOI_CU_FLOATS ? to->of[MOI_CU_FLOATS] : NULL;
+  for (uint32_t form = MOI_CU_FLOATS + 1; form < MOI_CU_FORMS && at + n < MOI_CU_PREPARES; form++) {
+    if (!(forms >> form & 1)) continue;
+    a.codes = to->of[form];
+    a.scales = to->scales[form];
+    a.form = form;
+    a.n_digits = to->n_digits[form];
+    set->of[at + n++] = a;
+    a.x = NULL;
+    a.gate = NULL;
+  }
+  if (!n && (a.x || a.gate)) set->of[at + n++] = a;
+  return n;
+}
+
+uint32_t moi_cu_prepare_blocks(const moi_cu_run *r, const moi_cu_prepare_set *set) {
+  uint64_t rows = 0;
+  for (uint32_t i = 0; i < MOI_CU_PREPARES; i++) rows += set->of[i].n_rows;
+  return moi_cu_fill(r, rows);
+}
+
+void moi_cu_prepare(moi_cu_run *r, moi_cu_function function, const moi_cu_prepare_set *set) {
+  moi_cu_launch(r, function, set, moi_cu_prepare_blocks(r, set), 1, MOI_CU_PREPARE_THREADS);
 }
 
 /* ---- for other ops */
@@ -182,15 +262,20 @@ static uint32_t sort_blocks(uint64_t slots, uint32_t n_class) {
   return (uint32_t)(blocks < most ? blocks : most);
 }
 
-uint32_t *moi_cu_sort_carve(moi_carve *c, uint64_t slots, uint32_t n_class) {
+uint32_t *moi_cu_sort_carve(moi_carve *c, uint64_t slots, uint32_t n_class, uint32_t n_parts) {
   uint32_t blocks = sort_blocks(slots, n_class);
+  if (n_parts > blocks) blocks = n_parts;
   return moi_take(c, blocks > 1 ? (size_t)blocks * n_class : 0, 4);
 }
 
-void moi_cu_sort(moi_cu_run *r, const moi_cu_sort_state *state, moi_cu_sort_args *a) {
-  a->n_blocks = sort_blocks((uint64_t)a->n_tokens * a->top_k, a->n_class);
-  if (a->n_blocks > 1) moi_cu_launch(r, state->count, a, a->n_blocks, 1, MOI_CU_SORT_THREADS);
-  moi_cu_launch(r, state->sort, a, a->n_blocks, 1, MOI_CU_SORT_THREADS);
+void moi_cu_sort_counted(moi_cu_run *r, const moi_cu_sort_state *state, const moi_cu_sort_prepare_args *a) {
+  moi_cu_launch(r, state->sort, a, a->sort.n_blocks + moi_cu_prepare_blocks(r, &a->rows), 1, MOI_CU_SORT_THREADS);
+}
+
+void moi_cu_sort(moi_cu_run *r, const moi_cu_sort_state *state, moi_cu_sort_prepare_args *a) {
+  a->sort.n_blocks = sort_blocks((uint64_t)a->sort.n_tokens * a->sort.top_k, a->sort.n_class);
+  if (a->sort.n_blocks > 1) moi_cu_launch(r, state->count, &a->sort, a->sort.n_blocks, 1, MOI_CU_SORT_THREADS);
+  moi_cu_sort_counted(r, state, a);
 }
 
 void moi_cu_product_run(moi_cu_run *r, const moi_cu_gemm_state *state, const moi_cu_product *p) {
@@ -208,5 +293,5 @@ void moi_cu_product_run(moi_cu_run *r, const moi_cu_gemm_state *state, const moi
   a.up.rows = p->n;
   a.up.row_mul = 1;
   a.up.vectors = !(((uintptr_t)p->w | row_bytes(state->pick.many->format, p->k)) & 15);
-  moi_cu_gemm_run(r, state, &a, NULL, p->n, p->n_rows, NULL);
+  moi_cu_gemm_run(r, &(moi_cu_grouped){.state = state, .args = &a, .columns = p->n, .rows = p->n_rows});
 }

@@ -13,10 +13,42 @@ file(READ "${PROJECT_SOURCE_DIR}/include/moiety.h" text)
 string(REGEX MATCHALL "X\\([A-Z0-9_]+, [0-9]+, \"[a-z0-9_]+\", K," MOI_CUDA_ALONG_N "${text}")
 string(REGEX REPLACE "X\\(([A-Z0-9_]+)[^;]*" "\\1" MOI_CUDA_ALONG_N "${MOI_CUDA_ALONG_N}")
 
+# Files that are not for every architecture or format.
+set(MOI_CUDA_ONLY_gemm_f16mma 75) # newer ones have gemm_mma; the PTX is for who asks for this row there
+set(MOI_CUDA_ONLY_gemm_fp8mma 89 90 100 120)
+set(MOI_CUDA_FORMATS_gemm_fp8mma FP8=fp8 FP8_B128=fp8_b128)
+
+# Code for each of these architectures that are wanted and known, and PTX of the last: in out, and for the last alone in
+# out_last; empty if there is none.
+function(moi_cuda_code out out_last known help)
+  set(code)
+  set(one)
+  foreach(arch ${ARGN})
+    if(arch IN_LIST MOI_CUDA_ARCHITECTURES AND known MATCHES "sm_${arch}[^0-9a-z]")
+      list(APPEND code "-gencode=arch=compute_${arch},code=sm_${arch}")
+      set(last ${arch})
+    endif()
+  endforeach()
+  if(code)
+    set(one "-gencode=arch=compute_${last},code=sm_${last}")
+    list(APPEND code "-gencode=arch=compute_${last},code=compute_${last}")
+    if(help MATCHES "--compress-mode") # older toolkits compress in one way alone
+      list(APPEND code -compress-mode=size)
+      list(APPEND one -compress-mode=size)
+    endif()
+  endif()
+  set(${out} "${code}" PARENT_SCOPE)
+  set(${out_last} "${one}" PARENT_SCOPE)
+endfunction()
+# Formats of blocks, whose codes are whole numbers: all but those of MOI_FORMAT_MAP with one element a block.
+string(REGEX MATCHALL "X\\([A-Z0-9_]+, [0-9]+, \"[a-z0-9_]+\", [NK], 1, 1," MOI_CUDA_PLAIN "${text}")
+string(REGEX REPLACE "X\\(([A-Z0-9_]+)[^;]*" "\\1" MOI_CUDA_PLAIN "${MOI_CUDA_PLAIN}")
+
 function(moi_cuda_formats out) # formats as NAME=name
   set(every "")
   set(but_f32 "")
   set(along_k "")
+  set(blocks "")
   foreach(format ${ARGN})
     string(REGEX REPLACE "(.*)=(.*)" "X(\\1, \"\\2\", __VA_ARGS__) " row "${format}")
     string(REGEX REPLACE "=.*" "" name "${format}")
@@ -27,10 +59,14 @@ function(moi_cuda_formats out) # formats as NAME=name
     if(NOT name IN_LIST MOI_CUDA_ALONG_N)
       string(APPEND along_k "${row}")
     endif()
+    if(NOT name IN_LIST MOI_CUDA_PLAIN)
+      string(APPEND blocks "${row}")
+    endif()
   endforeach()
   file(GENERATE OUTPUT "${out}" CONTENT "#define MOI_CU_EVERY_FORMAT(X, ...) ${every}
 #define MOI_CU_EVERY_FORMAT_BUT_F32(X, ...) ${but_f32}
-#define MOI_CU_EVERY_FORMAT_ALONG_K(X, ...) ${along_k}\n")
+#define MOI_CU_EVERY_FORMAT_ALONG_K(X, ...) ${along_k}
+#define MOI_CU_EVERY_FORMAT_OF_BLOCKS(X, ...) ${blocks}\n")
 endfunction()
 
 function(moi_cuda_images)
@@ -38,25 +74,17 @@ function(moi_cuda_images)
   set(folder "${CMAKE_CURRENT_BINARY_DIR}/cuda")
   file(MAKE_DIRECTORY "${folder}")
   set(code)
-  if(A_MACHINE_CODE) # older toolkits know fewer architectures, and compress in one way alone
+  if(A_MACHINE_CODE) # older toolkits know fewer architectures
     execute_process(COMMAND "${MOI_NVCC}" --list-gpu-code OUTPUT_VARIABLE known)
     execute_process(COMMAND "${MOI_NVCC}" --help OUTPUT_VARIABLE help)
     foreach(arch ${MOI_CUDA_ARCHITECTURES})
-      if(known MATCHES "sm_${arch}[^0-9a-z]")
-        list(APPEND code "-gencode=arch=compute_${arch},code=sm_${arch}")
-        set(last ${arch})
-      else()
+      if(NOT known MATCHES "sm_${arch}[^0-9a-z]")
         message(STATUS "MOI_CUDA_ARCHITECTURES: ${arch} left out, this nvcc does not know it")
       endif()
     endforeach()
+    moi_cuda_code(code one "${known}" "${help}" ${MOI_CUDA_ARCHITECTURES})
     if(NOT code)
       message(FATAL_ERROR "MOI_CUDA_ARCHITECTURES: nvcc knows none of ${MOI_CUDA_ARCHITECTURES}")
-    endif()
-    set(one "-gencode=arch=compute_${last},code=sm_${last}")
-    list(APPEND code "-gencode=arch=compute_${last},code=compute_${last}")
-    if(help MATCHES "--compress-mode")
-      list(APPEND code -compress-mode=size)
-      list(APPEND one -compress-mode=size)
     endif()
   endif()
   set(strict)
@@ -72,6 +100,17 @@ function(moi_cuda_images)
     if(stem MATCHES "^gemm_")
       set(variants ${A_FORMATS})
     endif()
+    if(MOI_CUDA_FORMATS_${stem})
+      set(variants ${MOI_CUDA_FORMATS_${stem}})
+    endif()
+    set(stem_code ${code})
+    set(stem_one ${one})
+    if(A_MACHINE_CODE AND MOI_CUDA_ONLY_${stem})
+      moi_cuda_code(stem_code stem_one "${known}" "${help}" ${MOI_CUDA_ONLY_${stem}})
+      if(NOT stem_code)
+        continue() # no image: its rows are refused
+      endif()
+    endif()
     foreach(variant ${variants})
       string(REGEX REPLACE "=.*" "" format "${variant}")
       string(REGEX REPLACE ".*=" "" name "${variant}")
@@ -86,15 +125,16 @@ function(moi_cuda_images)
         continue()
       endif()
       set(output "${folder}/${full}.fatbin")
-      set(which ${code})
+      set(which ${stem_code})
       set(checks ${strict})
-      # two registers too many in three kernels of attention_mma on sm_86 and sm_89, up to 42 in two of attention_split's for
-      # caches of mixed types on sm_100 and sm_120
-      if(stem MATCHES "^attention_(mma|split)$")
+      # registers too many: two in three kernels of attention_mma on sm_86 and sm_89, up to 42 in two of attention_split's for
+      # caches of mixed types on sm_100 and sm_120; in gemm_int8's of two digits on sm_120 some that are wanted before and
+      # behind the loop over k, not in it
+      if(stem MATCHES "^(attention_mma|attention_split|gemm_int8)$")
         set(checks)
       endif()
       if(MOI_CUDA_QUICK AND format AND NOT format MATCHES "^(BF16|Q4_K|MXFP4|FP8_B128)$")
-        set(which ${one})
+        set(which ${stem_one})
       endif()
       # -fmad=false: the same source gives the same bits as from every other compiler; what wants FMA says so
       add_custom_command(OUTPUT "${output}" VERBATIM

@@ -4,11 +4,10 @@
 
 #include <moiety.h>
 
-/* The rows of activations that a GEMM row takes. */
-typedef enum moi_cu_form {
-  MOI_CU_FLOATS,
-  MOI_CU_DIGITS /* args.h says what they are; kernels called <image>_one take a single one */
-} moi_cu_form;
+#include "cuda/args.h"
+
+/* In a GEMM row's flags: its kernels take moi_cu_gemm_pair, and there is <image>_combine, which takes moi_cu_down_args. */
+#define MOI_CU_ROW_PAIRS 0x1000u
 
 typedef struct moi_cu_kernel {
   const char *name;
@@ -21,7 +20,7 @@ typedef struct moi_cu_kernel {
   uint32_t threads;  /* of a block */
   uint32_t flags;    /* MOI_DETERMINISTIC | MOI_BATCH_INVARIANT | MOI_ROW_FALLBACK */
   const char *image; /* as moi_cu_function_get names it */
-  moi_cu_form form;
+  moi_cu_form form;  /* of the activations that a GEMM row takes. DIGITS*: kernels called <image>_one take a single one */
   uint32_t shared, shared_digit; /* bytes that a launch asks for, and those for each digit */
 } moi_cu_kernel;
 

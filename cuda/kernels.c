@@ -2,10 +2,12 @@
 
 #include "core/choose.h"
 #include "cuda/args.h"
-#include "cuda_formats.h" /* generated: MOI_CU_EVERY_FORMAT(X, ...) is X(NAME, "name", ...) for each format, _BUT_F32, _ALONG_K for some */
+#include "cuda_formats.h" /* generated: MOI_CU_EVERY_FORMAT(X, ...) is X(NAME, "name", ...) for each format, _BUT_F32,
+                           * _ALONG_K and _OF_BLOCKS for some */
 
 #define STEADY (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT)
 #define FALLBACK MOI_ROW_FALLBACK
+#define PAIRS MOI_CU_ROW_PAIRS
 
 const moi_cu_kernel moi_cu_kernels[] = {
 #define GEMM_ROW(FORMAT, format, name, needs, m_max, m_tile, n_tile, threads, flags, image, ...)                       \
@@ -14,6 +16,8 @@ const moi_cu_kernel moi_cu_kernels[] = {
 #define GEMM(name, ...) MOI_CU_EVERY_FORMAT(GEMM_ROW, name, __VA_ARGS__, MOI_CU_FLOATS, 0, 0)
 #define GEMM_ALONG_K(name, ...) MOI_CU_EVERY_FORMAT_ALONG_K(GEMM_ROW, name, __VA_ARGS__, MOI_CU_FLOATS, 0, 0)
 #define GEMM_DIGITS(name, ...) MOI_CU_EVERY_FORMAT_BUT_F32(GEMM_ROW, name, __VA_ARGS__)
+#define GEMM_FP8(name, ...) GEMM_ROW(FP8, "fp8", name, __VA_ARGS__) GEMM_ROW(FP8_B128, "fp8_b128", name, __VA_ARGS__)
+#define GEMM_INT8(name, ...) MOI_CU_EVERY_FORMAT_OF_BLOCKS(GEMM_ROW, name, __VA_ARGS__)
 #define ROUTE(name, needs, threads, flags, image)                                                                      \
   {name, MOI_OP_ROUTE, MOI_FORMAT_NONE, needs, 0, 0, 0, threads, flags, image, MOI_CU_FLOATS, 0, 0},
 #define ATTENTION(name, needs, m_max, m_tile, n_tile, threads, flags, image)                                           \

@@ -1,16 +1,30 @@
-/* Routing: rows for the router, its product, each token's selection, then the slots sorted by class. */
+/* Routing: the router's product, each token's selection, and the slots sorted by class.
+ *
+ *   up to 8 tokens      logits from the hidden states in one launch; more: rows for the router, and its product
+ *   up to 16 tokens     selection and sort in one launch, of one block
+ *   up to 8192 tokens   two: the selection counts each part of the tokens as it goes, and the sort has a block for each
+ *   more                three: the selection fills the device, and the sort counts by itself
+ *
+ * The selection of many tokens needs many multiprocessors and the sort the counts of all of them. Within one launch that would
+ * take a barrier of the whole grid, in memory that is zero when it begins: a workspace is not, and what would make it zero
+ * is another launch. Where launches overlap (sm_90) the second costs no more than such a barrier. */
 #include <float.h>
 
-#include "cuda/cuda.h"
+#include "cuda/grouped.h"
 
 enum {
   WARP_CLASSES = 1024, /* that a warp selects from; a block where there are more */
   WARP_GROUPS = 64,
-  WARPS = 4,         /* tokens of a block of select_256 and select_1024 */
+  WARPS = 8,         /* tokens of a block of select_256 and select_1024 */
   ANY_BLOCKS = 256,  /* of select_any where each needs keys in the workspace */
-  SORTED_TOKENS = 32 /* that are selected and sorted in one launch: one multiprocessor works on all of them */
+  LOGIT_TOKENS = 8,  /* of route_logits, two classes a block */
+  LOGIT_CLASSES = 2,
+  SORTED_TOKENS = 16,   /* that are selected and sorted in one launch: one multiprocessor works on all of them */
+  COUNTED_TOKENS = 8192, /* that are counted by the selection, whose blocks are then no more than these */
+  MAX_PARTS = 128,
+  MAX_COUNTS = 32768 /* of all parts, which each block of the sort reads */
 };
-enum { PREPARE_THREADS = 256, SELECT_THREADS = 128, ANY_THREADS = 256, SELECT_SORT_THREADS = 256 };
+enum { THREADS = 256 };
 
 typedef struct memory {
   float *logits, *rows; /* if hidden > 0 */
@@ -21,6 +35,15 @@ typedef struct memory {
 static uint32_t classes_of(const moi_route_desc *d) { return d->n_experts + d->n_identity; }
 static int by_warp(const moi_route_desc *d) { return classes_of(d) <= WARP_CLASSES && d->n_group <= WARP_GROUPS; }
 
+/* Parts of the tokens that the selection counts, at least one. Grows with the tokens. */
+static uint32_t parts_of(const moi_route_desc *d, uint32_t n_tokens) {
+  return moi_cu_min(moi_cu_ceil_div(n_tokens, WARPS), moi_cu_min(MAX_PARTS, MAX_COUNTS / classes_of(d)));
+}
+uint32_t moi_cu_route_parts(const moi_plan *plan) {
+  const moi_route_desc *d = &plan->route;
+  return by_warp(d) ? parts_of(d, moi_cu_min(d->max_tokens, COUNTED_TOKENS)) : 0;
+}
+
 static memory carve_memory(const moi_plan *plan, moi_carve *c) {
   const moi_route_desc *d = &plan->route;
   size_t t = d->max_tokens, n_class = classes_of(d);
@@ -30,9 +53,10 @@ static memory carve_memory(const moi_plan *plan, moi_carve *c) {
     m.rows = moi_take(c, t, (size_t)moi_cu_kp(d->hidden) * 4);
   }
   if (n_class > MOI_CU_SELECT_HELD) m.keys = moi_take(c, moi_cu_min(d->max_tokens, ANY_BLOCKS), n_class * 4);
+  if (plan->has_experts) return m; /* which have the others */
   m.counts = moi_take(c, n_class, 4);
   m.offsets = moi_take(c, n_class + 1, 4);
-  m.histograms = moi_cu_sort_carve(c, (uint64_t)t * d->top_k, (uint32_t)n_class);
+  m.histograms = moi_cu_sort_carve(c, (uint64_t)t * d->top_k, (uint32_t)n_class, moi_cu_route_parts(plan));
   return m;
 }
 
@@ -48,6 +72,7 @@ moi_status moi_cu_route_plan(const char *fn, moi_plan *plan, const char *forced,
   if (d->hidden) {
     status = moi_cu_gemm_choose(fn, plan, "router", d->router_type, 0, forced, found, &state->router);
     if (!status) status = moi_cu_function_get(fn, plan->context, "route", "route_prepare", &state->prepare);
+    if (!status) status = moi_cu_function_get(fn, plan->context, "route", "route_logits", &state->logits);
   }
   const char *name = !by_warp(d) ? "select_any" : classes_of(d) <= 256 ? "select_256" : "select_1024";
   const char *image = state->select->image;
@@ -58,6 +83,12 @@ moi_status moi_cu_route_plan(const char *fn, moi_plan *plan, const char *forced,
 
 /* ---- run */
 
+/* route_logits sums up in an order of its own: not where a token's bits must be those that a forced or batch-invariant row
+ * gives it among many. */
+static int few_logits(const moi_cu_gemm_state *router, uint32_t n_tokens) {
+  return n_tokens <= LOGIT_TOKENS && router->pick.few != router->pick.many;
+}
+
 static void run_product(const moi_plan *plan, const moi_run *run, moi_cu_run *r, const memory *m) {
   const moi_route_desc *d = &plan->route;
   const moi_route_args *in = &run->route;
@@ -65,16 +96,23 @@ static void run_product(const moi_plan *plan, const moi_run *run, moi_cu_run *r,
   moi_cu_route_prepare_args a = {.input = moi_view(in->hidden),
                                  .norm_weight = d->flags & MOI_ROUTE_INPUT_NORM ? moi_view(in->norm_weight) : NULL,
                                  .rows = m->rows,
+                                 .router = moi_view(in->router),
+                                 .logits = m->logits,
                                  .n_tokens_device = moi_view(in->n_tokens_device),
                                  .n_tokens = run->n_tokens,
                                  .k = d->hidden,
                                  .ldx = moi_cu_kp(d->hidden),
                                  .stride = in->hidden_stride,
                                  .input_type = d->input_type,
-                                 .norm_type = d->router_type,
+                                 .router_type = d->router_type,
+                                 .n_class = classes_of(d),
                                  .eps = d->norm_eps,
                                  .scale = d->norm_scale};
-  moi_cu_launch(r, state->prepare, &a, moi_cu_fill(r, run->n_tokens), 1, PREPARE_THREADS);
+  if (few_logits(&state->router, run->n_tokens)) {
+    moi_cu_launch(r, state->logits, &a, moi_cu_ceil_div(classes_of(d), LOGIT_CLASSES), 1, THREADS);
+    return;
+  }
+  moi_cu_launch(r, state->prepare, &a, moi_cu_fill(r, run->n_tokens), 1, THREADS);
   moi_cu_product product = {.x = m->rows,
                             .w = moi_view(in->router),
                             .y = m->logits,
@@ -138,35 +176,62 @@ static moi_cu_select_args select_args(const moi_plan *plan, const moi_run *run, 
   return a;
 }
 
-void moi_cu_route_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *carve, int32_t *ids,
-                      float *weights) {
+/* What is sorted, and where to: the engine's arrays where there are any. */
+static moi_cu_sort_prepare_args sort_of(const moi_plan *plan, const moi_run *run, const memory *m, const int32_t *ids,
+                                        const moi_cu_sort_prepare_args *next) {
   const moi_route_desc *d = &plan->route;
   const moi_route_args *in = &run->route;
-  const moi_cu_route_state *state = &((const moi_cu_plan *)plan->state)->route;
+  moi_cu_sort_prepare_args a = {.sort = {.ids = ids,
+                                         .n_tokens_device = moi_view(in->n_tokens_device),
+                                         .counts = m->counts,
+                                         .offsets = m->offsets,
+                                         .histograms = m->histograms,
+                                         .n_tokens = run->n_tokens,
+                                         .top_k = d->top_k,
+                                         .n_class = classes_of(d)}};
+  if (next) a = *next;
+  if (in->counts.ptr) a.sort.counts = moi_view(in->counts);
+  if (in->offsets.ptr) a.sort.offsets = moi_view(in->offsets);
+  if (in->permutation.ptr) a.sort.permutation = moi_view(in->permutation);
+  return a;
+}
+
+void moi_cu_route_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *carve, int32_t *ids,
+                      float *weights, const moi_cu_sort_prepare_args *next) {
+  const moi_route_desc *d = &plan->route;
+  const moi_route_args *in = &run->route;
+  const moi_cu_plan *state = plan->state;
+  const moi_cu_route_state *route = &state->route;
   memory m = carve_memory(plan, carve);
   uint32_t t = run->n_tokens;
   if (d->hidden && t) run_product(plan, run, r, &m);
-  uint32_t *counts = moi_view(in->counts), *offsets = moi_view(in->offsets), *permutation = moi_view(in->permutation);
-  moi_cu_select_sort_args a = {.select = select_args(plan, run, &m, ids, weights),
-                               .sort = {.ids = ids,
-                                        .n_tokens_device = moi_view(in->n_tokens_device),
-                                        .counts = counts ? counts : m.counts,
-                                        .offsets = offsets ? offsets : m.offsets,
-                                        .permutation = permutation,
-                                        .histograms = m.histograms,
-                                        .n_tokens = t,
-                                        .top_k = d->top_k,
-                                        .n_class = classes_of(d),
-                                        .n_blocks = 1}};
-  int sorted = counts || offsets || permutation;
+  moi_cu_select_args select = select_args(plan, run, &m, ids, weights);
+  moi_cu_sort_prepare_args sort = sort_of(plan, run, &m, ids, next);
+  int sorted = next || in->counts.ptr || in->offsets.ptr || in->permutation.ptr;
+
   if (sorted && by_warp(d) && t <= SORTED_TOKENS) {
-    moi_cu_launch(r, state->select_sort, &a, 1, 1, SELECT_SORT_THREADS);
+    moi_cu_select_sort_args a = {.select = select, .sort = sort.sort, .rows = sort.rows};
+    moi_cu_prepare_set later = {0}; /* by the weights that this launch makes */
+    a.sort.n_blocks = 1;
+    for (uint32_t i = 0; i < MOI_CU_PREPARES; i++) {
+      if (!a.rows.of[i].weights) continue;
+      later.of[i] = a.rows.of[i];
+      a.rows.of[i].n_rows = 0;
+    }
+    moi_cu_launch(r, route->select_sort, &a, 1 + moi_cu_prepare_blocks(r, &a.rows), 1, THREADS);
+    moi_cu_prepare(r, state->prepare, &later);
     return;
   }
-  if (by_warp(d))
-    moi_cu_launch(r, state->select_function, &a.select, moi_cu_fill(r, moi_cu_ceil_div(t, WARPS)), 1, SELECT_THREADS);
-  else
-    moi_cu_launch(r, state->select_function, &a.select, m.keys ? moi_cu_min(t, ANY_BLOCKS) : moi_cu_fill(r, t), 1,
-                  ANY_THREADS);
-  if (sorted) moi_cu_sort(r, &state->sort, &a.sort);
+  if (!by_warp(d)) {
+    moi_cu_launch(r, route->select_function, &select, m.keys ? moi_cu_min(t, ANY_BLOCKS) : moi_cu_fill(r, t), 1, THREADS);
+  } else if (sorted && t <= COUNTED_TOKENS) {
+    sort.sort.n_blocks = select.n_parts = parts_of(d, t);
+    select.histograms = sort.sort.histograms;
+    moi_cu_launch(r, route->select_function, &select, select.n_parts, 1, THREADS);
+    moi_cu_sort_counted(r, &route->sort, &sort);
+    return;
+  } else {
+    moi_cu_launch(r, route->select_function, &select, moi_cu_fill(r, moi_cu_ceil_div(t, WARPS)), 1, THREADS);
+  }
+  if (sorted) moi_cu_sort(r, &route->sort, &sort);
 }

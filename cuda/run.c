@@ -6,8 +6,16 @@ void moi_cu_launch_shared(moi_cu_run *r, moi_cu_function function, const void *a
   if (!x || !y || r->status) return;
   void *params[1];
   memcpy(&params[0], &args, sizeof args); /* the driver's parameter is not const, and it does not write */
-  moi_cu_result result = r->c->cu->LaunchKernel(function, x, y, 1, threads, 1, 1, shared, r->stream, params, NULL);
-  if (result) r->status = moi_cu_fail(r->function, r->c->cu, "cuLaunchKernel", result);
+  const moi_cu_driver *cu = r->c->cu;
+  moi_cu_result result;
+  if (r->n_launches++ && r->c->traits.overlap) { /* what the engine launched before the first is not ours to overlap */
+    moi_cu_launch_attribute overlap = {.id = MOI_CU_LAUNCH_PROGRAMMATIC, .value = {.allowed = 1}};
+    moi_cu_launch_config config = {x, y, 1, threads, 1, 1, shared, r->stream, &overlap, 1};
+    result = cu->LaunchKernelEx(&config, function, params, NULL);
+  } else {
+    result = cu->LaunchKernel(function, x, y, 1, threads, 1, 1, shared, r->stream, params, NULL);
+  }
+  if (result) r->status = moi_cu_fail(r->function, cu, "cuLaunchKernel", result);
 }
 
 void moi_cu_launch(moi_cu_run *r, moi_cu_function function, const void *args, uint32_t x, uint32_t y, uint32_t threads) {

@@ -17,6 +17,8 @@ static moi_context *context;      /* on the primary context, for tests that need
 static moi_cuda_handles_out here; /* of it */
 static void (*fail_at)(int nth);  /* of the emulated driver, else NULL */
 static void (*claim)(int sm);
+static void (*call_it)(const char *name);
+static void (*launches)(unsigned *all, unsigned *programmatic);
 
 static _Atomic int64_t live; /* bytes of contexts and plans */
 static void *allocate(void *user, size_t size, size_t align) {
@@ -59,6 +61,10 @@ static int open_shared(void **state) {
   memcpy(&fail_at, &f, sizeof f);
   f = dlsym(library, "moi_emulated_sm");
   memcpy(&claim, &f, sizeof f);
+  f = dlsym(library, "moi_emulated_name");
+  memcpy(&call_it, &f, sizeof f);
+  f = dlsym(library, "moi_emulated_launches");
+  memcpy(&launches, &f, sizeof f);
   return 0;
 }
 static int close_shared(void **state) {
@@ -493,6 +499,186 @@ static void test_old_devices(void **state) {
   claim(0);
 }
 
+/* ---- activations as integers */
+
+/* W[n][k] = 1 where n == k: a product gives the activations as the kernel has them. */
+enum { INT_ROWS = 9, INT_K = 64, INT_BLOCK = 34 };
+
+static void run_unit(const char *kernel, moi_act_quant quant, const float *x, float *y) {
+  static uint8_t w[INT_K * INT_K / 32 * INT_BLOCK];
+  for (int n = 0; n < INT_K; n++)
+    for (int b = 0; b < INT_K / 32; b++) {
+      uint8_t *block = w + (n * (INT_K / 32) + b) * INT_BLOCK;
+      block[0] = 0, block[1] = 0x3c; /* 1 in f16 */
+      for (int j = 0; j < 32; j++) block[2 + j] = b * 32 + j == n;
+    }
+  moi_gemm_desc d = MOI_GEMM_DESC_INIT;
+  d.max_rows = INT_ROWS, d.n = d.k = INT_K, d.n_experts = 1, d.format = MOI_FORMAT_Q8_0, d.kernel = kernel;
+  d.act_quant = quant;
+  moi_plan *plan = NULL;
+  passes(moi_gemm_plan(context, &d, &plan));
+  assert_string_equal(moi_plan_kernel(plan), kernel);
+  enter();
+  int32_t offsets[2] = {0, INT_ROWS};
+  size_t bytes = INT_ROWS * INT_K * sizeof(float);
+  moi_buffer room = take_room(plan), data = take(sizeof w), in = take(bytes), out = take(bytes), at = take(sizeof offsets);
+  put(data, w, sizeof w);
+  put(in, x, bytes);
+  put(at, offsets, sizeof offsets);
+  moi_weights weights = MOI_WEIGHTS_INIT;
+  weights.data = data;
+  weights.data_stride = sizeof w;
+  moi_gemm_args a = MOI_GEMM_ARGS_INIT;
+  a.n_rows = INT_ROWS, a.input_stride = a.output_stride = INT_K;
+  a.input = in, a.offsets = at, a.output = out, a.weights = &weights;
+  passes(moi_gemm_run(plan, &a, room, no_queue));
+  CU(StreamSynchronize(NULL));
+  get(y, out, bytes);
+  moi_plan_destroy(plan);
+  drop(room), drop(data), drop(in), drop(out), drop(at);
+  leave();
+}
+
+static void test_integers_hold_activations(void **state) {
+  (void)state;
+  static float x[INT_ROWS * INT_K], y[INT_ROWS * INT_K];
+  /* the largest of a row: about where rounding would need a digit more, at the ends of what is normal, below them */
+  static const float largest[INT_ROWS] = {1,        1.9921570f, -1.9921569f, 1.9921875f, -1.9999999f,
+                                          0x1p110f, 0x1p-110f,  0x1p-130f,   0};
+  for (int r = 0; r < INT_ROWS; r++)
+    for (int k = 0; k < INT_K; k++) x[r * INT_K + k] = largest[r] * (k % 32 == 5 ? 1 : sinf((float)(7 * r + k)));
+  run_unit("q8_0-mma-int8", MOI_ACT_QUANT_NONE, x, y);
+  for (int i = 0; i < INT_ROWS * INT_K; i++) {
+    float bound = fmaxf(fabsf(largest[i / INT_K]) * 0x1.02p-15f, 0x1p-127f);
+    if (!(fabsf(y[i] - x[i]) <= bound)) fail_msg("row %d: %a became %a", i / INT_K, (double)x[i], (double)y[i]);
+  }
+  /* bf16 that are not far below the largest stay as they are */
+  for (int i = 0; i < INT_ROWS * INT_K; i++)
+    x[i] = ldexpf((float)(128 + i % 128), i % 7 + i / INT_K - 40) * (float)(i % 3 - 1);
+  run_unit("q8_0-mma-int8", MOI_ACT_QUANT_NONE, x, y);
+  for (int i = 0; i < INT_ROWS * INT_K; i++) assert_true(y[i] == x[i]);
+  /* 8 bits are what moiety.h defines */
+  for (int i = 0; i < INT_ROWS * INT_K; i++) x[i] = sinf((float)i) * (float)(i / 32);
+  run_unit("q8_0-mma-int8", MOI_ACT_QUANT_INT8_32, x, y);
+  for (int i = 0; i < INT_ROWS * INT_K; i += 32) {
+    float a = 0;
+    for (int j = i; j < i + 32; j++) a = fmaxf(a, fabsf(x[j]));
+    float s = fmaxf(a / 127.0f, 0x1p-126f);
+    for (int j = i; j < i + 32; j++) assert_true(y[j] == rintf(x[j] / s) * s);
+  }
+  /* what is no number reaches its row, and no other */
+  for (int quant = 0; quant < 2; quant++) {
+    for (int i = 0; i < INT_ROWS * INT_K; i++) x[i] = (float)(i % 5);
+    x[2 * INT_K + 40] = NAN;
+    x[4 * INT_K + 3] = INFINITY;
+    x[7 * INT_K + 63] = -INFINITY;
+    run_unit("q8_0-mma-int8", quant ? MOI_ACT_QUANT_INT8_32 : MOI_ACT_QUANT_NONE, x, y);
+    for (int i = 0; i < INT_ROWS * INT_K; i++) {
+      int r = i / INT_K, no_number = r == 2 || r == 4 || r == 7;
+      assert_true(no_number ? isnan(y[i]) : fabsf(y[i] - x[i]) <= 4.0f / 254);
+    }
+  }
+}
+
+/* Which tensor cores multiply 64 rows and more of a plan: kernels.def's reckoning. */
+static void test_the_card_decides(void **state) {
+  (void)state;
+  if (!claim || !call_it) skip();
+  static const struct {
+    int sm;
+    const char *name;
+    moi_format input;
+    moi_act_quant quant;
+    moi_format format;
+    const char *kernel;
+  } cases[] = {{86, "NVIDIA GeForce RTX 3090", MOI_FORMAT_BF16, MOI_ACT_QUANT_NONE, MOI_FORMAT_Q4_K, "q4_k-mma-int8"},
+               {86, "NVIDIA GeForce RTX 3090", MOI_FORMAT_F32, MOI_ACT_QUANT_NONE, MOI_FORMAT_NVFP4, "nvfp4-mma-int8"},
+               {86, "NVIDIA GeForce RTX 3090", MOI_FORMAT_F32, MOI_ACT_QUANT_NONE, MOI_FORMAT_FP8, "fp8-mma"},
+               {86, "NVIDIA A40", MOI_FORMAT_BF16, MOI_ACT_QUANT_NONE, MOI_FORMAT_Q4_K, "q4_k-mma"},
+               {86, "NVIDIA A40", MOI_FORMAT_F32, MOI_ACT_QUANT_NONE, MOI_FORMAT_Q4_K, "q4_k-mma-int8"},
+               {86, "NVIDIA A40", MOI_FORMAT_BF16, MOI_ACT_QUANT_INT8_32, MOI_FORMAT_Q4_K, "q4_k-mma-int8"},
+               {75, "NVIDIA GeForce RTX 2080 Ti", MOI_FORMAT_BF16, MOI_ACT_QUANT_NONE, MOI_FORMAT_Q4_K, "q4_k-mma-int8"},
+               {75, "NVIDIA GeForce RTX 2080 Ti", MOI_FORMAT_BF16, MOI_ACT_QUANT_NONE, MOI_FORMAT_Q6_K, "q6_k-mma-f16"},
+               {75, "Tesla T4", MOI_FORMAT_F16, MOI_ACT_QUANT_NONE, MOI_FORMAT_Q4_0, "q4_0-mma-f16"},
+               {80, "NVIDIA A100", MOI_FORMAT_F32, MOI_ACT_QUANT_NONE, MOI_FORMAT_Q8_0, "q8_0-mma"},
+               {80, "NVIDIA A100", MOI_FORMAT_BF16, MOI_ACT_QUANT_INT8_32, MOI_FORMAT_Q8_0, "q8_0-mma-int8"},
+               {80, "NVIDIA A100", MOI_FORMAT_BF16, MOI_ACT_QUANT_INT8_32, MOI_FORMAT_Q4_K, "q4_k-mma"}};
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    moi_context *other;
+    claim(cases[i].sm);
+    call_it(cases[i].name);
+    passes(open_with(0, NULL, &other));
+    moi_gemm_desc d = MOI_GEMM_DESC_INIT;
+    d.max_rows = 64, d.n = d.k = 256, d.n_experts = 1, d.format = cases[i].format;
+    d.input_type = cases[i].input, d.act_quant = cases[i].quant;
+    d.plan_flags = MOI_BATCH_INVARIANT; /* one row for all */
+    moi_plan *plan = NULL;
+    passes(moi_gemm_plan(other, &d, &plan));
+    if (strcmp(moi_plan_kernel(plan), cases[i].kernel))
+      fail_msg("%s: %s, wanted %s", cases[i].name, moi_plan_kernel(plan), cases[i].kernel);
+    moi_plan_destroy(plan);
+    moi_context_destroy(other);
+  }
+  claim(0);
+  call_it(NULL);
+}
+
+/* As many as docs/cuda.md says; on devices that can, all but the first are made ready while the one before runs. */
+static void test_launches(void **state) {
+  (void)state;
+  if (!claim || !launches) skip();
+  static const struct {
+    moi_op op;
+    uint32_t tokens;
+    int plain; /* logits instead of hidden states, and no shared expert */
+    unsigned n;
+  } runs[] = {{MOI_OP_MOE, 1, 0, 4},   {MOI_OP_MOE, 2, 1, 3},     {MOI_OP_MOE, 3, 0, 5},     {MOI_OP_MOE, 3, 1, 4},
+              {MOI_OP_ROUTE, 3, 0, 2}, {MOI_OP_EXPERTS, 1, 0, 3}, {MOI_OP_EXPERTS, 3, 0, 4}, {MOI_OP_GEMM, 3, 0, 4}};
+  static const int devices[] = {75, 89, 90, 120};
+  for (size_t d = 0; d < sizeof devices / sizeof *devices; d++) {
+    claim(devices[d]);
+    moi_context *other = NULL;
+    passes(open_with(0, NULL, &other));
+    enter();
+    moi_buffer memory = take(sizeof(layer));
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+      static layer host, device, result;
+      layer *both[2] = {&host, &device};
+      unsigned before[2], after[2];
+      for (int j = 0; j < 2; j++) {
+        layer *l = both[j];
+        layer_make(l);
+        l->route_args.n_tokens = l->experts_args.n_tokens = runs[i].tokens;
+        if (!runs[i].plain) continue;
+        l->route.hidden = 0;
+        l->route_args.logits = VIEW(l->router);
+        l->moe.shared = NULL;
+        l->moe.shared_gate = MOI_SHARED_PLAIN;
+        l->moe_args.shared = NULL;
+      }
+      to_device(&device, memory);
+      if (runs[i].plain) device.route_args.logits = device.route_args.router;
+      moi_plan *plan = NULL;
+      passes(layer_plan(&device, runs[i].op, other, &plan));
+      moi_buffer room = take_room(plan);
+      launches(&before[0], &before[1]);
+      passes(layer_run(&device, runs[i].op, plan, room));
+      launches(&after[0], &after[1]);
+      CU(StreamSynchronize(NULL));
+      get(&result, memory, sizeof result);
+      if (after[0] - before[0] != runs[i].n) fail_msg("run %zu: %u launches", i, after[0] - before[0]);
+      assert_int_equal(after[1] - before[1], devices[d] >= 90 ? runs[i].n - 1 : 0);
+      agree(runs[i].op, &host, &result);
+      moi_plan_destroy(plan);
+      drop(room);
+    }
+    drop(memory);
+    leave();
+    moi_context_destroy(other);
+  }
+  claim(0);
+}
+
 int main(void) {
   uint32_t count;
   if (moi_device_count(MOI_BACKEND_CUDA, &count)) {
@@ -510,6 +696,9 @@ int main(void) {
       cmocka_unit_test(test_refused_views),
       cmocka_unit_test(test_every_call_may_fail),
       cmocka_unit_test(test_old_devices),
+      cmocka_unit_test(test_integers_hold_activations),
+      cmocka_unit_test(test_the_card_decides),
+      cmocka_unit_test(test_launches),
   };
   return cmocka_run_group_tests(tests, open_shared, close_shared);
 }

@@ -2,15 +2,21 @@
  * emulated driver gives. What `moiety check` runs is smaller. */
 #include "tests/support.h"
 
+#include <dlfcn.h>
+
 #include "bench/rig/case.h"
 
 static moi_context *cuda, *cpu;
+static void (*launches)(unsigned *all, unsigned *programmatic);
+static unsigned ran; /* launches of the last run */
 
 static int open_contexts(void **state) {
   (void)state;
   moi_device_info info = MOI_DEVICE_INFO_INIT;
   if (moi_device_get(MOI_BACKEND_CUDA, 0, &info) || strcmp(info.name, "emulated on the CPU")) return -1;
   moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
+  void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL), *f = dlsym(library, "moi_emulated_launches");
+  memcpy(&launches, &f, sizeof f);
   desc.backend = MOI_BACKEND_CUDA;
   passes(moi_context_create(&desc, &cuda));
   cpu = open_cpu(2);
@@ -27,9 +33,15 @@ static int close_contexts(void **state) {
 static moi_outputs run(const moi_case *c, moi_context *on, const char *kernel, moi_arena *arena) {
   moi_plan *plan = NULL;
   char damage[160];
+  unsigned before, unused;
   moi_outputs out = moi_case_outputs(c, arena);
   passes(moi_case_plan(c, on, kernel, 0, &plan));
+  launches(&before, &unused);
   moi_status status = moi_case_run_guarded(c, plan, &out, damage, sizeof damage);
+  if (on == cuda) {
+    launches(&ran, &unused);
+    ran -= before;
+  }
   if (status) fail_msg("%s", status == MOI_INTERNAL ? damage : moi_last_error());
   long long offset;
   const char *hit = moi_arena_damage(arena, &offset);
@@ -157,12 +169,101 @@ static void test_items(void **state) {
   }
 }
 
+/* Launches from logits on: one, two or three by the number of tokens. */
+static void test_sizes(void **state) {
+  (void)state;
+  static const struct {
+    uint32_t tokens, experts, top_k, n_group, device_tokens;
+    unsigned launches;
+  } sizes[] = {{1, 256, 8, 8, 0, 1},   {16, 256, 8, 8, 0, 1},   {17, 256, 8, 8, 0, 2},   {64, 256, 8, 8, 0, 2},
+               {64, 256, 8, 8, 19, 2}, {65, 1024, 6, 0, 64, 2}, {130, 1000, 6, 0, 0, 2}, {90, 7, 7, 0, 1, 2},
+               {40, 2000, 6, 0, 0, 2}, {8193, 8, 1, 0, 8190, 3}};
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+    moi_case c = route_case(sizes[i].tokens, sizes[i].experts, sizes[i].top_k);
+    char name[64];
+    c.device_tokens = sizes[i].device_tokens;
+    c.route.n_group = sizes[i].n_group;
+    c.route.topk_group = sizes[i].n_group / 2;
+    c.route.score = sizes[i].n_group ? MOI_SCORE_SIGMOID : MOI_SCORE_SOFTMAX;
+    c.route.flags = sizes[i].n_group ? MOI_ROUTE_SELECT_BIAS : 0;
+    snprintf(name, sizeof name, "%u tokens, %u experts", sizes[i].tokens, sizes[i].experts);
+    check(&c, name);
+    if (ran != sizes[i].launches) fail_msg("%s: %u launches", name, ran);
+  }
+}
+
+/* Layers of few tokens, whose launches are fewer: with all that a launch may have to do. */
+static void test_few_tokens(void **state) {
+  (void)state;
+  enum { SHARED = 1, OTHER_SHARED = 2, IDENTITY = 4, QUANTISED = 8, ON_INPUT = 16, ON_ACTIVATION = 32, NORM = 64 };
+  static const struct {
+    uint32_t how;
+    moi_format format, input;
+    uint32_t tokens, device_tokens;
+    unsigned launches;
+  } layers[] = {
+      {SHARED | IDENTITY, MOI_FORMAT_BF16, MOI_FORMAT_BF16, 1, 0, 4},
+      {SHARED | IDENTITY | NORM, MOI_FORMAT_F32, MOI_FORMAT_F32, 2, 0, 4},
+      {SHARED, MOI_FORMAT_Q8_0, MOI_FORMAT_F16, 2, 1, 4},
+      {SHARED | NORM, MOI_FORMAT_Q4_0, MOI_FORMAT_BF16, 8, 0, 5},
+      {SHARED, MOI_FORMAT_Q4_0, MOI_FORMAT_BF16, 8, 3, 5},
+      {OTHER_SHARED, MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_BF16, 1, 0, 7},
+      {SHARED | QUANTISED, MOI_FORMAT_FP8_B128, MOI_FORMAT_BF16, 2, 0, 5},
+      {SHARED | ON_INPUT, MOI_FORMAT_BF16, MOI_FORMAT_BF16, 2, 0, 5},
+      {ON_ACTIVATION, MOI_FORMAT_INT4_G32, MOI_FORMAT_F16, 1, 0, 4},
+      {IDENTITY, MOI_FORMAT_BF16_KN, MOI_FORMAT_BF16, 2, 0, 0}, /* no kernel of few rows; forms of mid are the device's */
+      {SHARED | IDENTITY, MOI_FORMAT_F32, MOI_FORMAT_F32, 9, 0, 10},
+  };
+  for (size_t i = 0; i < sizeof layers / sizeof *layers; i++) {
+    uint32_t how = layers[i].how;
+    moi_case c = route_case(layers[i].tokens, 20, 6);
+    c.op = MOI_OP_MOE;
+    c.has_route = 1;
+    c.has_shared = (how & (SHARED | OTHER_SHARED)) != 0;
+    c.device_tokens = layers[i].device_tokens;
+    c.route.hidden = 256;
+    c.route.n_identity = how & IDENTITY ? 3 : 0;
+    c.route.input_type = layers[i].input;
+    c.route.router_type = how & NORM ? MOI_FORMAT_BF16 : MOI_FORMAT_F32;
+    c.route.flags = how & NORM ? MOI_ROUTE_INPUT_NORM : 0;
+    c.route.norm_eps = 1e-6f;
+    c.experts = (moi_experts_desc)MOI_EXPERTS_DESC_INIT;
+    c.experts.hidden = 256;
+    c.experts.intermediate = 128;
+    c.experts.n_experts = 20;
+    c.experts.n_identity = c.route.n_identity;
+    c.experts.top_k = 6;
+    c.experts.format = layers[i].format;
+    c.experts.input_type = layers[i].input;
+    c.experts.act_quant = how & QUANTISED ? MOI_ACT_QUANT_FP8_128 : MOI_ACT_QUANT_NONE;
+    c.experts.weight_on = how & ON_INPUT        ? MOI_WEIGHT_ON_INPUT
+                          : how & ON_ACTIVATION ? MOI_WEIGHT_ON_ACTIVATION
+                                                : MOI_WEIGHT_ON_OUTPUT;
+    c.experts.flags = i % 2 ? MOI_EXPERTS_ACCUMULATE : 0;
+    c.shared = c.experts;
+    c.shared.n_experts = c.shared.top_k = 1;
+    c.shared.n_identity = c.shared.flags = 0;
+    c.shared.weight_on = MOI_WEIGHT_ON_OUTPUT;
+    c.shared.intermediate = 256;
+    if (how & OTHER_SHARED) c.shared.format = MOI_FORMAT_F16;
+    c.moe = (moi_moe_desc)MOI_MOE_DESC_INIT;
+    c.moe.shared_gate = c.has_shared && i % 3 == 0 ? MOI_SHARED_SIGMOID : MOI_SHARED_PLAIN;
+    c.moe.output_scale = 0.5f;
+    char name[32];
+    snprintf(name, sizeof name, "layer %zu", i);
+    check(&c, name);
+    if (layers[i].launches && ran != layers[i].launches) fail_msg("layer %zu: %u launches", i, ran);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_many_slots),
       cmocka_unit_test(test_many_classes),
       cmocka_unit_test(test_tokens_alone),
       cmocka_unit_test(test_items),
+      cmocka_unit_test(test_sizes),
+      cmocka_unit_test(test_few_tokens),
   };
   return cmocka_run_group_tests(tests, open_contexts, close_contexts);
 }

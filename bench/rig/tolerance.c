@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/format.h"
 #include "core/shared/round.h"
 
 /* Elements of large tests reach 5 standard deviations of an error whose spread differs from row to row. */
@@ -16,8 +17,14 @@ static double step_of(moi_format type) {
 }
 
 moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_format format) {
-  if (backend == MOI_BACKEND_CUDA && format != MOI_FORMAT_F32 && (!kernel || strstr(kernel, "-mma")))
-    return MOI_ACCUMULATE_BF16X2;
+  if (backend == MOI_BACKEND_CUDA) {
+    const moi_format_row *row = moi_format_find(format);
+    int whole = row && row->block_k * row->block_n > 1; /* formats of blocks are whole numbers, and may have int8 rows */
+    if (whole && (!kernel || strstr(kernel, "-int8"))) return MOI_ACCUMULATE_I16;
+    if (kernel && strstr(kernel, "-mma-fp8") && (format == MOI_FORMAT_FP8 || format == MOI_FORMAT_FP8_B128))
+      return MOI_ACCUMULATE_E4M3;
+    if (format != MOI_FORMAT_F32 && (!kernel || strstr(kernel, "-mma"))) return MOI_ACCUMULATE_BF16X2;
+  }
   int dense = format == MOI_FORMAT_F32 || format == MOI_FORMAT_F16 || format == MOI_FORMAT_BF16 ||
               format == MOI_FORMAT_BF16_KN;
   int fp8 = format == MOI_FORMAT_FP8 || format == MOI_FORMAT_FP8_B128;
@@ -28,7 +35,9 @@ moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_
 }
 
 static double dot_error(moi_accumulator accumulator, uint32_t k) {
-  double digits = accumulator == MOI_ACCUMULATE_I16 ? 0x1p-15 : accumulator == MOI_ACCUMULATE_BF16X2 ? 0x1p-18 : 0;
+  static const double all[] = {[MOI_ACCUMULATE_BF16X2] = 0x1p-18, [MOI_ACCUMULATE_I16] = 0x1p-15,
+                               [MOI_ACCUMULATE_E4M3] = 0x1p-12};
+  double digits = all[accumulator];
   return 4 * sqrt(k) * 0x1p-24 + digits;
 }
 

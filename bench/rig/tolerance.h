@@ -7,6 +7,9 @@
  *                       int16 activations   2^-15              (a step of the largest of 32; its rms is half of it)
  *                       two bf16 digits     2^-18              (rms: bits behind the second, 2^-18.8; the product of two
  *                                                              low digits, as f16 weights have one too: 2^-18.6)
+ *                       14 bits of sums     2^-12              (rms 2^-11: in each of 4 steps of 32 products, 33 numbers
+ *                                                              lose up to 2^-13 of the largest of them, which is up to
+ *                                                              a sum of 128)
  *   activation          doubles what it gets (a product of two), and adds 2^-20 (exp, tanh)
  *   rounding to a type  both sides round, and where an error e carries a value over the middle of a step u (bf16 2^-8,
  *                       f16 2^-11, E4M3 2^-4) the results lie a step apart: sqrt(e u) on the average, and
@@ -34,12 +37,13 @@
 typedef enum moi_accumulator {
   MOI_ACCUMULATE_F32,    /* activations as they are, fp32 sums */
   MOI_ACCUMULATE_BF16X2, /* activations as two bf16 digits, fp32 sums */
-  MOI_ACCUMULATE_I16     /* activations quantised to 16 bits for each 32; the least exact comes last */
+  MOI_ACCUMULATE_I16,    /* activations quantised to 16 bits for each 32 */
+  MOI_ACCUMULATE_E4M3    /* E4M3 as the model has it, sums of 128 that keep 14 bits; the least exact comes last */
 } moi_accumulator;
 
 /* What a backend's kernels of a format are allowed. On the CPU int16, but fp32 for the dense formats and for the kernels
- * 'generic' and 'ref'; elsewhere fp32, but for these rows and plans that may have them: on CUDA those called "-mma"
- * multiply bf16 digits, on Vulkan those called "-dot" int16. */
+ * 'generic' and 'ref'; elsewhere fp32, but for these rows and plans that may have them: on CUDA those called "-mma" multiply
+ * bf16 or f16 digits, "-mma-fp8" E4M3, "-int8", and plans of formats of blocks, 16 bits; on Vulkan those called "-dot" 16 bits. */
 moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_format format);
 
 /* e and s of the comment above. */

@@ -3,7 +3,9 @@
  * and runs a block's threads on the CPU. Whatever touches the hardware goes through the words of this folder.
  *
  *   MOI_DEVICE                        prefix of a function
- *   MOI_KERNEL(name, threads, type)   begins a kernel of `threads` threads a block; its arguments are `a`, a const type *
+ *   MOI_KERNEL(name, threads, type)   begins a kernel of `threads` threads a block; its arguments are `a`, a const type *.
+ *                                     Its threads wait, before anything else, for the end of the launch before it: from
+ *                                     sm_90 on a launch may be made ready while that one runs
  *   MOI_BLOCKS                        of a multiprocessor at once that a file's kernels leave registers for: it may define
  *                                     it before it includes this one
  *   MOI_SHARED(type, name, n)         shared memory of the block, `type *name`; its contents begin undefined
@@ -38,7 +40,10 @@
 #define MOI_KERNEL(name, threads, type) MOI_KERNEL_OF(name, threads, type) /* a name may be a macro */
 #define MOI_KERNEL_OF(name, threads, type)                                                                             \
   MOI_DEVICE void name##_body(const type *a);                                                                          \
-  extern "C" __global__ void __launch_bounds__(threads, MOI_BLOCKS) name(const __grid_constant__ type args) { name##_body(&args); } \
+  extern "C" __global__ void __launch_bounds__(threads, MOI_BLOCKS) name(const __grid_constant__ type args) {          \
+    moi_begin();                                                                                                       \
+    name##_body(&args);                                                                                                \
+  }                                                                                                                    \
   MOI_DEVICE void name##_body(const type *a)
 #define MOI_SHARED(type, name, n) __shared__ __align__(16) type name[n]
 #define MOI_SHARED_ASKED(name) extern __shared__ __align__(128) unsigned char name[]
@@ -49,6 +54,15 @@ typedef struct __align__(16) moi_u4 { unsigned x, y, z, w; } moi_u4;
 typedef struct __align__(16) moi_f4 { float x, y, z, w; } moi_f4;
 typedef struct __align__(8) moi_u2 { unsigned x, y; } moi_u2;
 typedef struct __align__(8) moi_f2 { float x, y; } moi_f2;
+
+/* Lets the next launch come as soon as all blocks of this one have begun, and waits for the launch before it, with all
+ * that it wrote; by which all before that one have ended too. Nothing where launches follow one another anyway. */
+MOI_DEVICE void moi_begin(void) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 MOI_DEVICE unsigned moi_fresh(unsigned v) {
   asm volatile("" : "+r"(v));

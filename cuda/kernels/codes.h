@@ -1,13 +1,18 @@
-/* W for tensor cores: 16 consecutive k of one row as bf16 codes, w = scale * code - minimum, in two steps: moi_raw_load
- * brings the bytes into registers, moi_raw_codes makes codes of them, so that products can go on between the two.
+/* W for tensor cores: 16 consecutive k of one row as codes, w = MOI_FACTOR * (scale * code - minimum), in two steps:
+ * moi_raw_load brings the bytes into registers, moi_raw_codes makes codes of them, so that products can go on between the
+ * two.
  *
+ *   MOI_F16      1: codes are f16, defined by a file before it includes this one; else bf16
+ *   MOI_FACTOR   of all weights, a power of two: what codes of few bits would else be multiplied by
  *   MOI_GROUP    0: codes are the weights themselves; 16, 32: so many k share a scale (formats of longer groups repeat it)
  *   MOI_MINIMUM  1: and a minimum
  *   MOI_DIGITS   2: a weight is the sum of two codes (f16 has 11 bits, bf16 8); digit chooses
  *   MOI_BY_N     1: W lies along n
  *
  * Codes are exact: fp8 and fp4 with their e8m0 or e4m3 scales have no more than 8 bits, integer codes without their zero
- * at most 8 bits and a sign. k0 is a multiple of 16; behind K, codes are 0. */
+ * at most 8 bits and a sign. f16 has the bits, but not the exponents of e8m0 and bf16: e8m0 becomes the scale of a group,
+ * and 16 bf16 weights get a power of two of their own that brings the largest to 2^14..2^15. Those that are less than
+ * 2^-31 of it are off by 2^-39 of it at most, the others are exact. k0 is a multiple of 16; behind K, codes are 0. */
 #ifndef MOI_CUDA_CODES_H
 #define MOI_CUDA_CODES_H
 
@@ -18,7 +23,11 @@ typedef struct moi_raw {
   unsigned q[8], s, z; /* data, scale, zero or minimum */
 } moi_raw;
 
-/* 2 bf16 with both halves alike */
+#ifndef MOI_F16
+#define MOI_F16 0
+#endif
+
+/* 2 codes, both halves alike */
 #define MOI_TWICE(code) ((code)*0x10001u)
 #define MOI_MINUS_0 0x80008000u
 
@@ -28,7 +37,7 @@ typedef struct moi_raw {
 #else
 #define MOI_BY_N 0
 #endif
-#ifdef MOI_FORMAT_F16
+#if defined(MOI_FORMAT_F16) && !MOI_F16
 #define MOI_DIGITS 2
 #else
 #define MOI_DIGITS 1
@@ -38,7 +47,11 @@ typedef struct moi_raw {
 #else
 #define MOI_MINIMUM 0
 #endif
-#if defined(MOI_FORMAT_F16) || defined(MOI_FORMAT_BF16) || defined(MOI_FORMAT_BF16_KN) || defined(MOI_FORMAT_FP8) ||   \
+#if MOI_F16 && (defined(MOI_FORMAT_BF16) || defined(MOI_FORMAT_BF16_KN) || defined(MOI_FORMAT_FP4_G16))
+#define MOI_GROUP 16
+#elif MOI_F16 && (defined(MOI_FORMAT_MXFP4) || defined(MOI_FORMAT_MXFP4_GGUF))
+#define MOI_GROUP 32
+#elif defined(MOI_FORMAT_F16) || defined(MOI_FORMAT_BF16) || defined(MOI_FORMAT_BF16_KN) || defined(MOI_FORMAT_FP8) || \
     defined(MOI_FORMAT_MXFP4) || defined(MOI_FORMAT_MXFP4_GGUF) || defined(MOI_FORMAT_NVFP4) ||                        \
     defined(MOI_FORMAT_FP4_G16)
 #define MOI_GROUP 0
@@ -50,15 +63,33 @@ typedef struct moi_raw {
 
 /* ---- codes out of bits */
 
-/* Codes 0..127 in the low bytes of the halves of p, other bits not 0 only where `mask` has none, less `zero`, a bf16 of
- * 128 + zero twice: in 128 + q all bits of a bf16's mantissa are whole numbers. */
+/* MOI_WHOLE: the power of two whose mantissa is whole numbers: 128 of a bf16, 1024 of an f16. MOI_ONE: 1. */
+#if MOI_F16
+#define MOI_WHOLE 0x6400u
+#define MOI_ONE 0x3c00u
+#define moi_pair_fma moi_f16x2_fma
+#else
+#define MOI_WHOLE 0x4300u
+#define MOI_ONE 0x3f80u
+#define moi_pair_fma moi_bf16x2_fma
+#endif
+
+/* Codes 0..127 in the low bytes of the halves of p, other bits not 0 only where `mask` has none, less `zero`, which is
+ * MOI_WHOLE + zero twice. */
 MOI_DEVICE unsigned moi_small_codes(unsigned p, unsigned mask, unsigned zero) {
-  return moi_bf16x2_fma((p & mask) | 0x43004300u, MOI_TWICE(0x3f80u), zero ^ MOI_MINUS_0);
+  return moi_pair_fma((p & mask) | MOI_TWICE(MOI_WHOLE), MOI_TWICE(MOI_ONE), zero ^ MOI_MINUS_0);
 }
-/* Signed bytes: their highest bit makes 256 of the 128 that is taken off. */
+/* Signed bytes: their highest bit adds 128 to what is taken off. */
 MOI_DEVICE unsigned moi_signed_codes(unsigned p) {
-  return moi_bf16x2_fma((p & 0x007f007fu) | 0x43004300u, MOI_TWICE(0x3f80u), (p & 0x00800080u) | 0xc300c300u);
+  return moi_pair_fma((p & 0x007f007fu) | MOI_TWICE(MOI_WHOLE), MOI_TWICE(MOI_ONE),
+                      (p & 0x00800080u) | (MOI_TWICE(MOI_WHOLE) ^ MOI_MINUS_0));
 }
+#if MOI_F16
+/* E2M1 in the low nibbles: an f16 with its bits is the value times 2^-14. */
+MOI_DEVICE unsigned moi_e2m1_bits(unsigned p) { return ((p << 9) & 0x0e000e00u) | ((p << 12) & MOI_MINUS_0); }
+/* E4M3 in the high bytes: likewise 2^-8. Its NaN becomes 480. */
+MOI_DEVICE unsigned moi_e4m3_codes(unsigned p) { return ((p >> 1) & 0x3f803f80u) | (p & MOI_MINUS_0); }
+#else
 /* E2M1 in the low nibbles, times a bf16 twice. A bf16 with E2M1's bits is the value times 2^-126. */
 MOI_DEVICE unsigned moi_e2m1_codes(unsigned p, unsigned scale) {
   unsigned bits = ((p << 6) & 0x01c001c0u) | ((p << 12) & MOI_MINUS_0);
@@ -68,6 +99,36 @@ MOI_DEVICE unsigned moi_e2m1_codes(unsigned p, unsigned scale) {
 MOI_DEVICE unsigned moi_e4m3_codes(unsigned p) {
   return moi_bf16x2_fma(((p >> 4) & 0x07f007f0u) | (p & MOI_MINUS_0), MOI_TWICE(0x7b80u), MOI_MINUS_0);
 }
+#endif
+/* MOI_FACTOR says what the codes above lack. NVFP4's scales take half of it, so that both they and their products with
+ * codes of 2 bits are f16: 2^-17 .. 21. */
+#if MOI_F16 && (defined(MOI_FORMAT_FP8) || defined(MOI_FORMAT_FP8_B128))
+#define MOI_FACTOR 256.0f
+#elif MOI_F16 && defined(MOI_FORMAT_NVFP4)
+#define MOI_FACTOR 128.0f
+#elif MOI_F16 && (defined(MOI_FORMAT_MXFP4) || defined(MOI_FORMAT_MXFP4_GGUF) || defined(MOI_FORMAT_FP4_G16))
+#define MOI_FACTOR 16384.0f
+#else
+#define MOI_FACTOR 1.0f
+#endif
+#if MOI_GROUP == 16 && MOI_F16
+/* 16 bf16 as f16 under a scale of their own. */
+MOI_DEVICE void moi_scaled_codes(const unsigned *q, unsigned *w, float *scale) {
+  unsigned largest = 0u;
+  MOI_UNROLL
+  for (int c = 0; c < 8; c++) {
+    unsigned first = (q[c] << 16) & 0x7f800000u, second = q[c] & 0x7f800000u;
+    largest = first > largest ? first : largest;
+    largest = second > largest ? second : largest;
+  }
+  unsigned e = largest >> 23;
+  e = e < 30u ? 30u : e > 254u ? 254u : e; /* both scales are normal numbers; the least bf16 is exact below 30 too */
+  float up = moi_bits_f32((268u - e) << 23);
+  *scale = moi_bits_f32((e - 14u) << 23);
+  MOI_UNROLL
+  for (int c = 0; c < 8; c++) w[c] = moi_f16x2(moi_bf16_low_f32(q[c]) * up, moi_bf16_high_f32(q[c]) * up);
+}
+#endif
 /* NaN for each half whose high byte is E4M3's. */
 MOI_DEVICE unsigned moi_e4m3_nans(unsigned p) {
   return ((((p & 0x7f007f00u) + 0x01000100u) & 0x80008000u) >> 15) * 0x7fc0u;
@@ -136,9 +197,12 @@ LOAD {
 }
 CODES {
   (void)scale, (void)minimum, (void)digit;
+#if MOI_F16 && defined(MOI_FORMAT_BF16)
+  moi_scaled_codes(r->q, w, scale);
+#else
   MOI_UNROLL
   for (int c = 0; c < 8; c++) {
-#ifdef MOI_FORMAT_F16
+#if defined(MOI_FORMAT_F16) && !MOI_F16
     float first = moi_f16_f32(r->q[c] & 0xffffu), second = moi_f16_f32(r->q[c] >> 16);
     unsigned high = moi_bf16x2(first, second);
     w[c] = digit ? moi_bf16x2(first - moi_bf16_low_f32(high), second - moi_bf16_high_f32(high)) : high;
@@ -146,6 +210,7 @@ CODES {
     w[c] = r->q[c];
 #endif
   }
+#endif
 }
 
 #elif defined(MOI_FORMAT_BF16_KN)
@@ -160,8 +225,12 @@ LOAD {
 }
 CODES {
   (void)scale, (void)minimum, (void)digit;
+#if MOI_F16
+  moi_scaled_codes(r->q, w, scale);
+#else
   MOI_UNROLL
   for (int c = 0; c < 8; c++) w[c] = r->q[c];
+#endif
 }
 
 #elif defined(MOI_FORMAT_FP8) || defined(MOI_FORMAT_FP8_B128)
@@ -218,12 +287,21 @@ LOAD {
 }
 CODES {
   (void)scale, (void)minimum, (void)digit;
+#if MOI_F16 && defined(MOI_FORMAT_NVFP4)
+  float s = moi_e4m3_f32(r->s) * 128.0f;
+  unsigned both = moi_f16x2(s, s);
+#define STEP(pair, p) w[pair] = moi_f16x2_fma(moi_e2m1_bits(p), both, MOI_MINUS_0);
+#elif MOI_F16
+  *scale = moi_e8m0_value(r->s);
+#define STEP(pair, p) w[pair] = moi_e2m1_bits(p);
+#else
 #ifdef MOI_FORMAT_NVFP4
   unsigned s = MOI_TWICE(moi_f32_bits(moi_e4m3_f32(r->s)) >> 16);
 #else
   unsigned s = MOI_TWICE(moi_f32_bits(moi_e8m0_value(r->s)) >> 16);
 #endif
 #define STEP(pair, p) w[pair] = moi_e2m1_codes(p, s);
+#endif
   PAIRS_OF_NIBBLES(r->q, STEP)
 #undef STEP
 }
@@ -244,7 +322,11 @@ CODES {
   (void)minimum, (void)digit;
 #if defined(MOI_FORMAT_INT4_G32) || defined(MOI_FORMAT_INT4_G128)
   *scale = moi_bf16_value(r->s);
-#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x000f000fu, MOI_TWICE(0x4308u));
+#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x000f000fu, MOI_TWICE(MOI_WHOLE + 8u));
+#elif MOI_F16
+  *scale = moi_f16_f32(r->s);
+  unsigned zero = MOI_TWICE(MOI_WHOLE + r->z);
+#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x000f000fu, zero);
 #else /* zeros up to 255 are taken off by themselves: 128 + 255 would have 9 bits */
   *scale = moi_f16_f32(r->s);
   unsigned zero = MOI_TWICE(moi_f32_bits(-moi_small(r->z)) >> 16);
@@ -265,7 +347,7 @@ LOAD {
   r->z = moi_gptq_zero(moi_u32(m->z, (group * (N >> 3) + (n >> 3)) * 4u), n);
 }
 CODES {
-  unsigned zero = MOI_TWICE(0x4300u + r->z);
+  unsigned zero = MOI_TWICE(MOI_WHOLE + r->z);
   (void)minimum, (void)digit;
   *scale = moi_f16_f32(r->s);
 #define STEP(pair, p) w[pair] = moi_small_codes(p, 0x000f000fu, zero);
@@ -288,7 +370,7 @@ LOAD { /* a nibble of each k's word: shifted to its place in 8 bytes of nibbles 
   r->z = moi_awq_nibble(moi_u32(m->z, (group * (N >> 3) + (n >> 3)) * 4u), n);
 }
 CODES {
-  unsigned zero = MOI_TWICE(0x4300u + r->z);
+  unsigned zero = MOI_TWICE(MOI_WHOLE + r->z);
   (void)minimum, (void)digit;
   *scale = moi_f16_f32(r->s);
 #define STEP(pair, p) w[pair] = moi_small_codes(p, 0x000f000fu, zero);
@@ -329,18 +411,22 @@ LOAD {
 }
 CODES {
   (void)scale, (void)minimum, (void)digit;
-#if defined(MOI_FORMAT_MXFP4_GGUF)
+#if defined(MOI_FORMAT_MXFP4_GGUF) && MOI_F16
+  *scale = moi_e8m0_value(r->s);
+#define STEP(pair, p) w[pair] = moi_e2m1_bits(p);
+#elif defined(MOI_FORMAT_MXFP4_GGUF)
   unsigned s = MOI_TWICE(moi_f32_bits(moi_e8m0_value(r->s)) >> 16);
 #define STEP(pair, p) w[pair] = moi_e2m1_codes(p, s);
 #elif defined(MOI_FORMAT_Q4_0)
   *scale = moi_f16_f32(r->s);
-#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x000f000fu, MOI_TWICE(0x4308u));
+#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x000f000fu, MOI_TWICE(MOI_WHOLE + 8u));
 #else
   *scale = moi_f16_f32(r->s);
 #define STEP(pair, p)                                                                                                  \
   {                                                                                                                    \
     unsigned both = p;                                                                                                 \
-    w[pair] = moi_bf16x2_exact((float)moi_iq4_nl_code(both & 15u), (float)moi_iq4_nl_code(both >> 16));                \
+    w[pair] = moi_signed_codes(moi_bytes((unsigned)moi_iq4_nl_code(both & 15u), (unsigned)moi_iq4_nl_code(both >> 16), \
+                                         0x5410u));                                                                    \
   }
 #endif
   PAIRS_OF_BYTES(r->q, STEP)
@@ -369,7 +455,7 @@ CODES {
   (void)digit;
   *scale = moi_f16_f32(r->q[4]) * moi_small(r->s);
   *minimum = moi_f16_f32(r->q[4] >> 16) * moi_small(r->z);
-#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x001f001fu, MOI_TWICE(0x4300u));
+#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x001f001fu, MOI_TWICE(MOI_WHOLE));
   PAIRS_OF_BYTES(r->q, STEP)
 #undef STEP
 }
@@ -389,7 +475,7 @@ LOAD {
 CODES {
   (void)minimum, (void)digit;
   *scale = moi_f16_f32(r->s) * (float)moi_signed8(r->z);
-#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x003f003fu, MOI_TWICE(0x4320u));
+#define STEP(pair, p) w[pair] = moi_small_codes(p, 0x003f003fu, MOI_TWICE(MOI_WHOLE + 32u));
   PAIRS_OF_BYTES(r->q, STEP)
 #undef STEP
 }

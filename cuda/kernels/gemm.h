@@ -5,12 +5,14 @@
 
 #include "cuda/kernels/fetch.h"
 
-/* Defines both kernels of a file: <name>_<format> and <name>_<format>_up. */
+/* Defines both kernels of a file: <name>_<format> and <name>_<format>_up. _OF: the name may be a macro. */
 #define MOI_JOIN2(a, b) a##b
 #define MOI_JOIN(a, b) MOI_JOIN2(a, b)
 #define MOI_GEMM_KERNELS(name, threads, body)                                                                          \
   MOI_KERNEL(MOI_JOIN(name##_, MOI_FORMAT_NAME), threads, moi_cu_gemm_args) { body(a, 0); }                            \
   MOI_KERNEL(MOI_JOIN(MOI_JOIN(name##_, MOI_FORMAT_NAME), _up), threads, moi_cu_gemm_args) { body(a, 1); }
+#define MOI_GEMM_KERNELS_OF(name, threads, body) MOI_GEMM_KERNELS(name, threads, body)
+#define MOI_GEMM_KERNELS_ONE_OF(name, threads, body) MOI_GEMM_KERNELS_ONE(name, threads, body)
 /* <name>_<format>_one and <name>_<format>_one_up: of a row that takes digits, for one digit. */
 #define MOI_GEMM_KERNELS_ONE(name, threads, body)                                                                      \
   MOI_KERNEL(MOI_JOIN(MOI_JOIN(name##_, MOI_FORMAT_NAME), _one), threads, moi_cu_gemm_args) { body(a, 0); }            \

@@ -1,12 +1,32 @@
 /* Grouped GEMM for many rows on tensor cores: up to 128 rows x 128 columns a block (64 of a gate and an up), 32 k at a time,
- * two stages. x comes as bf16 digits straight into shared memory while the stage before is multiplied; W is loaded at the
- * same time, and made bf16 codes behind it. Eight warps: 2 by rows, in tiles of 16 that alternate between them, so that
+ * two stages. x comes as digits straight into shared memory while the stage before is multiplied; W is loaded at the
+ * same time, and made codes behind it. Eight warps: 2 by rows, in tiles of 16 that alternate between them, so that
  * tiles without rows cost little; 4 by columns, 32 each.
  *
- * Sums are fp32; scales of 16 or 32 k multiply the sums of their k, not the codes, which stay exact. */
+ * Sums are fp32; scales of 16 or 32 k multiply the sums of their k, not the codes, which stay exact; the scale of a row of
+ * x, where its form has one, multiplies the whole sums.
+ *
+ * Digits and codes are bf16, or f16 in gemm_f16mma.cu, which includes this file with MOI_F16 as 1. */
 #include "cuda/device/copy.h"
 #include "cuda/kernels/codes.h"
-#include "cuda/kernels/gemm.h"
+
+#if MOI_F16
+#define MMA_NAME gemm_f16mma
+#define MMA moi_mma_f16_k16
+#define MOI_ROW_SCALE(a, slot) ((a)->x_scales[(slot) / (a)->x_div] * MOI_FACTOR)
+#else
+#define MMA_NAME gemm_mma
+#define MMA moi_mma_bf16_16816
+#define MOI_ROW_SCALE(a, slot) 1.0f
+#endif
+#include "cuda/kernels/gemm_mma.h"
+
+/* Before sm_80 a thread's part of x goes through its registers, and shared memory has room for one block. */
+#if MOI_F16 && (defined(MOI_EMULATED) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 800)
+#define ASYNC 0
+#else
+#define ASYNC 1
+#endif
 
 #if !defined(MOI_FORMAT_F32) /* it has too many digits */
 
@@ -16,13 +36,12 @@
 #define LINES 128 /* of W: columns of one product, or by eights of up and gate */
 #define GROUPS (MOI_GROUP == 16 ? 2 : 1)
 #undef MOI_BLOCKS
-#if MOI_GROUP /* the sums of a group beside those of all: too many registers for two blocks */
+#if MOI_GROUP || !ASYNC /* the sums of a group beside those of all: too many registers for two blocks */
 #define MOI_BLOCKS 1
 #else
 #define MOI_BLOCKS 2
 #endif
 #define PLANE ((int)MOI_CU_MMA_STAGE)
-#define OUT_PITCH 40u /* floats; 8 warps' 16 rows fit into the stages of one digit */
 
 /* Where 16 bytes of k lie in a plane of rows of 64 bytes: eight rows of one segment, and two rows, are in all banks. */
 MOI_DEVICE unsigned at(unsigned row, unsigned segment) { return row * 64u + ((segment ^ ((row >> 1) & 3u)) << 4); }
@@ -77,14 +96,14 @@ MOI_DEVICE void multiply(const places *p, const unsigned char *w, const unsigned
           MOI_UNROLL
           for (unsigned c = 0; c < 4u; c++) {
 #if MOI_GROUP
-            moi_mma_bf16_16816(sum[c], a, b[c] + 2u * step);
+            MMA(sum[c], a, b[c] + 2u * step);
 #else
-            moi_mma_bf16_16816(acc + (tile * 4u + c) * 4u, a, b[c] + 2u * step);
+            MMA(acc + (tile * 4u + c) * 4u, a, b[c] + 2u * step);
 #endif
           }
 #if MOI_MINIMUM
-          const unsigned ones[2] = {MOI_TWICE(0x3f80u), MOI_TWICE(0x3f80u)};
-          moi_mma_bf16_16816(all, a, ones);
+          const unsigned ones[2] = {MOI_TWICE(MOI_ONE), MOI_TWICE(MOI_ONE)};
+          MMA(all, a, ones);
 #endif
         }
       }
@@ -108,72 +127,13 @@ MOI_DEVICE void multiply(const places *p, const unsigned char *w, const unsigned
   (void)scales, (void)minima;
 }
 
-/* Columns j and j + 1 of a slot's row; j is even. */
-MOI_DEVICE void put_pair(const moi_cu_gemm_args *a, const int gate_up, const moi_streams *su, const moi_streams *sg,
-                         unsigned slot, unsigned j, const float *u, const float *g) {
-  unsigned end = moi_columns_of(a, gate_up);
-  uint64_t row = (uint64_t)slot * a->ldy;
-  if (j + 1u >= end || (row & 1u)) {
-    moi_finish(a, gate_up, su, sg, slot, j, u[0], g[0]);
-    moi_finish(a, gate_up, su, sg, slot, j + 1u, u[1], g[1]);
-    return;
-  }
-  moi_f2 v;
-  v.x = j < a->n ? moi_result(a, gate_up, su, sg, slot, j, u[0], g[0]) : 0.0f;
-  v.y = j + 1u < a->n ? moi_result(a, gate_up, su, sg, slot, j + 1u, u[1], g[1]) : 0.0f;
-  if (!gate_up || !a->y_digits) {
-    *(moi_f2 *)(void *)(a->y + row + j) = v;
-    return;
-  }
-  uint16_t *to = (uint16_t *)(void *)(a->y + row) + j;
-  unsigned high = moi_bf16x2(v.x, v.y);
-  *(unsigned *)(void *)to = high;
-  if (a->y_digits > 1u)
-    *(unsigned *)(void *)(to + a->ldy) = moi_bf16x2(v.x - moi_bf16_low_f32(high), v.y - moi_bf16_high_f32(high));
-}
-
-/* A warp's sums to y, 16 rows at a time through its part of shared memory: once behind all products, so that the text of
- * the activations is there once, and lanes side by side write columns side by side. */
-MOI_DEVICE void finish(const moi_cu_gemm_args *a, const int gate_up, unsigned i, int two, unsigned j0, float *shared,
-                       float *acc) {
-  unsigned n_rows; /* read again, as what follows: no register holds it through the products */
-  moi_item_count(a, &n_rows);
-  moi_cu_item item = moi_item_at(a, i, n_rows);
-  unsigned lane = moi_lane(), wm = moi_warp() & 1u, line0 = (moi_warp() >> 1) * 32u;
-  moi_streams su = moi_streams_of(&a->up, item.expert, a->bias_type), sg = su;
-  if (two) sg = moi_streams_of(&a->gate, item.expert, a->bias_type);
-  float *own = shared + moi_warp() * 16u * OUT_PITCH;
-  MOI_ROLLED
-  for (unsigned row0 = wm * 16u; row0 < item.rows; row0 += 32u) {
-    MOI_UNROLL
-    for (unsigned c = 0; c < 4u; c++) {
-      MOI_UNROLL
-      for (unsigned r = 0; r < 2u; r++) {
-        moi_f2 v;
-        v.x = acc[c * 4u + 2u * r], v.y = acc[c * 4u + 2u * r + 1u];
-        *(moi_f2 *)(void *)(own + (r * 8u + (lane >> 2)) * OUT_PITCH + c * 8u + 2u * (lane & 3u)) = v;
-      }
-    }
-    moi_sync_warp();
-    unsigned pairs = two ? 8u : 16u; /* of columns that the warp has */
-    MOI_ROLLED
-    for (unsigned e = lane; e < 16u * pairs; e += 32u) {
-      unsigned row = e / pairs, pair = e % pairs;
-      if (row0 + row >= item.rows) break;
-      const float *u = own + row * OUT_PITCH + (two ? (pair >> 2) * 16u + 2u * (pair & 3u) : 2u * pair);
-      put_pair(a, gate_up, &su, &sg, moi_slot_of(a, item.first + row0 + row),
-               j0 + (two ? line0 / 2u : line0) + 2u * pair, u, two ? u + 8 : u);
-    }
-    moi_sync_warp();
-    MOI_UNROLL
-    for (int c = 0; c < 48; c++) acc[c] = acc[c + 16]; /* a register's number must be a constant */
-  }
-}
-
 /* What a thread copies of x: 16 bytes of each of two rows, for each digit. rows: where, in units of 16 bytes, or NO_ROW. */
 #define NO_ROW 0xffffffffu
-MOI_DEVICE void copy_x(const moi_cu_gemm_args *a, unsigned char *x, const unsigned *rows, unsigned k0,
-                       const int digits) {
+#if ASYNC
+typedef char x_part;
+MOI_DEVICE void load_x(const moi_cu_gemm_args *a, unsigned char *x, const unsigned *rows, unsigned k0, const int digits,
+                       x_part *part) {
+  (void)part;
   unsigned thread = moi_thread(), segment = thread & 3u;
   MOI_UNROLL
   for (unsigned i = 0; i < 2u; i++) {
@@ -186,6 +146,38 @@ MOI_DEVICE void copy_x(const moi_cu_gemm_args *a, unsigned char *x, const unsign
   }
   moi_copy_commit();
 }
+MOI_DEVICE void store_x(const x_part *part, unsigned char *x, const int digits) {
+  (void)part, (void)x, (void)digits;
+  moi_copy_wait(0);
+}
+#else
+typedef struct x_part {
+  moi_u4 v[4];
+} x_part;
+MOI_DEVICE void load_x(const moi_cu_gemm_args *a, unsigned char *x, const unsigned *rows, unsigned k0, const int digits,
+                       x_part *part) {
+  const moi_u4 zero = {0u, 0u, 0u, 0u};
+  (void)x;
+  MOI_UNROLL
+  for (unsigned i = 0; i < 2u; i++) {
+    MOI_UNROLL
+    for (int digit = 0; digit < digits; digit++)
+      part->v[2 * digit + (int)i] =
+          rows[i] == NO_ROW
+              ? zero
+              : ((const moi_u4 *)moi_global(a->x))[rows[i] + ((unsigned)digit * a->ldx + k0) / 8u];
+  }
+}
+MOI_DEVICE void store_x(const x_part *part, unsigned char *x, const int digits) {
+  MOI_UNROLL
+  for (unsigned i = 0; i < 2u; i++) {
+    MOI_UNROLL
+    for (int digit = 0; digit < digits; digit++)
+      *(moi_u4 *)(void *)(x + digit * PLANE + at(moi_thread() >> 2, moi_thread() & 3u) + i * 4096u) =
+          part->v[2 * digit + (int)i];
+  }
+}
+#endif
 
 /* A line of W, and the 16 k of a chunk in it, that a thread decodes. */
 typedef struct line_part {
@@ -254,25 +246,27 @@ MOI_DEVICE void mma(const moi_cu_gemm_args *a, const int gate_up, const int digi
       MOI_UNROLL
       for (int c = 0; c < 64; c++) acc[c] = 0.0f;
       moi_raw raw;
+      x_part xs;
       if (n_chunks) {
-        copy_x(a, x_tiles, rows, 0, digits);
+        load_x(a, x_tiles, rows, 0, digits, &xs);
         load_w(&part, 0, a->k, &raw);
         store_w(&part, &raw, 0, w_tiles, scales, minima);
-        moi_copy_wait(0);
+        store_x(&xs, x_tiles, digits);
       }
       moi_sync();
       for (unsigned c = 0; c < n_chunks; c++) {
         unsigned now = c & 1u, next = now ^ 1u, k0 = (c + 1u) / MOI_DIGITS * CHUNK;
         if (c + 1u < n_chunks) {
-          copy_x(a, x_tiles + next * (unsigned)(digits * PLANE), rows, k0, digits);
+          load_x(a, x_tiles + next * (unsigned)(digits * PLANE), rows, k0, digits, &xs);
           load_w(&part, k0, a->k, &raw);
         }
         multiply(&p, w_tiles + now * PLANE, x_tiles + now * (unsigned)(digits * PLANE), scales + now * GROUPS * LINES,
                  minima + (MOI_MINIMUM ? now * LINES : 0u), item.rows, digits, MOI_DIGITS == 2 && c & 1u, acc);
-        if (c + 1u < n_chunks)
+        if (c + 1u < n_chunks) {
           store_w(&part, &raw, MOI_DIGITS == 2 && !(c & 1u), w_tiles + next * PLANE, scales + next * GROUPS * LINES,
                   minima + (MOI_MINIMUM ? next * LINES : 0u));
-        moi_copy_wait(0);
+          store_x(&xs, x_tiles + next * (unsigned)(digits * PLANE), digits);
+        }
         moi_sync();
       }
       finish(a, gate_up, i, two, j0, (float *)(void *)tiles, acc);
@@ -281,14 +275,14 @@ MOI_DEVICE void mma(const moi_cu_gemm_args *a, const int gate_up, const int digi
   }
 }
 
-#if defined(MOI_EMULATED) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#if MOI_F16 || defined(MOI_EMULATED) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 #define MMA_ONE(a, gate_up) mma(a, gate_up, 1)
 #define MMA_TWO(a, gate_up) mma(a, gate_up, 2)
 #else /* rows that need sm_80: no code of theirs can run */
 #define MMA_ONE(a, gate_up) (void)a
 #define MMA_TWO(a, gate_up) (void)a
 #endif
-MOI_GEMM_KERNELS(gemm_mma, THREADS, MMA_TWO)
-MOI_GEMM_KERNELS_ONE(gemm_mma, THREADS, MMA_ONE)
+MOI_GEMM_KERNELS_OF(MMA_NAME, THREADS, MMA_TWO)
+MOI_GEMM_KERNELS_ONE_OF(MMA_NAME, THREADS, MMA_ONE)
 
 #endif

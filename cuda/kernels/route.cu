@@ -4,8 +4,7 @@
  * Values are held as keys, uints in the values' order; 0, below all of them, is a class that cannot be chosen. Class i
  * is the thread i % threads's, which remembers the best of its own: a round of the arg max reduces those, and only the
  * winner's classes are looked through again. Rules are branches that all threads take alike. */
-#include "cuda/args.h"
-#include "cuda/device/convert.h"
+#include "cuda/kernels/rows.h"
 #include "cuda/kernels/sort.h"
 
 enum { SOFTMAX, SIGMOID, SQRT_SOFTPLUS, TOPK_SOFTMAX, TOPK_SIGMOID, SPARSEMIXER }; /* moi_score */
@@ -14,31 +13,7 @@ enum { RENORM_NONE, RENORM_SUM };                                               
 
 #define NONE 0xffffffffu
 
-/* Elements i, i + step, ... of n, all of them asked for before the first is needed; 0 behind the last. */
-MOI_DEVICE void load8(unsigned type, const void *base, unsigned i, unsigned step, unsigned n, float v[8]) {
-  if (type == MOI_CU_F32) {
-    MOI_UNROLL
-    for (unsigned q = 0; q < 8u; q++) v[q] = i + q * step < n ? ((const float *)base)[i + q * step] : 0.0f;
-    return;
-  }
-  unsigned h[8];
-  MOI_UNROLL
-  for (unsigned q = 0; q < 8u; q++) h[q] = i + q * step < n ? ((const uint16_t *)base)[i + q * step] : 0u;
-  MOI_UNROLL
-  for (unsigned q = 0; q < 8u; q++) v[q] = type == MOI_CU_BF16 ? moi_bf16_value(h[q]) : moi_f16_f32(h[q]);
-}
-
-MOI_DEVICE float warp_sum(float v) {
-  MOI_UNROLL
-  for (unsigned step = 16u; step > 0u; step >>= 1) v += moi_xor_f32(v, step);
-  return v;
-}
-
-MOI_DEVICE unsigned bounded(unsigned n_tokens, const uint32_t *n_tokens_device) {
-  return n_tokens_device && *n_tokens_device < n_tokens ? *n_tokens_device : n_tokens;
-}
-
-/* ---- route_prepare: a block makes a row at a time */
+/* ---- route_prepare: a block makes a row at a time; route_logits: the logits of a few tokens, a block those of two classes */
 
 #define PREPARE_THREADS 256u
 
@@ -46,11 +21,11 @@ MOI_DEVICE unsigned bounded(unsigned n_tokens, const uint32_t *n_tokens_device) 
 MOI_DEVICE float squares(const moi_cu_route_prepare_args *a, const void *row, float before, float *parts) {
   float sum = 0.0f, v[8];
   for (unsigned i = moi_thread(); i < a->k; i += 8u * PREPARE_THREADS) {
-    load8(a->input_type, row, i, PREPARE_THREADS, a->k, v);
+    moi_load8(a->input_type, row, i, PREPARE_THREADS, a->k, v);
     MOI_UNROLL
     for (unsigned q = 0; q < 8u; q++) sum += v[q] * before * (v[q] * before);
   }
-  sum = warp_sum(sum);
+  sum = moi_warp_sum(sum);
   moi_sync(); /* parts have been read */
   if (moi_lane() == 0u) parts[moi_warp()] = sum;
   moi_sync();
@@ -59,27 +34,34 @@ MOI_DEVICE float squares(const moi_cu_route_prepare_args *a, const void *row, fl
   return sum;
 }
 
+/* What a row's elements are multiplied by, one factor after the other: 1 / sqrt(mean + eps) as before * after. x * before is
+ * small enough to be squared, and large enough. */
+MOI_DEVICE void norm_of(const moi_cu_route_prepare_args *a, const void *row, float *parts, float *before, float *after) {
+  *before = 1.0f;
+  float sum = squares(a, row, *before, parts);
+  if (sum > 1e37f || sum < 1e-25f) {
+    *before = sum > 1e37f ? 5.421010862427522e-20f : 1.8446744073709552e19f; /* 2^-64, 2^64 */
+    sum = squares(a, row, *before, parts);
+  }
+  *after = 1.0f / sqrtf(sum / (float)a->k + a->eps * *before * *before);
+}
+
+MOI_DEVICE const uint8_t *input_row(const moi_cu_route_prepare_args *a, unsigned t) {
+  return (const uint8_t *)a->input + (uint64_t)t * a->stride * moi_element_bytes(a->input_type);
+}
+
 MOI_KERNEL(route_prepare, 256, moi_cu_route_prepare_args) {
   MOI_SHARED(float, parts, PREPARE_THREADS / 32u);
-  unsigned n_tokens = bounded(a->n_tokens, a->n_tokens_device);
+  unsigned n_tokens = moi_bounded(a->n_tokens, a->n_tokens_device);
   for (unsigned t = moi_block_x(); t < n_tokens; t += moi_grid_x()) {
-    const uint8_t *row = (const uint8_t *)a->input + (uint64_t)t * a->stride * moi_element_bytes(a->input_type);
-    float *to = a->rows + (uint64_t)t * a->ldx;
-    /* 1 / sqrt(mean + eps) as before * after: x * before is small enough to be squared, and large enough */
-    float before = 1.0f, after = 1.0f;
-    if (a->norm_weight) {
-      float sum = squares(a, row, before, parts);
-      if (sum > 1e37f || sum < 1e-25f) {
-        before = sum > 1e37f ? 5.421010862427522e-20f : 1.8446744073709552e19f; /* 2^-64, 2^64 */
-        sum = squares(a, row, before, parts);
-      }
-      after = 1.0f / sqrtf(sum / (float)a->k + a->eps * before * before);
-    }
+    const uint8_t *row = input_row(a, t);
+    float *to = a->rows + (uint64_t)t * a->ldx, before = 1.0f, after = 1.0f;
+    if (a->norm_weight) norm_of(a, row, parts, &before, &after);
     for (unsigned i0 = moi_thread(); i0 < a->ldx; i0 += 8u * PREPARE_THREADS) {
       float v[8], w[8];
-      load8(a->input_type, row, i0, PREPARE_THREADS, a->k, v);
+      moi_load8(a->input_type, row, i0, PREPARE_THREADS, a->k, v);
       if (a->norm_weight) {
-        load8(a->norm_type, a->norm_weight, i0, PREPARE_THREADS, a->k, w);
+        moi_load8(a->router_type, a->norm_weight, i0, PREPARE_THREADS, a->k, w);
         MOI_UNROLL
         for (unsigned q = 0; q < 8u; q++) v[q] = v[q] * before * after * w[q] * a->scale;
       }
@@ -90,6 +72,67 @@ MOI_KERNEL(route_prepare, 256, moi_cu_route_prepare_args) {
       }
     }
   }
+}
+
+#define LOGIT_TOKENS 8u
+#define LOGIT_CLASSES 2u
+
+MOI_KERNEL(route_logits, 256, moi_cu_route_prepare_args) {
+  MOI_SHARED(float, parts, PREPARE_THREADS / 32u);
+  MOI_SHARED(float, norms, 2u * LOGIT_TOKENS);
+  MOI_SHARED(float, sums, PREPARE_THREADS / 32u * LOGIT_CLASSES * LOGIT_TOKENS);
+  unsigned n_tokens = moi_bounded(a->n_tokens, a->n_tokens_device), thread = moi_thread(), c0 = moi_block_x() * LOGIT_CLASSES;
+  const uint8_t *w_row[LOGIT_CLASSES];
+  float acc[LOGIT_CLASSES][LOGIT_TOKENS];
+  MOI_UNROLL
+  for (unsigned c = 0; c < LOGIT_CLASSES; c++) {
+    unsigned row = c0 + c < a->n_class ? c0 + c : a->n_class - 1u;
+    w_row[c] = (const uint8_t *)a->router + (uint64_t)row * a->k * moi_element_bytes(a->router_type);
+    MOI_UNROLL
+    for (unsigned t = 0; t < LOGIT_TOKENS; t++) acc[c][t] = 0.0f;
+  }
+  for (unsigned t = 0; a->norm_weight && t < n_tokens; t++) {
+    float before, after;
+    norm_of(a, input_row(a, t), parts, &before, &after);
+    if (thread == 0u) {
+      norms[2u * t] = before;
+      norms[2u * t + 1u] = after;
+    }
+  }
+  moi_sync();
+  for (unsigned i0 = thread; i0 < a->k; i0 += 8u * PREPARE_THREADS) {
+    float w[LOGIT_CLASSES][8], n[8];
+    MOI_UNROLL
+    for (unsigned c = 0; c < LOGIT_CLASSES; c++) moi_load8(a->router_type, w_row[c], i0, PREPARE_THREADS, a->k, w[c]);
+    if (a->norm_weight) moi_load8(a->router_type, a->norm_weight, i0, PREPARE_THREADS, a->k, n);
+    MOI_UNROLL
+    for (unsigned t = 0; t < LOGIT_TOKENS; t++) {
+      if (t >= n_tokens) continue;
+      float v[8];
+      moi_load8(a->input_type, input_row(a, t), i0, PREPARE_THREADS, a->k, v);
+      MOI_UNROLL
+      for (unsigned q = 0; q < 8u; q++) {
+        if (i0 + q * PREPARE_THREADS >= a->k) continue;
+        if (a->norm_weight) v[q] = v[q] * norms[2u * t] * norms[2u * t + 1u] * n[q] * a->scale;
+        MOI_UNROLL
+        for (unsigned c = 0; c < LOGIT_CLASSES; c++) acc[c][t] = fmaf(w[c][q], v[q], acc[c][t]);
+      }
+    }
+  }
+  MOI_UNROLL
+  for (unsigned c = 0; c < LOGIT_CLASSES; c++) {
+    MOI_UNROLL
+    for (unsigned t = 0; t < LOGIT_TOKENS; t++) {
+      float sum = moi_warp_sum(acc[c][t]);
+      if (moi_lane() == 0u) sums[(moi_warp() * LOGIT_CLASSES + c) * LOGIT_TOKENS + t] = sum;
+    }
+  }
+  moi_sync();
+  unsigned t = thread % LOGIT_TOKENS, c = thread / LOGIT_TOKENS;
+  if (c >= LOGIT_CLASSES || c0 + c >= a->n_class || t >= n_tokens) return;
+  float sum = 0.0f;
+  for (unsigned w = 0; w < PREPARE_THREADS / 32u; w++) sum += sums[(w * LOGIT_CLASSES + c) * LOGIT_TOKENS + t];
+  a->logits[(uint64_t)t * a->n_class + c0 + c] = sum;
 }
 
 /* ---- selection. threads: that select for one token, 32 or a block's; a constant. */
@@ -103,6 +146,7 @@ typedef struct shared {
   unsigned *group_keys; /* [n_group] */
   unsigned *slots;      /* [3][TOP_K]: ids, keys, bits of weights */
   unsigned *parts;      /* [2][warps] of a block */
+  unsigned *counts;     /* [n_class]: slots of the tokens that have been selected for; or null */
 } shared;
 
 /* NaN and -infinity: 0; both zeros: the same. */
@@ -163,7 +207,7 @@ MOI_DEVICE unsigned max_of_all(const shared *m, const unsigned threads, unsigned
 }
 
 MOI_DEVICE float sum_of_all(const shared *m, const unsigned threads, float x) {
-  x = warp_sum(x);
+  x = moi_warp_sum(x);
   if (threads == 32u) return x;
   share(m, moi_f32_bits(x), 0u);
   x = 0.0f;
@@ -256,9 +300,13 @@ MOI_DEVICE void best_from(const unsigned *keys, unsigned first, unsigned step, u
                           unsigned *at) {
   *key = 0u;
   *at = NONE;
-  for (unsigned i = first; i < n; i += step) {
-    unsigned other = keys[i];
-    if (other > *key) *key = other, *at = i;
+  for (unsigned i = first; i < n; i += 8u * step) { /* all asked for before the first is needed */
+    unsigned other[8];
+    MOI_UNROLL
+    for (unsigned q = 0; q < 8u; q++) other[q] = i + q * step < n ? keys[i + q * step] : 0u;
+    MOI_UNROLL
+    for (unsigned q = 0; q < 8u; q++)
+      if (other[q] > *key) *key = other[q], *at = i + q * step;
   }
 }
 
@@ -288,9 +336,9 @@ MOI_DEVICE void select_token(const moi_cu_select_args *a, const shared *m, unsig
 
   for (unsigned i0 = me; i0 < n; i0 += 8u * threads) {
     float v[8], b[8];
-    load8(a->input_type, row, i0, threads, n, v);
+    moi_load8(a->input_type, row, i0, threads, n, v);
     if (a->router_bias) {
-      load8(a->bias_type, a->router_bias, i0, threads, n, b);
+      moi_load8(a->bias_type, a->router_bias, i0, threads, n, b);
       MOI_UNROLL
       for (unsigned q = 0; q < 8u; q++) v[q] += b[q];
     }
@@ -395,30 +443,50 @@ MOI_DEVICE void select_token(const moi_cu_select_args *a, const shared *m, unsig
     weight *= a->scale;
     if (a->expert_scale && id != NONE) weight *= a->expert_scale[id];
     a->ids[(uint64_t)t * k + j] = (int32_t)id;
+    if (m->counts && id != NONE) moi_atomic_add(&m->counts[id], 1u);
     a->weights[(uint64_t)t * k + j] = id == NONE ? 0.0f : moi_round_to(a->weight_type, weight);
   }
 }
 
-/* Tokens `first`, `first` + step, ..., each by a warp, whose memory begins at `words`. */
+/* Tokens `first`, `first` + step, ... below `end`, each by a warp, whose memory begins at `words`. */
 #define WARP_GROUPS 64u
 #define WARP_WORDS(classes) ((classes) + WARP_GROUPS + 3u * TOP_K)
-MOI_DEVICE void select_tokens(const moi_cu_select_args *a, unsigned *words, const unsigned classes, unsigned first,
-                              unsigned step) {
+MOI_DEVICE void select_tokens(const moi_cu_select_args *a, unsigned *words, unsigned *counts, const unsigned classes,
+                              unsigned first, unsigned step, unsigned end) {
   shared m;
   m.keys = words;
   m.group_keys = words + classes;
   m.slots = m.group_keys + WARP_GROUPS;
   m.parts = NULL;
-  unsigned n_tokens = bounded(a->n_tokens, a->n_tokens_device);
-  for (unsigned t = first; t < n_tokens; t += step) select_token(a, &m, t, 32u);
+  m.counts = counts;
+  for (unsigned t = first; t < end; t += step) select_token(a, &m, t, 32u);
+}
+
+#define WARPS (BLOCK_THREADS / 32u)
+
+/* By all blocks of a grid. Where slots are counted, a block has a part of the tokens. */
+MOI_DEVICE void select_parts(const moi_cu_select_args *a, unsigned *words, unsigned *counts, const unsigned classes) {
+  unsigned thread = moi_thread(), block = moi_block_x(), n_tokens = moi_bounded(a->n_tokens, a->n_tokens_device);
+  unsigned from = block * WARPS, to = n_tokens, step = moi_grid_x() * WARPS;
+  if (a->histograms) {
+    moi_part(&from, &to, n_tokens, block, a->n_parts);
+    step = WARPS;
+    for (unsigned c = thread; c < a->n_class; c += BLOCK_THREADS) counts[c] = 0u;
+    moi_sync();
+  }
+  select_tokens(a, words + moi_warp() * WARP_WORDS(classes), a->histograms ? counts : NULL, classes, from + moi_warp(),
+                step, to);
+  if (!a->histograms) return;
+  moi_sync();
+  for (unsigned c = thread; c < a->n_class; c += BLOCK_THREADS) a->histograms[block * a->n_class + c] = counts[c];
 }
 
 /* at most `classes` classes and WARP_GROUPS groups */
 #define SELECT(name, classes)                                                                                          \
-  MOI_KERNEL(name, 128, moi_cu_select_args) {                                                                          \
-    MOI_SHARED(unsigned, words, 4u * WARP_WORDS(classes));                                                             \
-    select_tokens(a, words + moi_warp() * WARP_WORDS(classes), classes, moi_block_x() * 4u + moi_warp(),               \
-                  moi_grid_x() * 4u);                                                                                  \
+  MOI_KERNEL(name, 256, moi_cu_select_args) {                                                                          \
+    MOI_SHARED(unsigned, words, WARPS *WARP_WORDS(classes));                                                           \
+    MOI_SHARED(unsigned, counts, classes);                                                                             \
+    select_parts(a, words, counts, classes);                                                                           \
   }
 SELECT(select_256, 256u)
 SELECT(select_1024, 1024u)
@@ -433,15 +501,23 @@ MOI_KERNEL(select_any, 256, moi_cu_select_args) {
   m.group_keys = group_keys;
   m.slots = slots;
   m.parts = parts;
-  unsigned n_tokens = bounded(a->n_tokens, a->n_tokens_device);
+  m.counts = NULL;
+  unsigned n_tokens = moi_bounded(a->n_tokens, a->n_tokens_device);
   for (unsigned t = moi_block_x(); t < n_tokens; t += moi_grid_x()) select_token(a, &m, t, BLOCK_THREADS);
 }
 
-/* As select_1024 and sort, in one launch of one block: the sort takes the memory of the selection. */
+/* As select_1024 and sort, in one launch: the first block selects and sorts in the same memory, the others prepare rows. */
 MOI_KERNEL(select_sort, 256, moi_cu_select_sort_args) {
-  MOI_SHARED(unsigned, words, MOI_SORT_WARPS *WARP_WORDS(1024u));
+  MOI_SHARED(unsigned, words, WARPS *WARP_WORDS(1024u));
   MOI_SHARED(unsigned, partial, MOI_SORT_PARTIALS);
-  select_tokens(&a->select, words + moi_warp() * WARP_WORDS(1024u), 1024u, moi_warp(), MOI_SORT_WARPS);
+  MOI_SHARED(float, shares, MOI_ROW_SHARES);
+  if (moi_block_x() > 0u) {
+    moi_prepare_rows(&a->rows, shares, moi_block_x() - 1u, moi_grid_x() - 1u);
+    return;
+  }
+  const moi_cu_select_args *s = &a->select;
+  select_tokens(s, words + moi_warp() * WARP_WORDS(1024u), NULL, 1024u, moi_warp(), WARPS,
+                moi_bounded(s->n_tokens, s->n_tokens_device));
   moi_sync();
   moi_sort_slots(&a->sort, words, partial, 0u);
 }

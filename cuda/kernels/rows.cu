@@ -1,135 +1,49 @@
 /* Rows of activations on their way into the grouped GEMMs and out of them. */
-#include "cuda/args.h"
-#include "cuda/device/convert.h"
+#include "cuda/kernels/combine.h"
+#include "cuda/kernels/rows.h"
 
-/* ---- prepare: fp32 or digits or both, zero behind k, weighted and quantised as the model says. A block makes a row at a
- * time. */
-
-#define THREADS 128u
-
-/* Over `width` threads side by side, a power of two. */
-MOI_DEVICE float reduce(float *shares, float v, int largest, unsigned width) {
-  unsigned thread = moi_thread();
-  shares[thread] = v;
-  moi_sync();
-  for (unsigned step = width / 2u; step > 0u; step >>= 1) {
-    if ((thread & (width - 1u)) < step)
-      shares[thread] = largest ? fmaxf(shares[thread], shares[thread + step]) : shares[thread] + shares[thread + step];
-    moi_sync();
-  }
-  float r = shares[thread & ~(width - 1u)];
-  moi_sync();
-  return r;
-}
-
-MOI_KERNEL(prepare, 128, moi_cu_prepare_args) {
-  MOI_SHARED(float, shares, THREADS);
-  unsigned thread = moi_thread(), n_rows = a->n_rows;
-  if (a->n_rows_device) {
-    unsigned n = *a->n_rows_device;
-    if (n < n_rows / a->rows_per_count) n_rows = n * a->rows_per_count;
-  }
-  for (unsigned row = moi_block_x(); row < n_rows; row += moi_grid_x()) {
-    const uint8_t *from =
-        (const uint8_t *)a->input + (uint64_t)(row / a->row_div) * a->input_stride * moi_element_bytes(a->input_type);
-    float *to = a->x ? a->x + (uint64_t)row * a->ldx : NULL;
-    uint16_t *digits = a->digits ? a->digits + (uint64_t)row * 2u * a->ldx : NULL;
-    float weight = a->weights ? a->weights[row] : 1.0f, dot = 0.0f;
-    for (unsigned k0 = 0; k0 < a->ldx; k0 += THREADS) { /* 128: groups of act_quant */
-      unsigned k = k0 + thread;
-      float v = 0.0f;
-      if (k < a->k) {
-        v = moi_load(a->input_type, from, k);
-        if (a->gate) dot = fmaf(v, moi_load(a->gate_type, a->gate, k), dot);
-        if (a->weights) v = moi_round_to(a->input_type, v * weight);
-      }
-      if (a->act_quant == 3u) { /* INT8_32 */
-        float scale = fmaxf(reduce(shares, fabsf(v) <= 3.402823466e38f ? fabsf(v) : INFINITY, 1, 32) / 127.0f, 1.17549435e-38f);
-        v = rintf(v / scale) * scale;
-      } else if (a->act_quant) {
-        float scale = reduce(shares, fmaxf(fabsf(v), 1e-4f), 1, THREADS) / 448.0f;
-        if (a->act_quant == 2u) { /* 2^ceil(log2 scale), on the bits */
-          unsigned u = moi_f32_bits(scale);
-          scale = moi_bits_f32(((u >> 23) + ((u & 0x7fffffu) != 0u ? 1u : 0u)) << 23);
-        }
-        float q = v / scale;
-        q = q > 448.0f ? 448.0f : q < -448.0f ? -448.0f : q;
-        v = moi_e4m3_value(moi_e4m3_code(q)) * scale;
-      }
-      if (k >= a->ldx) continue;
-      if (to) to[k] = v;
-      if (!digits) continue;
-      unsigned high = moi_bf16_code(v);
-      digits[k] = (uint16_t)high;
-      if (a->n_digits > 1u) digits[a->ldx + k] = (uint16_t)moi_bf16_code(v - moi_bf16_value(high));
-    }
-    if (a->gate) {
-      dot = reduce(shares, dot, 0, THREADS);
-      if (thread == 0u) a->gate_out[row] = 1.0f / (1.0f + expf(-dot));
-    }
-  }
+MOI_KERNEL(prepare, 256, moi_cu_prepare_set) {
+  MOI_SHARED(float, shares, MOI_ROW_SHARES);
+  moi_prepare_rows(a, shares, moi_block_x(), moi_grid_x());
 }
 
 /* ---- combine: y[t] = scale * (sum of a token's experts in ascending order + the shared expert) [+ y[t]]: gathered, in one
- * fixed order. */
+ * fixed order. A thread has two columns. */
 
 MOI_KERNEL(combine, 64, moi_cu_combine_args) {
-  MOI_SHARED(unsigned, order, 64);
-  MOI_SHARED(unsigned, ids_of, 64);
-  MOI_SHARED(float, weight_of, 64);
-  unsigned thread = moi_thread(), n_tokens = a->n_tokens, k = a->top_k;
-  if (a->n_tokens_device && *a->n_tokens_device < n_tokens) n_tokens = *a->n_tokens_device;
+  MOI_SHARED(unsigned, order, MOI_SLOTS);
+  MOI_SHARED(unsigned, ids_of, MOI_SLOTS);
+  MOI_SHARED(float, weight_of, MOI_SLOTS);
+  unsigned n_tokens = moi_tokens_of(a), k = a->top_k;
   for (unsigned t = moi_block_y(); t < n_tokens; t += moi_grid_y()) {
-    moi_sync();
-    if (thread < k) {
-      unsigned id = (unsigned)a->ids[(uint64_t)t * k + thread];
-      ids_of[thread] = id < a->n_class ? id : a->n_class; /* what is none lies behind all */
-      weight_of[thread] = a->weights[(uint64_t)t * k + thread];
-    }
-    moi_sync();
-    if (thread < k) {
-      unsigned rank = 0;
-      for (unsigned j = 0; j < k; j++)
-        if (ids_of[j] < ids_of[thread] || (ids_of[j] == ids_of[thread] && j < thread)) rank++;
-      order[rank] = thread;
-    }
-    moi_sync();
-    unsigned at = (moi_block_x() * 64u + thread) * 2u;
+    moi_order_slots(a, t, order, ids_of, weight_of);
+    unsigned at = (moi_block_x() * 64u + moi_thread()) * 2u;
     if (at >= a->h) continue;
     int both = at + 1u < a->h;
     float sum0 = 0.0f, sum1 = 0.0f;
     for (unsigned j = 0; j < k; j++) {
       unsigned slot = order[j], id = ids_of[slot];
       if (id >= a->n_class) break;
-      float w = weight_of[slot], v0, v1;
+      float w = moi_slot_weight(a, id, weight_of[slot]), v0, v1;
       if (id < a->n_experts) {
         const float *row = a->o + ((uint64_t)t * k + slot) * a->ldo;
         v0 = row[at];
         v1 = both ? row[at + 1u] : 0.0f;
-        if (!a->weighted) w = 1.0f;
       } else {
-        uint64_t row = (uint64_t)t * a->input_stride;
-        v0 = moi_load(a->input_type, a->input, row + at);
-        v1 = both ? moi_load(a->input_type, a->input, row + at + 1u) : 0.0f;
+        v0 = moi_identity(a, t, at);
+        v1 = both ? moi_identity(a, t, at + 1u) : 0.0f;
       }
       sum0 += w * v0;
       sum1 += w * v1;
     }
     if (a->shared_o) {
       const float *row = a->shared_o + (uint64_t)t * a->shared_ldo;
-      float gate = a->shared_gate ? a->shared_gate[t] : 1.0f;
+      float gate = moi_shared_gate(a, t);
       sum0 += gate * row[at];
       if (both) sum1 += gate * row[at + 1u];
     }
-    sum0 *= a->scale;
-    sum1 *= a->scale;
-    uint64_t row = (uint64_t)t * a->output_stride + at;
-    if (a->accumulate) {
-      sum0 += moi_load(a->output_type, a->output, row);
-      if (both) sum1 += moi_load(a->output_type, a->output, row + 1u);
-    }
-    moi_store(a->output_type, a->output, row, sum0);
-    if (both) moi_store(a->output_type, a->output, row + 1u, sum1);
+    moi_put_output(a, t, at, sum0);
+    if (both) moi_put_output(a, t, at + 1u, sum1);
   }
 }
 

@@ -1,13 +1,16 @@
-/* sort: slots by class, with work items; where they are many, in parts that sort_count has counted before. groups: the
- * same for rows that come sorted, as offsets say. */
+/* sort: slots by class, with work items, and rows prepared beside it; where tokens are many, in parts that sort_count or
+ * the selection has counted before. groups: work items of rows that come sorted, as offsets say. */
+#include "cuda/kernels/rows.h"
 #include "cuda/kernels/sort.h"
 
 #define THREADS MOI_SORT_THREADS
 
 MOI_KERNEL(sort_count, 256, moi_cu_sort_args) {
   MOI_SHARED(unsigned, counts, MOI_SORT_WORDS / 2u); /* more classes than that are sorted in one part */
-  unsigned from = 0, to = moi_slots_of(a), n_class = a->n_class;
-  moi_cut(&from, &to, moi_block_x(), a->n_blocks);
+  unsigned from, to, n_class = a->n_class;
+  moi_part(&from, &to, moi_bounded(a->n_tokens, a->n_tokens_device), moi_block_x(), a->n_blocks);
+  from *= a->top_k;
+  to *= a->top_k;
   for (unsigned c = moi_thread(); c < n_class; c += THREADS) counts[c] = 0u;
   moi_sync();
   for (unsigned s = from + moi_thread(); s < to; s += THREADS) {
@@ -18,10 +21,13 @@ MOI_KERNEL(sort_count, 256, moi_cu_sort_args) {
   for (unsigned c = moi_thread(); c < n_class; c += THREADS) a->histograms[moi_block_x() * n_class + c] = counts[c];
 }
 
-MOI_KERNEL(sort, 256, moi_cu_sort_args) {
+MOI_KERNEL(sort, 256, moi_cu_sort_prepare_args) {
   MOI_SHARED(unsigned, words, MOI_SORT_WORDS);
   MOI_SHARED(unsigned, partial, MOI_SORT_PARTIALS);
-  moi_sort_slots(a, words, partial, moi_block_x());
+  MOI_SHARED(float, shares, MOI_ROW_SHARES);
+  unsigned n = a->sort.n_blocks;
+  if (moi_block_x() < n) moi_sort_slots(&a->sort, words, partial, moi_block_x());
+  else moi_prepare_rows(&a->rows, shares, moi_block_x() - n, moi_grid_x() - n);
 }
 
 /* ---- groups */
@@ -52,5 +58,5 @@ MOI_KERNEL(groups, 256, moi_cu_sort_args) {
     a->offsets[c] = from;
     a->counts[c] = at - from;
   }
-  moi_make_all_items(a, partial, c0, each);
+  moi_make_all_items(a, a->counts, a->offsets, partial, c0, each);
 }

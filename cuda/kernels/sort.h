@@ -1,7 +1,7 @@
 /* Slots sorted by class, and the work items of the grouped GEMMs. A slot's place follows from its class and its number:
  * the permutation is stable, whatever the number of blocks and the order of atomics.
  *
- * The slots are cut into consecutive parts for blocks, and those for warps. Each warp's count of a class becomes, summed
+ * The tokens are cut into consecutive parts for blocks, and their slots for warps. Each warp's count of a class becomes, summed
  * up over the warps and blocks before it and the classes before it, the place of its next slot of that class: its
  * cursor. A warp goes through its part 32 slots at a time, without a barrier. */
 #ifndef MOI_CUDA_SORT_H
@@ -45,13 +45,21 @@ MOI_DEVICE void moi_scan(unsigned *partial, unsigned *v, unsigned *total, const 
   }
 }
 
+MOI_DEVICE unsigned moi_bounded(unsigned n_tokens, const uint32_t *n_tokens_device) {
+  return n_tokens_device && *n_tokens_device < n_tokens ? *n_tokens_device : n_tokens;
+}
 MOI_DEVICE unsigned moi_slots_of(const moi_cu_sort_args *a) {
-  unsigned n_tokens = a->n_tokens;
-  if (a->n_tokens_device && *a->n_tokens_device < n_tokens) n_tokens = *a->n_tokens_device;
-  return n_tokens * a->top_k;
+  return moi_bounded(a->n_tokens, a->n_tokens_device) * a->top_k;
 }
 
-/* Part i of n slots from `from` to `to`, in parts of whole warps' strides. */
+/* Part i of n of the tokens. */
+MOI_DEVICE void moi_part(unsigned *from, unsigned *to, unsigned n_tokens, unsigned i, unsigned n) {
+  unsigned each = (n_tokens + n - 1u) / n;
+  *from = i * each < n_tokens ? i * each : n_tokens;
+  *to = n_tokens - *from < each ? n_tokens : *from + each;
+}
+
+/* Part i of n of the slots from `from` to `to`, in parts of whole warps' strides. */
 MOI_DEVICE void moi_cut(unsigned *from, unsigned *to, unsigned i, unsigned n) {
   unsigned all = *to - *from, each = ((all + n - 1u) / n + 31u) & ~31u;
   unsigned begin = i * each < all ? i * each : all;
@@ -85,12 +93,12 @@ MOI_DEVICE void moi_make_items(const moi_cu_sort_args *a, unsigned at, unsigned 
   }
 }
 
-/* All items, by a block whose thread has written counts and offsets of classes c0 .. c0 + each - 1. */
-MOI_DEVICE void moi_make_all_items(const moi_cu_sort_args *a, unsigned *partial, unsigned c0, unsigned each) {
+/* All items, by a block whose thread has written counts and offsets of classes c0 .. c0 + each - 1, in any memory. */
+MOI_DEVICE void moi_make_all_items(const moi_cu_sort_args *a, const unsigned *counts, const unsigned *offsets,
+                                   unsigned *partial, unsigned c0, unsigned each) {
   unsigned sum[2] = {0u, 0u}, total[2], n_experts = a->n_experts;
   for (unsigned c = c0; c < c0 + each && c < n_experts; c++) {
-    unsigned n = a->counts[c], which = n <= a->m_max ? 0u : 1u,
-             n_items = (n + a->m_tile[which] - 1u) / a->m_tile[which];
+    unsigned n = counts[c], which = n <= a->m_max ? 0u : 1u, n_items = (n + a->m_tile[which] - 1u) / a->m_tile[which];
     sum[0] += which ? 0u : n_items;
     sum[1] += which ? n_items : 0u;
   }
@@ -100,7 +108,7 @@ MOI_DEVICE void moi_make_all_items(const moi_cu_sort_args *a, unsigned *partial,
     *a->n_items[1] = total[1];
   }
   for (unsigned i = 0; i < each; i++) {
-    unsigned c = c0 + i, n = c < n_experts ? a->counts[c] : 0u, first = c < n_experts ? a->offsets[c] : 0u;
+    unsigned c = c0 + i, n = c < n_experts ? counts[c] : 0u, first = c < n_experts ? offsets[c] : 0u;
     unsigned which = n <= a->m_max ? 0u : 1u, n_items = (n + a->m_tile[which] - 1u) / a->m_tile[which];
     moi_make_items(a, which ? sum[1] : sum[0], c, first, n);
     sum[0] += which ? 0u : n_items;
@@ -108,16 +116,18 @@ MOI_DEVICE void moi_make_all_items(const moi_cu_sort_args *a, unsigned *partial,
   }
 }
 
-/* ---- the sort, by all blocks of a grid of n_blocks. words: MOI_SORT_WORDS. */
+/* ---- the sort, by the first n_blocks blocks of a grid. words: MOI_SORT_WORDS. */
 
 MOI_DEVICE void moi_sort_slots(const moi_cu_sort_args *a, unsigned *words, unsigned *partial, unsigned block) {
-  unsigned thread = moi_thread(), lane = moi_lane(), warp = moi_warp(), n_class = a->n_class, n_slots = moi_slots_of(a);
+  unsigned thread = moi_thread(), lane = moi_lane(), warp = moi_warp(), n_class = a->n_class;
   unsigned rows = MOI_SORT_WORDS / n_class, held = rows >= 2u;
   /* too many classes for shared memory: one warp, its cursors where the offsets will be */
   unsigned *totals = held ? words : a->counts, *cursors = held ? words + n_class : a->offsets;
   rows = held ? rows - 1u < MOI_SORT_WARPS ? rows - 1u : MOI_SORT_WARPS : 1u;
-  unsigned from = 0, to = n_slots;
-  moi_cut(&from, &to, block, a->n_blocks);
+  unsigned from, to;
+  moi_part(&from, &to, moi_bounded(a->n_tokens, a->n_tokens_device), block, a->n_blocks);
+  from *= a->top_k;
+  to *= a->top_k;
   moi_cut(&from, &to, warp < rows ? warp : rows, rows); /* nothing for warps without a row */
   unsigned *cursor = cursors + (warp < rows ? warp * n_class : 0u);
 
@@ -131,10 +141,15 @@ MOI_DEVICE void moi_sort_slots(const moi_cu_sort_args *a, unsigned *words, unsig
   for (unsigned c = thread; c < n_class; c += MOI_SORT_THREADS) {
     unsigned at = 0, all = 0;
     if (a->n_blocks > 1u)
-      for (unsigned b = 0; b < a->n_blocks; b++) {
-        unsigned n = a->histograms[b * n_class + c];
-        all += n;
-        if (b < block) at += n;
+      for (unsigned b = 0; b < a->n_blocks; b += 16u) { /* all asked for before the first is needed */
+        unsigned n[16];
+        MOI_UNROLL
+        for (unsigned q = 0; q < 16u; q++) n[q] = b + q < a->n_blocks ? a->histograms[(b + q) * n_class + c] : 0u;
+        MOI_UNROLL
+        for (unsigned q = 0; q < 16u; q++) {
+          all += n[q];
+          if (b + q < block) at += n[q];
+        }
       }
     for (unsigned r = 0; r < rows; r++) {
       unsigned n = cursors[r * n_class + c];
@@ -163,7 +178,7 @@ MOI_DEVICE void moi_sort_slots(const moi_cu_sort_args *a, unsigned *words, unsig
     }
     sum += n;
   }
-  if (a->items[0] && block == 0u) moi_make_all_items(a, partial, c0, each);
+  if (a->items[0] && block == 0u) moi_make_all_items(a, totals, cursors, partial, c0, each);
   moi_sync();
 
   unsigned next = from + lane < to ? (unsigned)a->ids[from + lane] : ~0u, below = (1u << lane) - 1u;

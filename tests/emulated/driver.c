@@ -2,6 +2,7 @@
  * CUDA backend, host and kernels, runs where there is no NVIDIA device. Launches are done when they return. Graphs are
  * lists of launches. Environment:
  *   MOI_EMULATED_SM=89      the compute capability that the device claims
+ *   MOI_EMULATED_NAME=text  the name that it has
  *   MOI_EMULATED_FAIL=N     the Nth call that can fail gives out-of-memory; calls are counted from 1 */
 #include <stdint.h>
 #include <stdio.h>
@@ -16,16 +17,20 @@
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 
-static _Atomic int countdown, capability;
+static _Atomic int countdown, capability, asked; /* asked: by the environment */
+static const char *device_name = "emulated on the CPU";
 
-/* What the environment says, or a test that finds these with dlsym. nth 0: nothing fails; sm 0: 89. */
+/* What the environment says, or a test that finds these with dlsym. nth 0: nothing fails; sm 0: as before,
+ * 89 if nothing was said. */
 API void moi_emulated_fail(int nth) { countdown = nth; }
-API void moi_emulated_sm(int sm) { capability = sm; }
+API void moi_emulated_sm(int sm) { capability = sm ? sm : asked; }
+API void moi_emulated_name(const char *name) { device_name = name ? name : "emulated on the CPU"; }
 
 __attribute__((constructor)) static void read_environment(void) {
   const char *fail = getenv("MOI_EMULATED_FAIL"), *sm = getenv("MOI_EMULATED_SM");
   if (fail) countdown = atoi(fail);
-  if (sm) capability = atoi(sm);
+  if (sm) capability = asked = atoi(sm);
+  if (getenv("MOI_EMULATED_NAME")) device_name = getenv("MOI_EMULATED_NAME");
 }
 
 static int faulty(void) { return countdown > 0 && --countdown == 0; }
@@ -62,7 +67,7 @@ API int cuDeviceGet(int *device, int ordinal) {
 }
 API int cuDeviceGetName(char *name, int size, int device) {
   (void)device;
-  snprintf(name, (size_t)size, "emulated on the CPU");
+  snprintf(name, (size_t)size, "%s", device_name);
   return SUCCESS;
 }
 API int cuDeviceGetUuid(void *uuid, int device) {
@@ -166,6 +171,14 @@ typedef struct graph {
 
 static _Thread_local graph *capture;
 
+/* How many launches there were, captured ones counted once, and how many of them may be made ready while the one before
+ * them runs. */
+static _Atomic unsigned n_launches, n_programmatic;
+API void moi_emulated_launches(unsigned *all, unsigned *programmatic) {
+  *all = n_launches;
+  *programmatic = n_programmatic;
+}
+
 API int cuStreamCreate(void **stream, unsigned flags) {
   (void)flags;
   MAY_FAIL;
@@ -230,6 +243,7 @@ API int cuLaunchKernel(const moi_emulated_kernel *k, unsigned grid_x, unsigned g
     return INVALID_VALUE;
   }
   MAY_FAIL;
+  n_launches++;
   if (!capture) {
     moi_emulated_launch(k, params[0], grid_x, grid_y, block_x, shared);
     return SUCCESS;
@@ -242,6 +256,27 @@ API int cuLaunchKernel(const moi_emulated_kernel *k, unsigned grid_x, unsigned g
   memcpy(l.args, params[0], k->args_size);
   list[capture->n++] = l;
   return SUCCESS;
+}
+
+typedef struct attribute {
+  unsigned id, pad;
+  int value;
+  unsigned char rest[60];
+} attribute;
+typedef struct config {
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared;
+  void *stream;
+  const attribute *attributes;
+  unsigned n_attributes;
+} config;
+
+API int cuLaunchKernelEx(const config *c, const moi_emulated_kernel *k, void **params, void **extra) {
+  for (unsigned i = 0; i < c->n_attributes; i++) {
+    if (c->attributes[i].id != 6 || c->attributes[i].value != 1 || (capability ? capability : 89) < 90) return INVALID_VALUE;
+    n_programmatic++;
+  }
+  return cuLaunchKernel(k, c->grid_x, c->grid_y, c->grid_z, c->block_x, c->block_y, c->block_z, c->shared, c->stream,
+                        params, extra);
 }
 
 /* ---- memory */

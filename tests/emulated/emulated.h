@@ -156,6 +156,72 @@ MOI_DEVICE void moi_mma_f16_16816(float *d, const unsigned *a, const unsigned *b
 MOI_DEVICE void moi_mma_f16_1688(float *d, const unsigned *a, const unsigned *b) {
   moi_emulated_mma("mma f16 m16n8k8", d, a, b, 8, 0);
 }
+MOI_WORD void moi_mma_f16_k16(float *d, const unsigned *a, const unsigned *b) {
+  moi_mma_f16_1688(d, a, b);
+  moi_mma_f16_1688(d, a + 2, b + 1);
+}
+/* E4M3 */
+MOI_WORD double moi_emulated_e4m3(unsigned b) {
+  int e = (int)((b >> 3) & 15u), m = (int)(b & 7u);
+  double v = (b & 127u) == 127u ? (double)NAN : ldexp(e ? m + 8 : m, (e ? e : 1) - 10);
+  return b & 128u ? -v : v;
+}
+/* Element A[i][j] is in byte j % 4 of register a[i / 8 + 2 (j / 16)] of lane 4 (i % 8) + (j % 16) / 4, element B[j][i] in
+ * that of b[j / 16] of lane 4 i + (j % 16) / 4. As measured of hardware: of every product, and of what they are added to, the bits
+ * behind 2^-13 of the largest of them are dropped. */
+MOI_WORD void moi_mma_e4m3_16832(float *d, const unsigned *a, const unsigned *b) {
+  unsigned mine[6], lane = moi_lane();
+  memcpy(mine, a, 16);
+  memcpy(mine + 4, b, 8);
+  const unsigned char *all = moi_emulated_meet("mma e4m3 m16n8k32", mine, sizeof mine);
+  for (unsigned i = 0; i < 4; i++) {
+    unsigned row = lane / 4u + 8u * (i / 2u), column = 2u * (lane % 4u) + i % 2u;
+    double terms[33], largest = fabs((double)d[i]), sum = 0;
+    terms[32] = d[i];
+    for (unsigned j = 0; j < 32; j++) {
+      unsigned lanes = (j % 16u) / 4u;
+      unsigned char wa = all[64 * (4u * (row % 8u) + lanes) + 4 * (row / 8u + 2u * (j / 16u)) + j % 4u];
+      unsigned char wb = all[64 * (4u * column + lanes) + 4 * (4u + j / 16u) + j % 4u];
+      terms[j] = moi_emulated_e4m3(wa) * moi_emulated_e4m3(wb);
+      largest = fmax(largest, fabs(terms[j]));
+    }
+    int e = 0;
+    frexp(largest, &e); /* largest < 2^e */
+    for (unsigned j = 0; j < 33; j++)
+      sum += isfinite(terms[j]) && isfinite(largest) ? ldexp(trunc(ldexp(terms[j], 14 - e)), e - 14) : terms[j];
+    d[i] = (float)sum;
+  }
+}
+/* D = A B + D of bytes: element A[i][j] is in byte j % 4 of register a[i / 8 + (rows / 8) (j / 16)] of lane
+ * 4 (i % 8) + (j % 16) / 4, element B[j][i] in that of b[j / 16] of lane 4 i + (j % 16) / 4. */
+MOI_WORD void moi_emulated_mma_s8(const char *what, int *d, const unsigned *a, const unsigned *b, unsigned rows,
+                                    unsigned k) {
+  unsigned mine[6], n_a = rows / 8u * (k / 16u), n_b = k / 16u, lane = moi_lane();
+  memcpy(mine, a, 4 * n_a);
+  memcpy(mine + n_a, b, 4 * n_b);
+  const unsigned char *all = moi_emulated_meet(what, mine, 4 * (n_a + n_b));
+  for (unsigned i = 0; i < rows / 4u; i++) {
+    unsigned row = lane / 4u + 8u * (i / 2u), column = 2u * (lane % 4u) + i % 2u, sum = (unsigned)d[i];
+    for (unsigned j = 0; j < k; j++) {
+      unsigned word = (j % 16u) / 4u;
+      int8_t va = (int8_t)all[64 * (4u * (row % 8u) + word) + 4 * (row / 8u + rows / 8u * (j / 16u)) + j % 4u];
+      int8_t vb = (int8_t)all[64 * (4u * column + word) + 4 * (n_a + j / 16u) + j % 4u];
+      sum += (unsigned)(va * vb);
+    }
+    d[i] = (int)sum;
+  }
+}
+MOI_WORD void moi_mma_s8_8816(int *d, unsigned a, unsigned b) {
+  moi_emulated_mma_s8("mma s8 m8n8k16", d, &a, &b, 8, 16);
+}
+MOI_WORD void moi_mma_s8_16816(int *d, const unsigned *a, const unsigned *b, int c) {
+  d[0] = d[1] = d[2] = d[3] = c;
+  moi_emulated_mma_s8("mma s8 m16n8k16", d, a, b, 16, 16);
+}
+MOI_WORD void moi_mma_s8_16832(int *d, const unsigned *a, const unsigned *b, int c) {
+  d[0] = d[1] = d[2] = d[3] = c;
+  moi_emulated_mma_s8("mma s8 m16n8k32", d, a, b, 16, 32);
+}
 MOI_WORD void moi_emulated_ldmatrix(const char *what, unsigned *r, const void *row, int transposed) {
   const unsigned char *all = moi_emulated_meet(what, &row, sizeof row);
   unsigned g = moi_lane() / 4u, q = moi_lane() % 4u;
@@ -184,6 +250,25 @@ MOI_DEVICE unsigned moi_bytes(unsigned a, unsigned b, unsigned selector) {
   uint64_t both = (uint64_t)b << 32 | a;
   unsigned r = 0;
   for (unsigned i = 0; i < 4; i++) r |= (unsigned)(both >> (8u * ((selector >> (4u * i)) & 7u)) & 255u) << (8u * i);
+  return r;
+}
+/* The f16 nearest to v, the even one of two. */
+MOI_WORD unsigned moi_emulated_f16(double v) {
+  unsigned sign = signbit(v) ? 0x8000u : 0u;
+  double m = fabs(v);
+  int e;
+  if (v != v) return 0x7e00u;
+  if (m >= 65520.0) return sign | 0x7c00u;
+  frexp(m, &e);
+  if (m == 0 || e < -13) e = -13; /* subnormals: 2^-24 apart, as the least of the others */
+  return sign | ((unsigned)rint(ldexp(m, 11 - e)) + ((unsigned)(e + 13) << 10));
+}
+MOI_WORD unsigned moi_f16x2_fma(unsigned a, unsigned b, unsigned c) {
+  unsigned r = 0;
+  for (unsigned i = 0; i < 2; i++) {
+    double v = (double)moi_emulated_half(a, i, 0) * moi_emulated_half(b, i, 0) + moi_emulated_half(c, i, 0);
+    r |= moi_emulated_f16(v) << (16u * i);
+  }
   return r;
 }
 MOI_WORD unsigned moi_bf16x2_fma(unsigned a, unsigned b, unsigned c) {

@@ -15,8 +15,13 @@ enum { M = 16, N = 8, K = 16 };
 typedef struct mma_args {
   const uint16_t *a, *b; /* [M][K], [K][N] */
   float *d;              /* [M][N] */
-  unsigned kind;         /* 0 bf16 k16, 1 f16 k16, 2 f16 k8, 3 bf16 k16 without what d was */
+  unsigned kind;         /* 0 bf16 k16, 1 f16 k16, 2 f16 k8, 3 bf16 k16 without what d was, 4 f16 k16 of two k8 */
 } mma_args;
+
+typedef struct mma8_args {
+  const uint8_t *a, *b; /* [M][32], [32][N] */
+  float *d;             /* [M][N] */
+} mma8_args;
 
 static unsigned pair(uint16_t low, uint16_t high) { return low | (unsigned)high << 16; }
 
@@ -31,7 +36,48 @@ MOI_KERNEL(test_mma, 32, mma_args) {
   if (a->kind == 0) moi_mma_bf16_16816(d, fa, fb);
   else if (a->kind == 1) moi_mma_f16_16816(d, fa, fb);
   else if (a->kind == 2) moi_mma_f16_1688(d, fa, fb);
+  else if (a->kind == 4) moi_mma_f16_k16(d, fa, fb);
   else moi_mma_bf16_16816_first(d, fa, fb);
+  for (unsigned i = 0; i < 4; i++) a->d[(g + i / 2 * 8) * N + 2 * q + i % 2] = d[i];
+}
+
+MOI_KERNEL(test_mma8, 32, mma8_args) {
+  unsigned g = moi_lane() / 4, q = moi_lane() % 4, n = 0, fa[4], fb[2];
+  for (unsigned k0 = 0; k0 < 32; k0 += 16)
+    for (unsigned row = g; row < M; row += 8, n++) memcpy(&fa[n], a->a + row * 32 + k0 + 4 * q, 4);
+  for (unsigned k0 = 0; k0 < 32; k0 += 16) {
+    uint8_t four[4];
+    for (unsigned i = 0; i < 4; i++) four[i] = a->b[(k0 + 4 * q + i) * N + g];
+    memcpy(&fb[k0 / 16], four, 4);
+  }
+  float d[4];
+  for (unsigned i = 0; i < 4; i++) d[i] = a->d[(g + i / 2 * 8) * N + 2 * q + i % 2];
+  moi_mma_e4m3_16832(d, fa, fb);
+  for (unsigned i = 0; i < 4; i++) a->d[(g + i / 2 * 8) * N + 2 * q + i % 2] = d[i];
+}
+
+typedef struct bytes_args {
+  const int8_t *a, *b; /* [M][32], [32][N] */
+  int *d;              /* [M][N] */
+  unsigned kind;       /* 0 m16n8k32, 1 m16n8k16, 2 and 3 the same made of m8n8k16 */
+  int c;
+} bytes_args;
+
+static unsigned four(const int8_t *p, unsigned step) {
+  unsigned r = 0;
+  for (unsigned i = 0; i < 4; i++) r |= (unsigned)(uint8_t)p[i * step] << (8 * i);
+  return r;
+}
+
+MOI_KERNEL(test_mma_bytes, 32, bytes_args) {
+  unsigned g = moi_lane() / 4, q = moi_lane() % 4, fa[4], fb[2];
+  int d[4];
+  for (unsigned i = 0; i < 4; i++) fa[i] = four(a->a + (g + i % 2 * 8) * 32 + 4 * q + i / 2 * 16, 1);
+  for (unsigned i = 0; i < 2; i++) fb[i] = four(a->b + (4 * q + i * 16) * N + g, N);
+  if (a->kind == 0) moi_mma_s8_16832(d, fa, fb, a->c);
+  else if (a->kind == 1) moi_mma_s8_16816(d, fa, fb, a->c);
+  else if (a->kind == 2) moi_mma_s8_16832_of_8816(d, fa, fb, a->c);
+  else moi_mma_s8_16816_of_8816(d, fa, fb, a->c);
   for (unsigned i = 0; i < 4; i++) a->d[(g + i / 2 * 8) * N + 2 * q + i % 2] = d[i];
 }
 
@@ -84,7 +130,7 @@ static void run(const char *name, const void *args) {
 }
 
 static void test_products(void) {
-  for (unsigned kind = 0; kind < 4; kind++) {
+  for (unsigned kind = 0; kind < 5; kind++) {
     uint16_t a[M * K], b[K * N];
     float fa[M * K], fb[K * N], d[M * N], wanted[M * N];
     unsigned bf16 = kind == 0 || kind == 3, k = kind == 2 ? 8 : 16;
@@ -101,6 +147,50 @@ static void test_products(void) {
     for (unsigned i = 0; i < M * N; i++)
       CHECK(d[i] == wanted[i], "kind %u, row %u, column %u: %g, wanted %g", kind, i / N, i % N, (double)d[i],
             (double)wanted[i]);
+  }
+}
+
+static void test_products_of_bytes(void) {
+  uint8_t a[M * 32], b[32 * N];
+  float d[M * N], wanted[M * N];
+  for (int i = 0; i < M * 32; i++) a[i] = (uint8_t)moi_e4m3_code((float)(i * 37 % 17 - 8)); /* sums below 2^13 */
+  for (int i = 0; i < 32 * N; i++) b[i] = (uint8_t)moi_e4m3_code((float)(i * 53 % 15 - 7));
+  for (int i = 0; i < M * N; i++) d[i] = wanted[i] = (float)i;
+  for (unsigned i = 0; i < M; i++)
+    for (unsigned j = 0; j < N; j++)
+      for (unsigned l = 0; l < 32; l++) wanted[i * N + j] += moi_e4m3_value(a[i * 32 + l]) * moi_e4m3_value(b[l * N + j]);
+  mma8_args args = {a, b, d};
+  run("test_mma8", &args);
+  for (unsigned i = 0; i < M * N; i++)
+    CHECK(d[i] == wanted[i], "row %u, column %u: %g, wanted %g", i / N, i % N, (double)d[i], (double)wanted[i]);
+  /* 4 + 2^-11 + 2^-12: the largest is 2^2, and 2^-11 the last bit that is kept */
+  memset(a, 0, sizeof a);
+  memset(b, 0, sizeof b);
+  a[0] = (uint8_t)moi_e4m3_code(4), b[0] = (uint8_t)moi_e4m3_code(1);
+  a[1] = (uint8_t)moi_e4m3_code(0x1p-9f), b[1 * N] = (uint8_t)moi_e4m3_code(0x1p-2f);
+  a[31] = (uint8_t)moi_e4m3_code(-0x1p-9f), b[31 * N] = (uint8_t)moi_e4m3_code(0x1p-3f);
+  memset(d, 0, sizeof d);
+  run("test_mma8", &args);
+  CHECK(d[0] == 4 + 0x1p-11f, "%.9g", (double)d[0]);
+  a[1] = 0x7f;
+  run("test_mma8", &args);
+  CHECK(d[0] != d[0], "NaN: %g", (double)d[0]);
+}
+
+static void test_bytes(void) {
+  int8_t a[M * 32], b[32 * N];
+  for (int i = 0; i < M * 32; i++) a[i] = (int8_t)(i * 37 % 256 - 128);
+  for (int i = 0; i < 32 * N; i++) b[i] = (int8_t)(i * 53 % 251 - 128);
+  for (unsigned kind = 0; kind < 4; kind++) {
+    int d[M * N], c = 0x4b400000;
+    bytes_args args = {a, b, d, kind, c};
+    run("test_mma_bytes", &args);
+    for (unsigned i = 0; i < M; i++)
+      for (unsigned j = 0; j < N; j++) {
+        int wanted = c;
+        for (unsigned l = 0; l < (kind % 2 ? 16 : 32); l++) wanted += a[i * 32 + l] * b[l * N + j];
+        CHECK(d[i * N + j] == wanted, "kind %u, row %u, column %u: %d, wanted %d", kind, i, j, d[i * N + j], wanted);
+      }
   }
 }
 
@@ -138,6 +228,15 @@ static void test_pairs(void) {
   CHECK(half_of(r, 0) == 386 && half_of(r, 1) == -386, "%g %g", (double)half_of(r, 0), (double)half_of(r, 1));
   r = moi_bf16x2_fma(pair(0x4301, 0xc301), pair(0x4040, 0x4040), pair(0x3080, 0x8000));
   CHECK(half_of(r, 0) == 388 && half_of(r, 1) == -388, "%g %g", (double)half_of(r, 0), (double)half_of(r, 1));
+  /* of f16: 2049 lies between 2048 and 2050, 2051 between 2050 and 2052; 3 * 2^-24 is a subnormal; 65520 is too much */
+  one = pair(0x3c00, 0x3c00);
+  r = moi_f16x2_fma(pair(0x6800, 0x6801), one, one);
+  CHECK(r == pair(0x6800, 0x6802), "%x", r);
+  r = moi_f16x2_fma(pair(0x0003, 0x7bff), pair(0x7400, 0x3c00), pair(0x8000, 0x4c00));
+  CHECK(r == pair(0x1a00, 0x7c00), "%x", r);
+  r = moi_f16x2_fma(pair(0x6408, 0x3c00), one, pair(0xe408, 0xbc01));
+  CHECK(r == pair(0x0000, 0x9400), "%x", r);
+  CHECK(moi_f16x2(-1.5f, 65504.0f) == pair(0xbe00, 0x7bff), "%x", moi_f16x2(-1.5f, 65504.0f));
   CHECK(moi_bytes(0x03020100u, 0x07060504u, 0x6315u) == 0x06030105u, "%x",
         moi_bytes(0x03020100u, 0x07060504u, 0x6315u));
 }
@@ -159,6 +258,8 @@ static void test_death(const char *kernel) {
 
 int main(void) {
   test_products();
+  test_products_of_bytes();
+  test_bytes();
   test_copies();
   test_pairs();
   test_death("test_misaligned");
