@@ -5,7 +5,7 @@
 # compiled for each format, with MOI_FORMAT_<NAME> defined, the others once. Without MACHINE_CODE the images are empty: the
 # host's side alone, for tests that run the kernels elsewhere.
 
-option(MOI_CUDA_QUICK "most weight formats for the last architecture alone: for tests of the build" OFF)
+option(MOI_CUDA_QUICK "most weight formats, and the largest kernels of attention, for the last architecture alone: for tests of the build" OFF)
 set(MOI_CUDA_ARCHITECTURES 75 80 86 89 90 100 120 CACHE STRING "architectures of the CUDA kernels; PTX of the last serves newer ones")
 
 # Formats whose rows do not lie along k: order K of MOI_FORMAT_MAP.
@@ -133,7 +133,8 @@ function(moi_cuda_images)
       if(stem MATCHES "^(attention_mma|attention_split|gemm_int8)$")
         set(checks)
       endif()
-      if(MOI_CUDA_QUICK AND format AND NOT format MATCHES "^(BF16|Q4_K|MXFP4|FP8_B128)$")
+      if(MOI_CUDA_QUICK AND (stem MATCHES "^attention_(mma|split|split_mma)$" OR
+                             (format AND NOT format MATCHES "^(BF16|Q4_K|MXFP4|FP8_B128)$")))
         set(which ${stem_one})
       endif()
       # -fmad=false: the same source gives the same bits as from every other compiler; what wants FMA says so

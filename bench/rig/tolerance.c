@@ -16,7 +16,14 @@ static double step_of(moi_format type) {
   return type == MOI_FORMAT_BF16 ? 0x1p-8 : type == MOI_FORMAT_F16 ? 0x1p-11 : 0x1p-24;
 }
 
+/* Rows of devices are called "<format>-<row>". */
+static int is_of(const char *kernel, moi_format format) {
+  const char *name = moi_format_name(format);
+  return !strncmp(kernel, name, strlen(name)) && kernel[strlen(name)] == '-';
+}
+
 moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_format format) {
+  if (backend != MOI_BACKEND_CPU && kernel && !is_of(kernel, format)) kernel = NULL; /* a matrix of another format */
   if (backend == MOI_BACKEND_CUDA) {
     const moi_format_row *row = moi_format_find(format);
     int whole = row && row->block_k * row->block_n > 1; /* formats of blocks are whole numbers, and may have int8 rows */
