@@ -61,7 +61,29 @@ MOI_DEVICE unsigned scramble(unsigned x) {
     if (sum == 12345.678f) *(unsigned *)a->sink = 1u;                                                                  \
   }
 
+PEAK_MMA(peak_mma_f16, moi_mma_f16_k16, 0x3c003c00u, 0x83ff83ffu)
 #if defined(MOI_EMULATED) || __CUDA_ARCH__ >= 800 || !defined(__CUDA_ARCH__)
 PEAK_MMA(peak_mma_bf16, moi_mma_bf16_16816, 0x3f803f80u, 0x807f807fu)
-PEAK_MMA(peak_mma_f16, moi_mma_f16_16816, 0x3c003c00u, 0x83ff83ffu)
 #endif
+#if defined(MOI_EMULATED) || __CUDA_ARCH__ >= 890 || !defined(__CUDA_ARCH__)
+PEAK_MMA(peak_mma_fp8, moi_mma_e4m3_16832, 0x38383838u, 0x87878787u)
+#endif
+
+/* Of bytes: what a product is added to is one of the sums before it. */
+MOI_KERNEL(peak_mma_int8, 256, moi_peak_args) {
+  unsigned x[4], y[2];
+  int s[MOI_PEAK_SUMS][4], sum = 0;
+  MOI_UNROLL
+  for (unsigned i = 0; i < 4u; i++) x[i] = scramble(moi_thread() * 8u + i);
+  MOI_UNROLL
+  for (unsigned i = 0; i < 2u; i++) y[i] = scramble(moi_thread() * 8u + 4u + i);
+  MOI_UNROLL
+  for (int i = 0; i < MOI_PEAK_SUMS; i++) s[i][0] = s[i][1] = s[i][2] = s[i][3] = i;
+  for (unsigned r = 0; r < a->rounds; r++) {
+    MOI_UNROLL
+    for (int i = 0; i < MOI_PEAK_SUMS; i++) moi_mma_s8_16832(s[i], x, y, s[i][0]);
+  }
+  MOI_UNROLL
+  for (int i = 0; i < MOI_PEAK_SUMS; i++) sum ^= s[i][0] ^ s[i][1] ^ s[i][2] ^ s[i][3];
+  if (sum == 12345678) *(int *)a->sink = 1;
+}

@@ -23,7 +23,9 @@ static const struct {
 } arithmetic[MOI_PEAK_KINDS] = {
     [MOI_PEAK_F32] = {"peak_fma", 32, 75},
     [MOI_PEAK_BF16] = {"peak_mma_bf16", MOI_PEAK_SUMS * 2 * 16 * 8 * 16 / 32.0, 80},
-    [MOI_PEAK_F16] = {"peak_mma_f16", MOI_PEAK_SUMS * 2 * 16 * 8 * 16 / 32.0, 80},
+    [MOI_PEAK_F16] = {"peak_mma_f16", MOI_PEAK_SUMS * 2 * 16 * 8 * 16 / 32.0, 75},
+    [MOI_PEAK_INT8] = {"peak_mma_int8", MOI_PEAK_SUMS * 2 * 16 * 8 * 32 / 32.0, 75},
+    [MOI_PEAK_FP8] = {"peak_mma_fp8", MOI_PEAK_SUMS * 2 * 16 * 8 * 32 / 32.0, 89},
 };
 
 typedef struct device {
