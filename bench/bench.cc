@@ -327,7 +327,7 @@ const char *compute_name(moi_peak_kind kind, bool device, const char *needs) {
     default: return "of f32 FMA";
   }
 }
-// kernel: the row of the list that serves most of the work; needs: what it, or the row for few tokens, takes.
+// kernel: the row of the list that serves most of the work; needs: what it takes.
 void set_compute(Row *r, const char *kernel, const char *needs) {
   r->compute = r->device ? device_kind(r->device, kernel) : compute_kind(needs);
   r->compute_name = compute_name(r->compute, r->device != nullptr, needs);

@@ -247,13 +247,14 @@ static void read_kernels(moi_bench_row *row, moi_backend backend) {
   }
   if (!strncmp(text, "kernel ref", 10)) snprintf(first, sizeof first, "ref");
   snprintf(row->kernel, sizeof row->kernel, "%s%s%s", first, second[0] ? "+" : "", second);
-  enum { FEW = 8 };
+  const char *up_to = strstr(text, " for up to ");
+  uint64_t few = up_to ? strtoull(up_to + 11, NULL, 10) : 8;
   const moi_experts_desc *d = &row->layer->proto.experts;
-  const int many = second[0] && (uint64_t)row->tokens * d->top_k > (uint64_t)FEW * d->n_experts;
+  const int many = second[0] && (uint64_t)row->tokens * d->top_k > few * d->n_experts;
   snprintf(row->serving, sizeof row->serving, "%s", many ? second : first);
   moi_kernel_info info = MOI_KERNEL_INFO_INIT;
   for (uint32_t i = 0; !moi_kernel_get(backend, i, &info); i++)
-    if (!strcmp(info.name, first)) snprintf(row->needs, sizeof row->needs, "%s", info.needs);
+    if (!strcmp(info.name, row->serving)) snprintf(row->needs, sizeof row->needs, "%s", info.needs);
 }
 
 static void set_tokens(moi_case *c, moi_op op, uint32_t tokens) {

@@ -40,7 +40,7 @@ void moi_bench_row_free(moi_bench_row *row);
 const char *moi_bench_row_kernel(const moi_bench_row *row);
 /* The one of them that serves an expert of average traffic. */
 const char *moi_bench_row_serving(const moi_bench_row *row);
-/* What the first of them needs, as the kernel list says. */
+/* What that one needs, as the kernel list says. */
 const char *moi_bench_row_needs(const moi_bench_row *row);
 
 /* From now on preparing writes what the first iteration works on, and its result, into a folder that is there (dump.h). */
