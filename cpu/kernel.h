@@ -6,6 +6,14 @@
 
 #include "cpu/isa.h"
 
+/* The level of cache, as __builtin_prefetch counts, that kernels fetch weights into before they come to them. On x86 the
+ * second: a first-level cache has few misses under way (an EPYC Zen 4's core: 15 GB/s through it, 21 through the second). */
+#if defined(__x86_64__)
+#define MOI_AHEAD_INTO 2
+#else
+#define MOI_AHEAD_INTO 3
+#endif
+
 /* One expert's W[n,k], streams as the format says. */
 typedef struct moi_matrix {
   moi_format format;

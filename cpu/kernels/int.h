@@ -107,7 +107,7 @@ INLINE uint32_t rows_ahead(const strides *stride, uint32_t rows) {
 
 /* Prefetches n bytes at p + distance; may lie outside the matrix, where it does nothing. */
 INLINE void prefetch(const uint8_t *p, size_t distance, uint32_t n) {
-  for (uint32_t i = 0; i < n; i += 64) __builtin_prefetch((const void *)((uintptr_t)p + distance + i));
+  for (uint32_t i = 0; i < n; i += 64) __builtin_prefetch((const void *)((uintptr_t)p + distance + i), 0, MOI_AHEAD_INTO);
 }
 
 #endif

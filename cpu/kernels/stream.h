@@ -81,7 +81,7 @@ INLINE void stream_group(const int rows, const int tokens, const int fp8, decode
     const size_t size = k - k0 < BLOCK ? k - k0 : BLOCK;
     if (ahead)
       for (int r = 0; r < rows; r++)
-        for (size_t i = 0; i < BLOCK * element; i += 64) __builtin_prefetch(row[r] + ahead + i, 0, 3);
+        for (size_t i = 0; i < BLOCK * element; i += 64) __builtin_prefetch(row[r] + ahead + i, 0, MOI_AHEAD_INTO);
     if (fp8) {
       vec part[4][TOKENS], s = vec_splat(fp8 == E4M3_SCALED ? scale[k0 / 128] : 1.0f), lift = vec_splat(256.0f);
       for (int r = 0; r < rows; r++) {
