@@ -8,6 +8,7 @@
 
 #define MAX_WORKERS 1024
 #define LINE 64 /* bytes that cores pass to each other */
+#define CLOSED UINT32_MAX /* as the next task: there is none */
 
 #if defined(__x86_64__) || defined(__i386__)
 #define RELAX() __builtin_ia32_pause()
@@ -34,8 +35,8 @@ struct moi_pool {
   moi_lock turn; /* one run at a time */
   uint32_t n_helpers, rounds;
   size_t size;
-  /* Of the run. A thread reads them after `next` and takes a task by changing `next` from what it was then: if another
-   * run began in between, what it read is not used. */
+  /* Of the run. A thread reads them after `next` and takes a task by changing `next` from what it was then. Before they
+   * change, `next` becomes one that no task can be taken from: what was read of two runs is not used. */
   _Atomic(moi_task_fn) task;
   _Atomic(void *) arg;
   atomic_uint n_tasks;
@@ -58,9 +59,9 @@ static uint32_t run_of(uint64_t next) { return (uint32_t)(next >> 32); }
 static uint32_t take(moi_pool *pool, uint32_t lane) {
   for (;;) {
     unsigned long long next = atomic_load_explicit(&pool->next, memory_order_acquire);
-    moi_task_fn task = atomic_load_explicit(&pool->task, memory_order_relaxed);
-    void *arg = atomic_load_explicit(&pool->arg, memory_order_relaxed);
-    uint32_t n = atomic_load_explicit(&pool->n_tasks, memory_order_relaxed), i = (uint32_t)next;
+    moi_task_fn task = atomic_load_explicit(&pool->task, memory_order_acquire);
+    void *arg = atomic_load_explicit(&pool->arg, memory_order_acquire);
+    uint32_t n = atomic_load_explicit(&pool->n_tasks, memory_order_acquire), i = (uint32_t)next;
     if (i >= n) return run_of(next);
     if (!atomic_compare_exchange_weak_explicit(&pool->next, &next, next + 1, memory_order_acq_rel, memory_order_relaxed))
       continue;
@@ -109,12 +110,14 @@ static void help(void *arg) {
 
 static void run(moi_pool *pool, uint32_t n_tasks, moi_task_fn task, void *arg) {
   moi_lock_take(&pool->turn);
-  atomic_store_explicit(&pool->task, task, memory_order_relaxed);
-  atomic_store_explicit(&pool->arg, arg, memory_order_relaxed);
-  atomic_store_explicit(&pool->n_tasks, n_tasks, memory_order_relaxed);
+  uint64_t before = run_of(atomic_load_explicit(&pool->next, memory_order_relaxed)), number = (uint32_t)(before + 1);
+  /* a thread that sees one of these sees that `next` was closed before it */
+  atomic_store_explicit(&pool->next, before << 32 | CLOSED, memory_order_relaxed);
+  atomic_store_explicit(&pool->task, task, memory_order_release);
+  atomic_store_explicit(&pool->arg, arg, memory_order_release);
+  atomic_store_explicit(&pool->n_tasks, n_tasks, memory_order_release);
   atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
-  uint64_t number = run_of(atomic_load_explicit(&pool->next, memory_order_relaxed)) + 1u;
-  atomic_store(&pool->next, (unsigned long long)(number << 32));
+  atomic_store(&pool->next, number << 32);
   uint32_t asleep = atomic_load(&pool->asleep);
   if (asleep) {
     moi_lock_take(&pool->lock);

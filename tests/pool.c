@@ -71,6 +71,31 @@ static void test_more_than_cores(void **state) {
   runs(WORKERS);
 }
 
+/* Runs of few tasks and of many by turns: a thread that comes late to one meets the beginning of the next. */
+static void nothing(void *arg, uint32_t lane, uint32_t i) {
+  (void)lane;
+  atomic_fetch_add_explicit((atomic_uint *)arg + i, 1, memory_order_relaxed);
+}
+
+static void test_runs_close_to_each_other(void **state) {
+  (void)state;
+  enum { MANY = 200000, LONG = 7 };
+  moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
+  desc.n_workers = WORKERS;
+  moi_context *context = NULL;
+  passes(moi_context_create(&desc, &context));
+  atomic_uint begun[LONG];
+  for (int i = 0; i < LONG; i++) atomic_init(&begun[i], 0);
+  uint32_t want[LONG] = {0}, wrong = 0;
+  for (uint32_t r = 0; r < MANY; r++) {
+    uint32_t n = r % 2 ? LONG : 2;
+    moi_pool_run(context, n, nothing, begun);
+    for (uint32_t i = 0; i < LONG; i++) wrong += atomic_load(&begun[i]) != (want[i] += i < n);
+  }
+  assert_int_equal(wrong, 0);
+  moi_context_destroy(context);
+}
+
 static void test_made_and_dropped(void **state) {
   (void)state;
   for (int i = 0; i < 50; i++) {
@@ -91,6 +116,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_as_many_as_cores),
       cmocka_unit_test(test_more_than_cores),
+      cmocka_unit_test(test_runs_close_to_each_other),
       cmocka_unit_test(test_made_and_dropped),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
