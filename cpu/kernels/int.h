@@ -110,4 +110,20 @@ INLINE void prefetch(const uint8_t *p, size_t distance, uint32_t n) {
   for (uint32_t i = 0; i < n; i += 64) __builtin_prefetch((const void *)((uintptr_t)p + distance + i), 0, MOI_AHEAD_INTO);
 }
 
+/* The kernels of a file, one for each format: MOI_GEMM(format, name). */
+#define MOI_INT_FORMATS                                                                                                \
+  MOI_GEMM(Q8_0, q8_0)                                                                                                 \
+  MOI_GEMM(Q4_0, q4_0)                                                                                                 \
+  MOI_GEMM(Q4_K, q4_k)                                                                                                 \
+  MOI_GEMM(Q5_K, q5_k)                                                                                                 \
+  MOI_GEMM(Q6_K, q6_k)                                                                                                 \
+  MOI_GEMM(MXFP4_GGUF, mxfp4_gguf)                                                                                     \
+  MOI_GEMM(IQ4_NL, iq4_nl)                                                                                             \
+  MOI_GEMM(MXFP4, mxfp4)                                                                                               \
+  MOI_GEMM(NVFP4, nvfp4)                                                                                               \
+  MOI_GEMM(INT4_G32, int4_g32)                                                                                         \
+  MOI_GEMM(INT4_G128, int4_g128)                                                                                       \
+  MOI_GEMM(INT4Z_G32, int4z_g32)                                                                                       \
+  MOI_GEMM(INT4Z_G128, int4z_g128)
+
 #endif

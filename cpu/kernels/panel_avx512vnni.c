@@ -246,19 +246,7 @@ INLINE void gemm(int f, uint32_t digits, fill_fn filled, const moi_gemm_tile *g)
     gemm(MOI_FORMAT_##format, 1, fill_##name, tile);                                                                   \
   }
 
-MOI_GEMM(Q8_0, q8_0)
-MOI_GEMM(Q4_0, q4_0)
-MOI_GEMM(Q4_K, q4_k)
-MOI_GEMM(Q5_K, q5_k)
-MOI_GEMM(Q6_K, q6_k)
-MOI_GEMM(MXFP4_GGUF, mxfp4_gguf)
-MOI_GEMM(IQ4_NL, iq4_nl)
-MOI_GEMM(MXFP4, mxfp4)
-MOI_GEMM(NVFP4, nvfp4)
+MOI_INT_FORMATS
 MOI_GEMM(FP4_G16, fp4_g16)
-MOI_GEMM(INT4_G32, int4_g32)
-MOI_GEMM(INT4_G128, int4_g128)
-MOI_GEMM(INT4Z_G32, int4z_g32)
-MOI_GEMM(INT4Z_G128, int4z_g128)
 
 #endif

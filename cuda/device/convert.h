@@ -25,6 +25,16 @@ MOI_DEVICE float moi_f16_f32(unsigned h) {
   return f;
 #endif
 }
+/* 2^x to 2^-22 of it */
+MOI_DEVICE float moi_exp2(float x) {
+#if defined(MOI_EMULATED)
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
 MOI_DEVICE float moi_bf16_low_f32(unsigned w) { return moi_bits_f32(w << 16); }
 MOI_DEVICE float moi_bf16_high_f32(unsigned w) { return moi_bits_f32(w & 0xffff0000u); }
 

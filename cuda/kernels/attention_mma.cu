@@ -18,17 +18,6 @@
 #else
 #define BODY(DK, DV, MT, many) attend_mma(a, DK, DV, MT, many);
 
-/* 2^x to 2^-22 of it */
-MOI_DEVICE float exp2_of(float x) {
-#if defined(MOI_EMULATED)
-  return exp2f(x);
-#else
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#endif
-}
-
 /* Eight floats that are bf16, to shared memory. */
 MOI_DEVICE void store_eight(uint16_t *to, const float *f) {
   moi_u4 q;
@@ -242,10 +231,10 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
             top = other > top ? other : top;
           }
           top = top > most[h] ? top : most[h];
-          float base = top == -MOI_INF ? 0.0f : top, keep = exp2_of(most[h] - base), more = 0.0f;
+          float base = top == -MOI_INF ? 0.0f : top, keep = moi_exp2(most[h] - base), more = 0.0f;
           MOI_UNROLL
           for (unsigned n = 0; n < 8u; n++) {
-            float p = exp2_of(l[4u * n] - base), p1 = exp2_of(l[4u * n + 1u] - base);
+            float p = moi_exp2(l[4u * n] - base), p1 = moi_exp2(l[4u * n + 1u] - base);
             more += p;
             more += p1;
             weights[((h / 2u) * 8u + n) * 2u + h % 2u] = moi_bf16x2(p, p1);

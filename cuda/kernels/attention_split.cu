@@ -165,15 +165,11 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
       to_q[4] = y.x, to_q[5] = y.y, to_q[6] = y.z, to_q[7] = y.w;
     }
 
-    unsigned first_segment = w.begin < w.end && a->pass ? w.begin / w.segment : 0u;
     int joins = 0;
     MOI_ROLLED
-    for (unsigned segment = first_segment;; segment++, joins = 1) {
-      unsigned from = w.begin, to = w.end;
-      if (a->pass && w.begin < w.end) {
-        from = moi_max_u(w.begin, segment * w.segment);
-        if (w.end - segment * w.segment > w.segment) to = (segment + 1u) * w.segment;
-      }
+    for (unsigned segment = split_first(a, &w);; segment++, joins = 1) {
+      unsigned from, to;
+      split_segment(a, &w, segment, &from, &to);
       float most[MAX_R], sum[MAX_R];
       unsigned start = from / STEP * STEP; /* this warp's first keys */
       start += (warp - start / STEP) % WARPS * STEP;
@@ -187,12 +183,7 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
           sum[r] = 0.0f;
         }
         unsigned table = 0;
-        {
-          unsigned j = start + lane, page, token;
-          int there = j >= from && j < to && moi_place_of(&a->where, w.seq, j, &page, &token);
-          k_table[lane] = there ? moi_kv_row(&a->k, w.kv_head, page, token) : NULL;
-          v_table[lane] = there ? moi_kv_row(&a->v, w.kv_head, page, token) : NULL;
-        }
+        split_place(a, &w, start + lane, from, to, &k_table[lane], &v_table[lane]);
         moi_sync_warp();
         unsigned x[2][MAX_AT_ONCE * 8];
         MOI_UNROLL
@@ -370,7 +361,7 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
         moi_sync();
       }
       split_end(a, &w, R, LD, joint, mosts, sums, keeps, adds, joins);
-      if (!a->pass || w.begin >= w.end || segment >= (w.end - 1u) / w.segment) break;
+      if (split_is_last(a, &w, segment)) break;
       moi_sync();
     }
   }

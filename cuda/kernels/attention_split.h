@@ -88,6 +88,31 @@ MOI_DEVICE void split_keys(const moi_cu_attention_args *a, split_work *w, const 
   if (w->end > w->origin && w->end - w->origin > w->segment) w->end = w->origin + w->segment;
 }
 
+/* The keys of one of the segments that tiles of many rows go through; of few rows there is one, with all of theirs. */
+MOI_DEVICE void split_segment(const moi_cu_attention_args *a, const split_work *w, unsigned segment, unsigned *from,
+                              unsigned *to) {
+  *from = w->begin;
+  *to = w->end;
+  if (!a->pass || w->begin >= w->end) return;
+  *from = moi_max_u(w->begin, segment * w->segment);
+  if (w->end - segment * w->segment > w->segment) *to = (segment + 1u) * w->segment;
+}
+MOI_DEVICE unsigned split_first(const moi_cu_attention_args *a, const split_work *w) {
+  return a->pass && w->begin < w->end ? w->begin / w->segment : 0u;
+}
+MOI_DEVICE int split_is_last(const moi_cu_attention_args *a, const split_work *w, unsigned segment) {
+  return !a->pass || w->begin >= w->end || segment >= (w->end - 1u) / w->segment;
+}
+
+/* Where key j of from..to-1 and its value lie; null: there is none. */
+MOI_DEVICE void split_place(const moi_cu_attention_args *a, const split_work *w, unsigned j, unsigned from, unsigned to,
+                            const uint8_t **k_row, const uint8_t **v_row) {
+  unsigned page, token;
+  int there = j >= from && j < to && moi_place_of(&a->where, w->seq, j, &page, &token);
+  *k_row = there ? moi_kv_row(&a->k, w->kv_head, page, token) : NULL;
+  *v_row = there ? moi_kv_row(&a->v, w->kv_head, page, token) : NULL;
+}
+
 /* Threads 0..R-1: maximum and sum of a row from those of the warps, [warp, row]; a sum of 0 has seen nothing. */
 MOI_DEVICE void split_sums(const unsigned R, const float *warp_mosts, const float *warp_sums, float *mosts,
                            float *sums) {

@@ -30,17 +30,6 @@
 
 enum { PLAIN, PLUS, MINUS, REST }; /* times through the keys: as they are; to count infinities; without them */
 
-/* 2^x to 2^-22 of it */
-MOI_DEVICE float exp2_of(float x) {
-#if defined(MOI_EMULATED)
-  return exp2f(x);
-#else
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#endif
-}
-
 /* Two bytes of E4M3, in the high bytes of p's halves, as bf16: of such bits one is the value times 2^-120. NaN becomes
  * 480. */
 MOI_DEVICE unsigned pair_of_fp8(unsigned p) {
@@ -150,15 +139,11 @@ MOI_DEVICE void attend_split_mma(const moi_cu_attention_args *a, const int FP8, 
     moi_sync();
     split_keys(a, &w, R, begins, ends);
 
-    unsigned first_segment = w.begin < w.end && a->pass ? w.begin / w.segment : 0u;
     int joins = 0;
     MOI_ROLLED
-    for (unsigned segment = first_segment;; segment++, joins = 1) {
-      unsigned from = w.begin, to = w.end;
-      if (a->pass && w.begin < w.end) {
-        from = moi_max_u(w.begin, segment * w.segment);
-        if (w.end - segment * w.segment > w.segment) to = (segment + 1u) * w.segment;
-      }
+    for (unsigned segment = split_first(a, &w);; segment++, joins = 1) {
+      unsigned from, to;
+      split_segment(a, &w, segment, &from, &to);
       float acc[128];        /* [run of 64, pair, columns, 4] */
       float most[4], sum[4]; /* rows 2 q, 2 q + 1, then of the next columns */
       unsigned plus[4], minus[4];
@@ -176,12 +161,7 @@ MOI_DEVICE void attend_split_mma(const moi_cu_attention_args *a, const int FP8, 
           sum[i] = 0.0f;
         }
         unsigned table = 0;
-        {
-          unsigned j = start + lane, page, token;
-          int there = j >= from && j < to && moi_place_of(&a->where, w.seq, j, &page, &token);
-          k_table[lane] = there ? moi_kv_row(&a->k, w.kv_head, page, token) : NULL;
-          v_table[lane] = there ? moi_kv_row(&a->v, w.kv_head, page, token) : NULL;
-        }
+        split_place(a, &w, start + lane, from, to, &k_table[lane], &v_table[lane]);
         moi_sync_warp();
         unsigned x[2][32];
 #define LOAD_K(unit, table, to)                                                                                        \
@@ -276,10 +256,10 @@ MOI_DEVICE void attend_split_mma(const moi_cu_attention_args *a, const int FP8, 
                 float other = moi_xor_f32(top, mask);
                 top = other > top ? other : top;
               }
-              float base = top == -MOI_INF ? 0.0f : top, keep = exp2_of(most[n * 2u + h] - base), more = 0.0f;
+              float base = top == -MOI_INF ? 0.0f : top, keep = moi_exp2(most[n * 2u + h] - base), more = 0.0f;
               MOI_UNROLL
               for (unsigned i = 0; i < 4u; i++) {
-                p[h][i] = exp2_of(p[h][i] - base);
+                p[h][i] = moi_exp2(p[h][i] - base);
                 more += p[h][i];
               }
               most[n * 2u + h] = top;
@@ -403,7 +383,7 @@ MOI_DEVICE void attend_split_mma(const moi_cu_attention_args *a, const int FP8, 
         moi_sync();
       }
       split_end(a, &w, R, DV, joint, mosts, sums, keeps, adds, joins);
-      if (!a->pass || w.begin >= w.end || segment >= (w.end - 1u) / w.segment) break;
+      if (split_is_last(a, &w, segment)) break;
       moi_sync();
     }
   }
