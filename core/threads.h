@@ -25,8 +25,8 @@ typedef struct moi_thread_body {
 int moi_thread_start(moi_thread *thread, moi_thread_body *body);
 void moi_thread_join(moi_thread thread);
 
-/* For what takes long while a plan is made: body(arg, i) for each i < n, once each, by this thread and as many others as there are cores, calls and `most` for;
- * fewer where the system gives no more. They end before it returns. */
+/* For what takes long while a plan is made: body(arg, i) for each i < n, once each, by this thread and as many others as
+ * there are cores, calls and `most` for; fewer where the system gives no more. They end before it returns. */
 void moi_threads_run(uint32_t n, uint32_t most, void (*body)(void *arg, uint32_t i), void *arg);
 
 #endif

@@ -7,7 +7,7 @@
 #include "cpu/isa.h"
 
 /* The level of cache, as __builtin_prefetch counts, that kernels fetch weights into before they come to them. On x86 the
- * second: a first-level cache has few misses under way (an EPYC Zen 4's core: 15 GB/s through it, 21 through the second). */
+ * second: a first-level cache has few misses under way (docs/performance.md has what that gave). */
 #if defined(__x86_64__)
 #define MOI_AHEAD_INTO 2
 #else

@@ -7,7 +7,7 @@
 #include "cpu/cpu.h"
 
 #define MAX_WORKERS 1024
-#define LINE 64 /* bytes that cores pass to each other */
+#define LINE 64           /* bytes that cores pass to each other */
 #define CLOSED UINT32_MAX /* as the next task: there is none */
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -42,8 +42,8 @@ struct moi_pool {
   atomic_uint n_tasks;
   moi_lock lock; /* with the signals */
   moi_signal begin, end;
-  atomic_uint asleep;   /* helpers that wait for `begin` */
-  atomic_uint awaited;  /* the caller waits for `end` */
+  atomic_uint asleep;  /* helpers that wait for `begin` */
+  atomic_uint awaited; /* the caller waits for `end` */
   atomic_uint stopping;
   char apart0[LINE];
   atomic_ullong next; /* the run's number << 32 | its next task */
@@ -63,7 +63,8 @@ static uint32_t take(moi_pool *pool, uint32_t lane) {
     void *arg = atomic_load_explicit(&pool->arg, memory_order_acquire);
     uint32_t n = atomic_load_explicit(&pool->n_tasks, memory_order_acquire), i = (uint32_t)next;
     if (i >= n) return run_of(next);
-    if (!atomic_compare_exchange_weak_explicit(&pool->next, &next, next + 1, memory_order_acq_rel, memory_order_relaxed))
+    if (!atomic_compare_exchange_weak_explicit(&pool->next, &next, next + 1, memory_order_acq_rel,
+                                               memory_order_relaxed))
       continue;
     task(arg, lane, i);
     if (atomic_fetch_add(&pool->done, 1) + 1 == n && atomic_load(&pool->awaited)) {
@@ -82,7 +83,8 @@ static void await_run(moi_pool *pool, uint32_t seen) {
   }
   moi_lock_take(&pool->lock);
   atomic_fetch_add(&pool->asleep, 1);
-  while (run_of(atomic_load(&pool->next)) == seen && !atomic_load(&pool->stopping)) moi_signal_wait(&pool->begin, &pool->lock);
+  while (run_of(atomic_load(&pool->next)) == seen && !atomic_load(&pool->stopping))
+    moi_signal_wait(&pool->begin, &pool->lock);
   atomic_fetch_sub(&pool->asleep, 1);
   moi_lock_give(&pool->lock);
 }
