@@ -28,7 +28,7 @@ void moi_emulated_copy_commit(void);
 void moi_emulated_copy_wait(unsigned groups);
 void moi_emulated_read(const void *p, size_t size); /* this thread reads it: for races.h */
 void moi_emulated_aligned(const char *what, const void *p, size_t alignment); /* or the program ends */
-/* The lanes of a warp meet, each with `size` bytes (at most 64); returns what they brought, 64 bytes a lane, until the
+/* The lanes of a warp meet, each with `size` bytes (at most 64); returns what they brought, `size` bytes a lane, until the
  * next meeting. what: the kind of exchange, the same for all lanes. */
 const unsigned char *moi_emulated_meet(const char *what, const void *value, size_t size);
 
@@ -67,12 +67,12 @@ MOI_DEVICE void moi_sync(void) { moi_emulated_sync(); }
 MOI_DEVICE void moi_sync_warp(void) { moi_emulated_sync_warp(); }
 MOI_WORD unsigned moi_from_u32(unsigned v, unsigned lane) {
   unsigned r;
-  memcpy(&r, moi_emulated_meet("shuffle", &v, 4) + 64 * (lane & 31u), 4);
+  memcpy(&r, moi_emulated_meet("shuffle", &v, 4) + 4 * (lane & 31u), 4);
   return r;
 }
 MOI_WORD float moi_from_f32(float v, unsigned lane) {
   float r;
-  memcpy(&r, moi_emulated_meet("shuffle", &v, 4) + 64 * (lane & 31u), 4);
+  memcpy(&r, moi_emulated_meet("shuffle", &v, 4) + 4 * (lane & 31u), 4);
   return r;
 }
 MOI_DEVICE unsigned moi_xor_u32(unsigned v, unsigned mask) { return moi_from_u32(v, moi_lane() ^ mask); }
@@ -81,7 +81,7 @@ MOI_WORD unsigned moi_ballot(int condition) {
   unsigned char c = condition != 0;
   const unsigned char *all = moi_emulated_meet("ballot", &c, 1);
   unsigned r = 0;
-  for (unsigned i = 0; i < 32; i++) r |= (unsigned)all[64 * i] << i;
+  for (unsigned i = 0; i < 32; i++) r |= (unsigned)all[i] << i;
   return r;
 }
 MOI_DEVICE void moi_keep_order(void) {}
@@ -89,7 +89,7 @@ MOI_DEVICE const void *moi_global(const void *p) { return p; }
 MOI_WORD unsigned moi_max_u32(unsigned v) {
   const unsigned char *all = moi_emulated_meet("reduction", &v, 4);
   for (unsigned i = 0, other; i < 32; i++) {
-    memcpy(&other, all + 64 * i, 4);
+    memcpy(&other, all + 4 * i, 4);
     if (other > v) v = other;
   }
   return v;
@@ -98,7 +98,7 @@ MOI_DEVICE unsigned moi_min_u32(unsigned v) { return ~moi_max_u32(~v); }
 MOI_WORD unsigned moi_match(unsigned v) {
   const unsigned char *all = moi_emulated_meet("match", &v, 4);
   unsigned r = 0;
-  for (unsigned i = 0; i < 32; i++) r |= (unsigned)!memcmp(all + 64 * i, &v, 4) << i;
+  for (unsigned i = 0; i < 32; i++) r |= (unsigned)!memcmp(all + 4 * i, &v, 4) << i;
   return r;
 }
 MOI_DEVICE unsigned moi_bits(unsigned v) { return (unsigned)__builtin_popcount(v); }
@@ -114,12 +114,11 @@ MOI_DEVICE void moi_copy_wait(unsigned groups) { moi_emulated_copy_wait(groups);
 
 /* bf16: 1, or f16: 0 */
 MOI_WORD float moi_emulated_half(unsigned word, unsigned high, int bf16) {
-  unsigned h = high ? word >> 16 : word & 0xffffu, e = (h >> 10) & 31u, bits = h << 16;
+  unsigned h = high ? word >> 16 : word & 0xffffu, e = (h >> 10) & 31u, sign = (h & 0x8000u) << 16, bits = h << 16;
   float f;
   if (!bf16) {
-    float magnitude = e == 31u ? (h & 1023u ? NAN : INFINITY)
-                               : ldexpf((float)((h & 1023u) + (e ? 1024u : 0u)), (e ? (int)e : 1) - 25);
-    return h & 0x8000u ? -magnitude : magnitude;
+    if (!e) return (sign ? -0x1p-24f : 0x1p-24f) * (float)(h & 1023u);
+    bits = sign | (e == 31u ? 255u : e + 112u) << 23 | (h & 1023u) << 13;
   }
   memcpy(&f, &bits, 4);
   return f;
@@ -127,17 +126,17 @@ MOI_WORD float moi_emulated_half(unsigned word, unsigned high, int bf16) {
 /* D = A B + D of m16n8k<k>: element A[i][j] is in register a[i / 8 + 2 (j / 8)] of lane 4 (i % 8) + (j % 8) / 2, element
  * B[j][i] in b[j / 8] of lane 4 i + (j % 8) / 2. */
 MOI_WORD void moi_emulated_mma(const char *what, float *d, const unsigned *a, const unsigned *b, unsigned k, int bf16) {
-  unsigned mine[6], n_a = k / 4u, n_b = k / 8u, lane = moi_lane();
+  unsigned mine[6], n_a = k / 4u, n_b = k / 8u, size = 4 * (n_a + n_b), lane = moi_lane();
   memcpy(mine, a, 4 * n_a);
   memcpy(mine + n_a, b, 4 * n_b);
-  const unsigned char *all = moi_emulated_meet(what, mine, 4 * (n_a + n_b));
+  const unsigned char *all = moi_emulated_meet(what, mine, size);
   for (unsigned i = 0; i < 4; i++) {
     unsigned row = lane / 4u + 8u * (i / 2u), column = 2u * (lane % 4u) + i % 2u;
     float sum = d[i];
     for (unsigned j = 0; j < k; j++) {
       unsigned pair = (j % 8u) / 2u, wa, wb;
-      memcpy(&wa, all + 64 * (4u * (row % 8u) + pair) + 4 * (row / 8u + 2u * (j / 8u)), 4);
-      memcpy(&wb, all + 64 * (4u * column + pair) + 4 * (n_a + j / 8u), 4);
+      memcpy(&wa, all + size * (4u * (row % 8u) + pair) + 4 * (row / 8u + 2u * (j / 8u)), 4);
+      memcpy(&wb, all + size * (4u * column + pair) + 4 * (n_a + j / 8u), 4);
       sum += moi_emulated_half(wa, j % 2u, bf16) * moi_emulated_half(wb, j % 2u, bf16);
     }
     d[i] = sum;
@@ -180,8 +179,8 @@ MOI_WORD void moi_mma_e4m3_16832(float *d, const unsigned *a, const unsigned *b)
     terms[32] = d[i];
     for (unsigned j = 0; j < 32; j++) {
       unsigned lanes = (j % 16u) / 4u;
-      unsigned char wa = all[64 * (4u * (row % 8u) + lanes) + 4 * (row / 8u + 2u * (j / 16u)) + j % 4u];
-      unsigned char wb = all[64 * (4u * column + lanes) + 4 * (4u + j / 16u) + j % 4u];
+      unsigned char wa = all[sizeof mine * (4u * (row % 8u) + lanes) + 4 * (row / 8u + 2u * (j / 16u)) + j % 4u];
+      unsigned char wb = all[sizeof mine * (4u * column + lanes) + 4 * (4u + j / 16u) + j % 4u];
       terms[j] = moi_emulated_e4m3(wa) * moi_emulated_e4m3(wb);
       largest = fmax(largest, fabs(terms[j]));
     }
@@ -196,16 +195,16 @@ MOI_WORD void moi_mma_e4m3_16832(float *d, const unsigned *a, const unsigned *b)
  * 4 (i % 8) + (j % 16) / 4, element B[j][i] in that of b[j / 16] of lane 4 i + (j % 16) / 4. */
 MOI_WORD void moi_emulated_mma_s8(const char *what, int *d, const unsigned *a, const unsigned *b, unsigned rows,
                                     unsigned k) {
-  unsigned mine[6], n_a = rows / 8u * (k / 16u), n_b = k / 16u, lane = moi_lane();
+  unsigned mine[6], n_a = rows / 8u * (k / 16u), n_b = k / 16u, size = 4 * (n_a + n_b), lane = moi_lane();
   memcpy(mine, a, 4 * n_a);
   memcpy(mine + n_a, b, 4 * n_b);
-  const unsigned char *all = moi_emulated_meet(what, mine, 4 * (n_a + n_b));
+  const unsigned char *all = moi_emulated_meet(what, mine, size);
   for (unsigned i = 0; i < rows / 4u; i++) {
     unsigned row = lane / 4u + 8u * (i / 2u), column = 2u * (lane % 4u) + i % 2u, sum = (unsigned)d[i];
     for (unsigned j = 0; j < k; j++) {
       unsigned word = (j % 16u) / 4u;
-      int8_t va = (int8_t)all[64 * (4u * (row % 8u) + word) + 4 * (row / 8u + rows / 8u * (j / 16u)) + j % 4u];
-      int8_t vb = (int8_t)all[64 * (4u * column + word) + 4 * (n_a + j / 16u) + j % 4u];
+      int8_t va = (int8_t)all[size * (4u * (row % 8u) + word) + 4 * (row / 8u + rows / 8u * (j / 16u)) + j % 4u];
+      int8_t vb = (int8_t)all[size * (4u * column + word) + 4 * (n_a + j / 16u) + j % 4u];
       sum += (unsigned)(va * vb);
     }
     d[i] = (int)sum;
@@ -230,7 +229,7 @@ MOI_WORD void moi_emulated_ldmatrix(const char *what, unsigned *r, const void *r
     for (unsigned j = 0; j < 2; j++) {
       const unsigned char *from;
       unsigned line = transposed ? 2u * q + j : g, element = transposed ? g : 2u * q + j;
-      memcpy(&from, all + 64 * (8u * i + line), sizeof from);
+      memcpy(&from, all + sizeof from * (8u * i + line), sizeof from);
       memcpy(&half[j], from + 2u * element, 2);
     }
     r[i] = half[0] | (unsigned)half[1] << 16;

@@ -22,9 +22,7 @@
 
 _Thread_local moi_emulated_thread moi_emulated_now;
 
-enum { MAX_THREADS = 1024, STACK = 128 << 10, MAX_SHARED = 64, SHARED_LIMIT = 227 << 10, MAX_COPIES = 256 };
-
-typedef enum fiber_state { READY, AT_BARRIER, AT_MEETING, DONE } fiber_state;
+enum { MAX_THREADS = 1024, STACK = 128 << 10, MAX_SHARED = 64, SHARED_LIMIT = 227 << 10, MAX_COPIES = 256, NOBODY = MAX_THREADS };
 
 /* One copy of 16 bytes, or the end of a group. */
 typedef struct copy {
@@ -41,13 +39,13 @@ typedef struct fiber {
 #endif
   unsigned char *stack;
   void *fake; /* AddressSanitizer's */
-  fiber_state state;
   copy *copies; /* [MAX_COPIES], in the order of their making */
   unsigned n_copies;
 } fiber;
 
 typedef struct warp {
   unsigned lanes, arrived, generation;
+  uint32_t ready, at_barrier, at_meeting; /* a bit for each lane */
   const char *what;
   unsigned char brought[2][32 * 64];
 } warp;
@@ -60,12 +58,17 @@ typedef struct shared {
 
 static _Thread_local struct machine {
   fiber fibers[MAX_THREADS], scheduler;
+  const fiber *before; /* whose turn was before this one's */
   const void *scheduler_stack;
   size_t scheduler_size;
   warp warps[MAX_THREADS / 32];
   shared shared[MAX_SHARED];
   size_t shared_end;
   unsigned n_shared, n, done, waiting, current, asked;
+  struct {
+    unsigned first, from, to, parts; /* of the part from..to is still to come, and `parts` after it */
+    int backwards;
+  } pass;
   unsigned long long random;
   const moi_emulated_kernel *kernel;
   const void *args;
@@ -95,7 +98,8 @@ __asm__(".text\n.globl moi_emulated_switch\n.hidden moi_emulated_switch\n.type m
         ".size moi_emulated_switch, . - moi_emulated_switch\n");
 
 static void prepare(fiber *f) {
-  void **top = (void **)(void *)(f->stack + STACK);
+  /* tops at the same place of a page would all want the same lines of a cache */
+  void **top = (void **)(void *)(f->stack + STACK - (size_t)(f - m->fibers) * 320 % 4096);
   *--top = NULL; /* the return address of fiber_main, and the alignment that a call leaves */
   *--top = (void *)(uintptr_t)fiber_main;
   for (int i = 0; i < 6; i++) *--top = NULL;
@@ -113,6 +117,16 @@ static void prepare(fiber *f) {
 static void change(fiber *from, fiber *to) { swapcontext(&from->context, &to->context); }
 #endif
 
+static void arrive(void *fake) {
+#if ASAN
+  const void *bottom;
+  size_t size;
+  __sanitizer_finish_switch_fiber(fake, &bottom, &size);
+  if (m->before == &m->scheduler) m->scheduler_stack = bottom, m->scheduler_size = size;
+#endif
+  (void)fake;
+}
+
 static void go(fiber *from, fiber *to, int ends) {
 #if ASAN
   const void *bottom = to == &m->scheduler ? m->scheduler_stack : to->stack;
@@ -120,30 +134,81 @@ static void go(fiber *from, fiber *to, int ends) {
   __sanitizer_start_switch_fiber(ends ? NULL : &from->fake, bottom, size);
 #endif
   (void)ends;
+  m->before = from;
   change(from, to);
-#if ASAN
-  __sanitizer_finish_switch_fiber(from->fake, from == &m->scheduler ? NULL : &m->scheduler_stack,
-                                  from == &m->scheduler ? NULL : &m->scheduler_size);
-#endif
+  arrive(from->fake);
+}
+
+/* ---- whose turn it is */
+
+static unsigned random_below(unsigned n) { /* the same numbers in every run of the program */
+  m->random = m->random * 6364136223846793005ull + 1442695040888963407ull;
+  return (unsigned)((m->random >> 33) % n);
+}
+
+/* The first, or the last, that is ready in from..to. */
+static unsigned find_ready(unsigned from, unsigned to, int backwards) {
+  if (from >= to) return NOBODY;
+  unsigned first = from >> 5, last = (to - 1) >> 5;
+  for (unsigned turn = first; turn <= last; turn++) {
+    unsigned w = backwards ? last - (turn - first) : turn;
+    uint32_t ready = m->warps[w].ready;
+    if (w == first) ready &= UINT32_MAX << (from & 31u);
+    if (w == last) ready &= UINT32_MAX >> (31u - ((to - 1) & 31u));
+    if (ready) return w * 32 + (unsigned)(backwards ? 31 - __builtin_clz(ready) : __builtin_ctz(ready));
+  }
+  return NOBODY;
+}
+
+/* Threads take turns in ever other orders: what is right only if one comes before another does not stay unseen. */
+static void begin_pass(void) {
+  m->pass.first = random_below(m->n);
+  m->pass.backwards = (int)random_below(2);
+  m->pass.from = m->pass.backwards ? 0 : m->pass.first;
+  m->pass.to = m->pass.backwards ? m->pass.first : m->n;
+  m->pass.parts = 1;
+}
+
+static unsigned next_turn(void) {
+  for (int fresh = 0;; fresh = 1) {
+    for (;;) {
+      unsigned i = find_ready(m->pass.from, m->pass.to, m->pass.backwards);
+      if (i != NOBODY) {
+        if (m->pass.backwards) m->pass.to = i;
+        else m->pass.from = i + 1;
+        return i;
+      }
+      if (!m->pass.parts) break;
+      m->pass.parts = 0;
+      m->pass.from = m->pass.backwards ? m->pass.first : 0;
+      m->pass.to = m->pass.backwards ? m->n : m->pass.first;
+    }
+    if (fresh) return NOBODY;
+    begin_pass();
+  }
+}
+
+/* To the next that is ready, or to the scheduler if nobody is. */
+static void go_on(fiber *self, int ends) {
+  unsigned i = next_turn();
+  if (i == NOBODY) {
+    if (self != &m->scheduler) go(self, &m->scheduler, ends);
+    return;
+  }
+  m->warps[i >> 5].ready &= ~(1u << (i & 31u));
+  moi_races_thread(i);
+  m->current = moi_emulated_now.thread = i;
+  go(self, &m->fibers[i], ends);
 }
 
 static void fiber_main(void) {
-#if ASAN
-  __sanitizer_finish_switch_fiber(NULL, &m->scheduler_stack, &m->scheduler_size);
-#endif
+  arrive(NULL);
   m->kernel->entry(m->args);
   fiber *self = &m->fibers[m->current];
   if (self->n_copies) die("ends while its copies are on their way");
-  self->state = DONE;
   m->done++;
-  go(self, &m->scheduler, 1);
+  go_on(self, 1);
   abort();
-}
-
-static void wait_for_others(fiber_state state) {
-  fiber *self = &m->fibers[m->current];
-  self->state = state;
-  go(self, &m->scheduler, 0);
 }
 
 /* ---- what kernels call */
@@ -224,8 +289,11 @@ void moi_emulated_copy_wait(unsigned groups) {
 }
 
 static void open_barrier(void) {
-  for (unsigned i = 0; i < m->n; i++)
-    if (m->fibers[i].state == AT_BARRIER) m->fibers[i].state = READY;
+  for (unsigned i = 0; i < m->n; i += 32) {
+    warp *w = &m->warps[i >> 5];
+    w->ready |= w->at_barrier;
+    w->at_barrier = 0;
+  }
   m->waiting = 0;
   moi_races_sync();
 }
@@ -243,37 +311,34 @@ void moi_emulated_sync(void) {
     open_barrier();
     return;
   }
-  wait_for_others(AT_BARRIER);
+  m->warps[m->current >> 5].at_barrier |= 1u << (m->current & 31u);
+  go_on(&m->fibers[m->current], 0);
 }
 
 void moi_emulated_sync_warp(void) { moi_emulated_meet(sync_warp, NULL, 0); }
 
 const unsigned char *moi_emulated_meet(const char *what, const void *value, size_t size) {
-  unsigned lane = m->current & 31u, first = m->current & ~31u;
+  unsigned lane = m->current & 31u;
   warp *w = &m->warps[m->current >> 5];
   if (size > 64) die("an exchange of more than 64 bytes");
   if (!w->arrived) w->what = what;
-  else if (strcmp(w->what, what)) die("lanes of a warp are at different exchanges");
+  else if (w->what != what && strcmp(w->what, what)) die("lanes of a warp are at different exchanges");
   unsigned char *brought = w->brought[w->generation & 1];
-  if (size) memcpy(brought + 64 * lane, value, size);
+  if (size) memcpy(brought + size * lane, value, size);
   if (++w->arrived < w->lanes) {
-    wait_for_others(AT_MEETING);
+    w->at_meeting |= 1u << lane;
+    go_on(&m->fibers[m->current], 0);
     return brought;
   }
   w->arrived = 0;
   w->generation++;
   if (what == sync_warp) moi_races_sync_warp(m->current >> 5);
-  for (unsigned i = first; i < first + w->lanes; i++)
-    if (m->fibers[i].state == AT_MEETING) m->fibers[i].state = READY;
+  w->ready |= w->at_meeting;
+  w->at_meeting = 0;
   return brought;
 }
 
 /* ---- a block, a launch */
-
-static unsigned random_below(unsigned n) { /* the same numbers in every run of the program */
-  m->random = m->random * 6364136223846793005ull + 1442695040888963407ull;
-  return (unsigned)((m->random >> 33) % n);
-}
 
 static void run_block(unsigned x, unsigned y, unsigned grid_x, unsigned grid_y) {
   m->done = m->waiting = 0;
@@ -281,28 +346,17 @@ static void run_block(unsigned x, unsigned y, unsigned grid_x, unsigned grid_y) 
   memset(m->warps, 0, sizeof m->warps);
   for (unsigned i = 0; i < m->n; i++) {
     m->warps[i >> 5].lanes++;
-    m->fibers[i].state = READY;
+    m->warps[i >> 5].ready |= 1u << (i & 31u);
     prepare(&m->fibers[i]);
   }
   moi_emulated_now = (moi_emulated_thread){0, x, y, grid_x, grid_y};
-  while (m->done < m->n) {
-    /* threads take turns in ever other orders: what is right only if one comes before another does not stay unseen */
-    unsigned ran = 0, first = random_below(m->n), backwards = random_below(2);
-    for (unsigned turn = 0; turn < m->n; turn++) {
-      unsigned i = (first + (backwards ? m->n - turn : turn)) % m->n;
-      if (m->fibers[i].state != READY) continue;
-      moi_races_thread(i);
-      m->current = moi_emulated_now.thread = i;
-      go(&m->scheduler, &m->fibers[i], 0);
-      ran++;
-    }
-    if (ran || m->done == m->n) continue;
-    /* nobody can go on: those at the barrier wait for lanes that wait for each other, or for who has gone */
-    if (m->waiting && m->waiting + m->done == m->n) { /* the last to be waited for has gone */
-      open_barrier();
-      continue;
-    }
-    die("threads wait for each other at different places");
+  begin_pass();
+  for (;;) {
+    go_on(&m->scheduler, 0); /* until nobody is ready */
+    if (m->done == m->n) break;
+    /* those at the barrier wait for lanes that wait for each other, or for who has gone */
+    if (!m->waiting || m->waiting + m->done != m->n) die("threads wait for each other at different places");
+    open_barrier(); /* the last to be waited for has gone */
   }
   for (unsigned i = 0; i < m->n_shared && !MOI_RACES; i++) free(m->shared[i].memory);
   m->n_shared = 0;
