@@ -38,6 +38,7 @@ static inline uint8_t *read_all(const char *path, size_t *size) {
 static inline void write_all(const char *name, const void *bytes, size_t size) {
   char path[512];
   inside(path, name);
+  remove(path); /* a file that takes the place of an emptied one is written to the disk at once by some file systems */
   FILE *file = fopen(path, "wb");
   assert_non_null(file);
   assert_int_equal(fwrite(bytes, 1, size, file), size);

@@ -141,6 +141,7 @@ static const char *path_of(int i) {
 }
 
 static void write_bytes(int i, const char *text, size_t size) {
+  remove(path_of(i)); /* as in checkpoint.h */
   FILE *file = fopen(path_of(i), "wb");
   assert_non_null(file);
   assert_int_equal(fwrite(text, 1, size, file), size);
