@@ -32,7 +32,7 @@ show() {
   echo "----"
 }
 
-log_of() { echo "$logs/${1//[^a-z0-9=+_-]/_}.log"; }
+log_of() { echo "$logs/${1//[^A-Za-z0-9=+_-]/_}.log"; }
 
 # verdict NAME STATUS MILLISECONDS: the line of a step that has ended; one that counts nothing counts itself.
 verdict() {

@@ -44,6 +44,29 @@ static int forbid(void *at, size_t size) { return mprotect(at, size, PROT_NONE);
 static void unmap(void *at, size_t size) { munmap(at, size); }
 #endif
 
+/* ---- guarded mappings of arenas that are gone, for those to come: making one takes a system longer than zeroing it */
+
+#if defined(__SANITIZE_ADDRESS__)
+#define ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ASAN 1
+#endif
+#endif
+#if defined(ASAN)
+enum { KEPT = 0, KEPT_SIZE = 0 }; /* there, what is used after it was freed has to fault */
+#else
+enum { KEPT = 256, KEPT_SIZE = 64 << 20 };
+#endif
+
+static struct {
+  struct {
+    uint8_t *map;
+    size_t size;
+  } maps[KEPT + 1];
+  size_t n, size;
+} kept;
+
 /* ---- every block there is, for moi_arena_find */
 
 static struct {
@@ -56,6 +79,35 @@ static void enter(void) {
   while (atomic_flag_test_and_set_explicit(&all_busy, memory_order_acquire)) continue;
 }
 static void leave(void) { atomic_flag_clear_explicit(&all_busy, memory_order_release); }
+
+static uint8_t *take_kept(size_t size) {
+  uint8_t *map = NULL;
+  enter();
+  for (size_t i = kept.n; i-- > 0;)
+    if (kept.maps[i].size == size) {
+      map = kept.maps[i].map;
+      kept.maps[i] = kept.maps[--kept.n];
+      kept.size -= size;
+      break;
+    }
+  leave();
+  return map;
+}
+
+static int keep(uint8_t *map, size_t size) {
+  if (size > KEPT_SIZE) return 0;
+  enter();
+  while (kept.n == KEPT || kept.size + size > KEPT_SIZE) { /* some other makes room */
+    unmap(kept.maps[0].map, kept.maps[0].size);
+    kept.size -= kept.maps[0].size;
+    kept.maps[0] = kept.maps[--kept.n];
+  }
+  kept.maps[kept.n].map = map;
+  kept.maps[kept.n++].size = size;
+  kept.size += size;
+  leave();
+  return 1;
+}
 
 static void remember(const moi_block *b) {
   enter();
@@ -123,8 +175,13 @@ void *moi_arena_take(moi_arena *arena, size_t size, size_t align, const char *na
   size_t body = (size + align - 1) & ~(align - 1);
   size_t pages = (body + ZONE + PAGE - 1) & ~(size_t)(PAGE - 1);
   b->map_size = pages + PAGE;
-  b->map = map_pages(b->map_size, name);
-  if (forbid(b->map + pages, PAGE)) out_of_memory(PAGE, "a guard page");
+  b->map = take_kept(b->map_size);
+  if (b->map) {
+    memset(b->map, 0, pages);
+  } else {
+    b->map = map_pages(b->map_size, name);
+    if (forbid(b->map + pages, PAGE)) out_of_memory(PAGE, "a guard page");
+  }
   b->ptr = b->map + pages - body;
   b->tail = body - size;
   b->guard = ZONE;
@@ -151,7 +208,10 @@ const char *moi_arena_damage(const moi_arena *arena, long long *offset) {
 
 void moi_arena_free(moi_arena *arena) {
   for (size_t i = 0; i < arena->n_blocks; i++) forget(&arena->blocks[i]);
-  for (size_t i = 0; i < arena->n_blocks; i++) unmap(arena->blocks[i].map, arena->blocks[i].map_size);
+  for (size_t i = 0; i < arena->n_blocks; i++) {
+    const moi_block *b = &arena->blocks[i];
+    if (!(arena->flags & MOI_ARENA_GUARD) || !keep(b->map, b->map_size)) unmap(b->map, b->map_size);
+  }
   free(arena->blocks);
   arena->blocks = NULL;
   arena->n_blocks = arena->capacity = 0;
