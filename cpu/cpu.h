@@ -45,14 +45,19 @@ typedef struct moi_elementwise {
 } moi_elementwise;
 const moi_elementwise *moi_elementwise_for(uint32_t isa);
 
+/* Classes of which a selection knows the largest key, and int32s that it needs for its keys. */
+#define MOI_SELECT_BLOCK 32
+#define MOI_SELECT_KEYS(n_class) (((n_class) + MOI_SELECT_BLOCK - 1) / MOI_SELECT_BLOCK * (MOI_SELECT_BLOCK + 1))
+
 /* Top-k selection for one token (route.c and kernels.def's ROUTE rows). `logits` is scratch: it is overwritten.
- * scores and picks are scratch of n_class floats each. */
+ * scores (n_class) and keys (MOI_SELECT_KEYS) are scratch. */
 typedef struct moi_select_in {
   const moi_route_desc *desc;
   float *logits;
   const float *select_bias, *expert_scale; /* [n_class] or NULL */
   const int32_t *hash_row;                 /* [top_k] or NULL */
-  float *scores, *values;
+  float *scores;
+  int32_t *keys;
   int32_t *ids;
   float *weights;
 } moi_select_in;

@@ -12,7 +12,7 @@ typedef struct route_work {
   const moi_elementwise *ew;
   moi_select_fn select;
   const moi_cpu_kernel *router;
-  uint32_t n_tokens, n_class, token_blocks;
+  uint32_t n_tokens, n_class, token_blocks, select_tokens;
   /* memory */
   uint8_t *x;     /* [tokens] prepared rows */
   float *logits;  /* [tokens, n_class] */
@@ -33,7 +33,7 @@ static void carve(const moi_plan *plan, moi_carve *c, route_work *w) {
   size_t workers = plan->context->desc.n_workers, t = d->max_tokens;
   size_t n_class = d->n_experts + d->n_identity, hp = MOI_FORM_KP(d->hidden);
   w->n_class = (uint32_t)n_class;
-  w->lane_floats = moi_max_size(hp, MOI_FORM_KP(2 * n_class));
+  w->lane_floats = moi_max_size(hp, MOI_FORM_KP(n_class + MOI_SELECT_KEYS(n_class)));
   w->logits = moi_take(c, t * n_class, 4);
   w->lanes = moi_take(c, workers * w->lane_floats, 4);
   w->counts = moi_take(c, n_class, 4);
@@ -93,8 +93,7 @@ static void router_tile(void *arg, uint32_t lane, uint32_t i) {
   ((moi_gemm_fn)w->router->fn)(&tile);
 }
 
-static void select_token(void *arg, uint32_t lane, uint32_t t) {
-  const route_work *w = arg;
+static void select_token(const route_work *w, uint32_t lane, uint32_t t) {
   const moi_route_desc *d = &w->plan->route;
   const moi_route_args *a = &w->run->route;
   uint32_t n = w->n_class, k = d->top_k;
@@ -105,15 +104,17 @@ static void select_token(void *arg, uint32_t lane, uint32_t t) {
   }
   if (d->flags & MOI_ROUTE_BIAS)
     for (uint32_t i = 0; i < n; i++) l[i] += moi_dense_load(d->router_type, moi_view(a->router_bias), i);
-  for (uint32_t i = 0; i < n; i++) {
-    float v = moi_round_to(d->logits_type, l[i]) * d->logit_scale;
-    l[i] = d->logit_softcap > 0 ? d->logit_softcap * tanhf(v / d->logit_softcap) : v;
-  }
+  if (d->logits_type != MOI_FORMAT_F32)
+    for (uint32_t i = 0; i < n; i++) l[i] = moi_round_to(d->logits_type, l[i]);
+  if (d->logit_scale != 1.0f)
+    for (uint32_t i = 0; i < n; i++) l[i] *= d->logit_scale;
+  if (d->logit_softcap > 0)
+    for (uint32_t i = 0; i < n; i++) l[i] = d->logit_softcap * tanhf(l[i] / d->logit_softcap);
   float *out = moi_view(a->logits_out);
   if (out) memcpy(out + (size_t)t * n, l, n * sizeof *l);
   const uint8_t *alt = d->flags & MOI_ROUTE_SELECT_BIAS_ALT ? moi_view(a->alt_mask) : NULL;
   float *scores = w->lanes + lane * w->lane_floats;
-  moi_select_in in = {.desc = d, .logits = l, .scores = scores, .values = scores + n};
+  moi_select_in in = {.desc = d, .logits = l, .scores = scores, .keys = (int32_t *)(scores + n)};
   in.ids = w->ids + (size_t)t * k;
   in.weights = w->weights + (size_t)t * k;
   if (d->flags & MOI_ROUTE_SELECT_BIAS) in.select_bias = moi_view(alt && alt[t] ? a->select_bias_alt : a->select_bias);
@@ -127,6 +128,11 @@ static void select_token(void *arg, uint32_t lane, uint32_t t) {
     in.hash_row = (const int32_t *)moi_view(a->hash_table) + (size_t)token * k;
   }
   w->select(&in);
+}
+
+static void select_tokens(void *arg, uint32_t lane, uint32_t i) {
+  const route_work *w = arg;
+  for (uint32_t t = i * w->select_tokens; t < w->n_tokens && t < (i + 1) * w->select_tokens; t++) select_token(w, lane, t);
 }
 
 void moi_cpu_route(const moi_plan *plan, const moi_run *run, moi_carve *c, int32_t *ids, float *weights,
@@ -145,7 +151,9 @@ void moi_cpu_route(const moi_plan *plan, const moi_run *run, moi_carve *c, int32
     moi_pool_run(plan->context, n_tokens, prepare_row, &w);
     moi_pool_run(plan->context, w.token_blocks * ((w.n_class + CLASSES - 1) / CLASSES), router_tile, &w);
   }
-  moi_pool_run(plan->context, n_tokens, select_token, &w);
+  /* a token alone takes less time than handing it out */
+  w.select_tokens = moi_min_u32(16, 1 + n_tokens / (4 * plan->context->desc.n_workers));
+  moi_pool_run(plan->context, (n_tokens + w.select_tokens - 1) / w.select_tokens, select_tokens, &w);
   const moi_route_args *a = &run->route;
   if (!a->counts.ptr && !a->offsets.ptr && !a->permutation.ptr) return;
   moi_sort_slots(ids, n_tokens * d->top_k, w.n_class, a->counts.ptr ? moi_view(a->counts) : w.counts,

@@ -83,7 +83,7 @@ static void check_outputs(const example *x, const char *how, const outputs *out)
 }
 
 static void check(const example *given) {
-  static const char *const kernels[2] = {"select-f32", "ref"};
+  static const char *const kernels[3] = {NULL, "select-f32", "ref"}; /* NULL: what a plan takes, of the same bits as the second */
   example x = *given;
   uint32_t n = x.desc.n_experts + x.desc.n_identity;
   assert_true(n <= MAX_N && x.t <= MAX_T && x.desc.top_k <= MAX_K);
@@ -94,19 +94,25 @@ static void check(const example *given) {
   x.desc.struct_size = sizeof x.desc;
   x.desc.max_tokens = MAX_T;
   x.args.n_tokens = x.t;
-  for (int i = 0; i < 2; i++) {
-    outputs out;
+  outputs out, chosen;
+  for (int i = 0; i < 3; i++) {
+    const char *name = kernels[i] ? kernels[i] : "chosen";
     x.desc.kernel = kernels[i];
     x.desc.hidden = 0;
     x.args.logits = moi_ptr(x.logits, x.t * n * 4);
     passes(route(&x.desc, &x.args, &out));
-    check_outputs(&x, kernels[i], &out);
+    check_outputs(&x, name, &out);
+    if (i == 0) chosen = out;
+    if (i == 1) {
+      assert_memory_equal(out.ids, chosen.ids, x.t * x.desc.top_k * sizeof *out.ids);
+      assert_memory_equal(out.weights, chosen.weights, x.t * x.desc.top_k * sizeof *out.weights);
+    }
     if (!finite || x.desc.input_type) continue;
     x.desc.hidden = n;
     x.args.hidden = x.args.logits;
     x.args.router = moi_ptr(identity, n * n * 4);
     passes(route(&x.desc, &x.args, &out));
-    check_outputs(&x, kernels[i], &out);
+    check_outputs(&x, name, &out);
   }
 }
 

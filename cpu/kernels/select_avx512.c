@@ -1,0 +1,5 @@
+#if defined(__x86_64__)
+#define MOI_SELECT moi_select_avx512
+#include "cpu/kernels/select.h"
+#endif
+typedef int moi_select_avx512_unit; /* never an empty translation unit */
