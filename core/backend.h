@@ -42,6 +42,7 @@ typedef struct moi_run {
   moi_attention_merge_args merge;
   moi_kv_cache cache; /* strides resolved; of attention and append */
   uint32_t max_kv;    /* the plan's, or fewer if the page table has fewer entries */
+  moi_weights pack_src, pack_dst; /* strides resolved; streams that a format has not are absent */
   moi_buffer workspace;
   moi_queue queue;
 } moi_run;
@@ -55,6 +56,7 @@ struct moi_plan {
   moi_experts_desc experts, shared;
   moi_gemm_desc gemm;
   moi_attention_desc attention;
+  moi_pack_desc pack;
   moi_shared_gate shared_gate;
   moi_format shared_gate_type;
   float output_scale;
@@ -94,6 +96,10 @@ moi_status moi_plan_say(moi_plan *plan, const char *format, ...) MOI_PRINTF(2);
 
 /* Adds a row's name to moi_plan_kernel's text, once. */
 void moi_plan_use(moi_plan *plan, const char *name);
+
+/* Packs rows begin..end-1 of one expert on the host. The desc and the weights are those of a plan and its run: checked. */
+void moi_pack_rows(const moi_pack_desc *desc, const moi_weights *src, const moi_weights *dst, uint32_t expert,
+                   uint32_t begin, uint32_t end);
 
 /* Address of a view's first byte. */
 static inline void *moi_view(moi_buffer b) { return b.ptr ? (uint8_t *)b.ptr + b.offset : NULL; }

@@ -1,7 +1,10 @@
-/* Lossless changes of layout between formats, on the host. A pair is a function that moves one matrix. */
+/* Lossless changes of layout between formats: what all backends check, and the host's loops. A pair is a function that
+ * moves rows of one matrix. */
+#include <stdio.h>
 #include <string.h>
 
 #include "core/backend.h"
+#include "core/check.h"
 #include "core/format.h"
 #include "core/shared/decode.h"
 #include "core/structs.h"
@@ -9,16 +12,18 @@
 typedef struct streams {
   uint8_t *data, *scales, *zeros;
 } streams;
-typedef void (*pack_fn)(streams src, streams dst, uint32_t n, uint32_t k, uint32_t group);
+typedef struct shape {
+  uint32_t n, k, group, begin, end; /* rows begin..end-1 are moved */
+} shape;
+typedef void (*pack_fn)(streams src, streams dst, const shape *s);
 
-static void kn_to_nk_16(streams src, streams dst, uint32_t n, uint32_t k, uint32_t group) {
-  (void)group;
+static void kn_to_nk_16(streams src, streams dst, const shape *s) {
   enum { TILE = 32 }; /* both sides of a tile stay in L1 */
-  for (uint32_t n0 = 0; n0 < n; n0 += TILE)
-    for (uint32_t k0 = 0; k0 < k; k0 += TILE)
-      for (uint32_t i = n0; i < n0 + TILE && i < n; i++)
-        for (uint32_t j = k0; j < k0 + TILE && j < k; j++)
-          memcpy(dst.data + ((size_t)i * k + j) * 2, src.data + ((size_t)j * n + i) * 2, 2);
+  for (size_t n0 = s->begin; n0 < s->end; n0 += TILE)
+    for (size_t k0 = 0; k0 < s->k; k0 += TILE)
+      for (size_t i = n0; i < n0 + TILE && i < s->end; i++)
+        for (size_t j = k0; j < k0 + TILE && j < s->k; j++)
+          memcpy(dst.data + (i * s->k + j) * 2, src.data + (j * s->n + i) * 2, 2);
 }
 
 /* Codes and zero points of GPTQ and AWQ into INT4Z's rows. */
@@ -27,11 +32,12 @@ static void int4z_row(streams dst, uint32_t n, uint32_t k_at, uint32_t k, uint32
   *byte = (uint8_t)(k_at & 1 ? (*byte & 15u) | q << 4 : (*byte & 0xf0u) | q);
 }
 
-static void gptq_to_int4z(streams src, streams dst, uint32_t n, uint32_t k, uint32_t group) {
-  for (uint32_t i = 0; i < n; i++)
+static void gptq_to_int4z(streams src, streams dst, const shape *s) {
+  uint32_t n = s->n, k = s->k, group = s->group;
+  for (uint32_t i = s->begin; i < s->end; i++)
     for (uint32_t j = 0; j < k; j++)
       int4z_row(dst, i, j, k, MOI_U32(src.data, ((size_t)(j / 8) * n + i) * 4) >> (4 * (j % 8)) & 15u);
-  for (uint32_t i = 0; i < n; i++)
+  for (uint32_t i = s->begin; i < s->end; i++)
     for (uint32_t g = 0; g < k / group; g++) {
       memcpy(dst.scales + ((size_t)i * (k / group) + g) * 2, src.scales + ((size_t)g * n + i) * 2, 2);
       dst.zeros[(size_t)i * (k / group) + g] =
@@ -39,11 +45,12 @@ static void gptq_to_int4z(streams src, streams dst, uint32_t n, uint32_t k, uint
     }
 }
 
-static void awq_to_int4z(streams src, streams dst, uint32_t n, uint32_t k, uint32_t group) {
-  for (uint32_t i = 0; i < n; i++)
+static void awq_to_int4z(streams src, streams dst, const shape *s) {
+  uint32_t n = s->n, k = s->k, group = s->group;
+  for (uint32_t i = s->begin; i < s->end; i++)
     for (uint32_t j = 0; j < k; j++)
       int4z_row(dst, i, j, k, moi_awq_nibble(MOI_U32(src.data, ((size_t)j * (n / 8) + i / 8) * 4), i));
-  for (uint32_t i = 0; i < n; i++)
+  for (uint32_t i = s->begin; i < s->end; i++)
     for (uint32_t g = 0; g < k / group; g++) {
       memcpy(dst.scales + ((size_t)i * (k / group) + g) * 2, src.scales + ((size_t)g * n + i) * 2, 2);
       dst.zeros[(size_t)i * (k / group) + g] =
@@ -52,9 +59,9 @@ static void awq_to_int4z(streams src, streams dst, uint32_t n, uint32_t k, uint3
 }
 
 /* 32 codes: even/odd order to GGUF's halves and back. */
-static void mxfp4_to_gguf(streams src, streams dst, uint32_t n, uint32_t k, uint32_t group) {
-  (void)group;
-  for (size_t b = 0; b < (size_t)n * (k / 32); b++) {
+static void mxfp4_to_gguf(streams src, streams dst, const shape *s) {
+  size_t blocks = s->k / 32;
+  for (size_t b = s->begin * blocks; b < s->end * blocks; b++) {
     uint8_t *out = dst.data + b * 17;
     const uint8_t *in = src.data + b * 16;
     out[0] = src.scales[b];
@@ -63,9 +70,9 @@ static void mxfp4_to_gguf(streams src, streams dst, uint32_t n, uint32_t k, uint
   }
 }
 
-static void gguf_to_mxfp4(streams src, streams dst, uint32_t n, uint32_t k, uint32_t group) {
-  (void)group;
-  for (size_t b = 0; b < (size_t)n * (k / 32); b++) {
+static void gguf_to_mxfp4(streams src, streams dst, const shape *s) {
+  size_t blocks = s->k / 32;
+  for (size_t b = s->begin * blocks; b < s->end * blocks; b++) {
     const uint8_t *in = src.data + b * 17;
     uint8_t *out = dst.data + b * 16;
     dst.scales[b] = in[0];
@@ -76,11 +83,12 @@ static void gguf_to_mxfp4(streams src, streams dst, uint32_t n, uint32_t k, uint
   }
 }
 
-static const struct {
+typedef struct pair {
   moi_format from, to;
   uint32_t group;
   pack_fn fn;
-} pairs[] = {
+} pair;
+static const pair pairs[] = {
     {MOI_FORMAT_BF16_KN, MOI_FORMAT_BF16, 0, kn_to_nk_16},
     {MOI_FORMAT_GPTQ_G32, MOI_FORMAT_INT4Z_G32, 32, gptq_to_int4z},
     {MOI_FORMAT_GPTQ_G128, MOI_FORMAT_INT4Z_G128, 128, gptq_to_int4z},
@@ -90,66 +98,129 @@ static const struct {
     {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4, 0, gguf_to_mxfp4},
 };
 
-/* Checks one side's views and finds the strides between experts. */
-static moi_status side(const char *fn, const char *what, const moi_weights *in, moi_format format, uint32_t n,
-                       uint32_t k, uint32_t n_experts, streams *out, uint64_t stride[3]) {
-  moi_weights w;
-  moi_status status = moi_struct_in(fn, what, &w, sizeof w, in);
-  if (!status) status = moi_chain_none(fn, what, w.next);
+/* NULL if there is no such pair. */
+static const pair *pair_of(const moi_pack_desc *d) {
+  for (size_t p = 0; p < sizeof pairs / sizeof pairs[0]; p++)
+    if (pairs[p].from == d->from && pairs[p].to == d->to) return &pairs[p];
+  return NULL;
+}
+
+static moi_status check_pack(const char *fn, const moi_pack_desc *d, const char *what) {
+  RANGE(what, n_experts, 1, MAX_EXPERTS);
+  if (!moi_format_find(d->from) || !moi_format_find(d->to))
+    REFUSE("%s->from, to: %d, %d: no weight format", what, (int)d->from, (int)d->to);
+  if (!pair_of(d))
+    return moi_fail(MOI_UNSUPPORTED, fn, "%s->from, to: no packing from %s to %s", what, moi_format_name(d->from),
+                    moi_format_name(d->to));
   moi_format_sizes sizes;
-  if (!status) status = moi_format_size(format, n, k, &sizes);
-  if (status) return status;
-  const char *names[3] = {"data", "scales", "zeros"};
-  moi_buffer views[3] = {w.data, w.scales, w.zeros};
-  uint64_t bytes[3] = {sizes.data, sizes.scales, sizes.zeros};
-  uint64_t given[3] = {w.data_stride, w.scales_stride, w.zeros_stride};
-  uint8_t **to[3] = {&out->data, &out->scales, &out->zeros};
-  for (int i = 0; i < 3; i++) {
-    *to[i] = moi_view(views[i]);
-    stride[i] = given[i] ? given[i] : bytes[i];
-    if (!bytes[i]) {
-      *to[i] = NULL; /* the format has no such stream: what the view says of it is not looked at */
+  moi_status status = moi_format_size(d->from, d->n, d->k, &sizes);
+  if (!status) status = moi_format_size(d->to, d->n, d->k, &sizes);
+  return status ? moi_fail(status, fn, "%s->n, k: %s", what, moi_last_error()) : MOI_OK;
+}
+
+enum { DATA, SCALES, ZEROS, STREAMS };
+static const char *const names[STREAMS] = {"data", "scales", "zeros"};
+
+/* One side's streams; bytes: from the first expert's first to the last one's last. */
+typedef struct side {
+  const char *what;
+  moi_weights w;
+  moi_buffer *view[STREAMS];
+  uint64_t bytes[STREAMS];
+} side;
+
+/* Checks one side's views and resolves its strides. aligned: to what kernels load; the host's loops take any byte. */
+static moi_status take_side(const char *fn, moi_memory memory, int aligned, const moi_pack_desc *d, moi_format format,
+                            const moi_weights *in, side *out) {
+  moi_weights *w = &out->w;
+  TRY(moi_struct_in(fn, out->what, w, sizeof *w, in));
+  TRY(moi_chain_none(fn, out->what, w->next));
+  moi_format_sizes sizes;
+  TRY(moi_format_size(format, d->n, d->k, &sizes));
+  const moi_format_row *row = moi_format_find(format);
+  moi_buffer *views[STREAMS] = {&w->data, &w->scales, &w->zeros};
+  uint64_t *strides[STREAMS] = {&w->data_stride, &w->scales_stride, &w->zeros_stride};
+  uint64_t bytes[STREAMS] = {sizes.data, sizes.scales, sizes.zeros};
+  uint32_t aligns[STREAMS] = {moi_format_align(row), row->scale_bytes, row->zero_bits == 4 ? 4 : 1};
+  for (int i = 0; i < STREAMS; i++) {
+    out->view[i] = views[i];
+    out->bytes[i] = 0;
+    if (!bytes[i]) { /* the format has no such stream: what the view says of it is not looked at */
+      memset(views[i], 0, sizeof *views[i]);
+      *strides[i] = 0;
       continue;
     }
-    if (!*to[i]) return moi_fail(MOI_INVALID_ARGUMENT, fn, "%s->%s: is absent", what, names[i]);
-    if (stride[i] < bytes[i] || stride[i] > UINT64_MAX >> 17)
-      return moi_fail(MOI_INVALID_ARGUMENT, fn, "%s->%s_stride: %llu, one expert has %llu bytes", what, names[i],
-                      (unsigned long long)stride[i], (unsigned long long)bytes[i]);
-    uint64_t all = stride[i] * (n_experts - 1) + bytes[i];
-    if (views[i].size < all)
-      return moi_fail(MOI_INVALID_ARGUMENT, fn, "%s->%s.size: %llu bytes, %llu are needed", what, names[i],
-                      (unsigned long long)views[i].size, (unsigned long long)all);
+    uint64_t stride = *strides[i] ? *strides[i] : bytes[i];
+    uint32_t align = aligned ? aligns[i] : 1;
+    if (stride < bytes[i] || stride > UINT64_MAX >> 17)
+      REFUSE("%s->%s_stride: %llu, one expert has %llu bytes", out->what, names[i], (unsigned long long)stride,
+             (unsigned long long)bytes[i]);
+    if (stride % align) REFUSE("%s->%s_stride: is not a multiple of %u", out->what, names[i], align);
+    char name[32];
+    snprintf(name, sizeof name, "%s->%s", out->what, names[i]);
+    out->bytes[i] = stride * (d->n_experts - 1) + bytes[i];
+    TRY(need(fn, memory, name, *views[i], out->bytes[i], align));
+    *strides[i] = stride;
   }
   return MOI_OK;
 }
 
-static streams expert(const streams *all, const uint64_t stride[3], uint32_t e) {
-  streams one = {all->data + stride[0] * e, all->scales ? all->scales + stride[1] * e : NULL,
-                 all->zeros ? all->zeros + stride[2] * e : NULL};
-  return one;
+/* Checks both, and that nothing is written to what is read. */
+static moi_status take_sides(const char *fn, moi_memory memory, int aligned, const moi_pack_desc *d,
+                             const moi_weights *from, const moi_weights *to, moi_weights *src_out,
+                             moi_weights *dst_out) {
+  side src = {.what = "src"}, dst = {.what = "dst"};
+  TRY(take_side(fn, memory, aligned, d, d->from, from, &src));
+  TRY(take_side(fn, memory, aligned, d, d->to, to, &dst));
+  for (int i = 0; i < STREAMS; i++)
+    for (int j = 0; j < STREAMS; j++)
+      if (overlap(*dst.view[i], dst.bytes[i], *src.view[j], src.bytes[j]))
+        REFUSE("dst->%s: overlaps src->%s", names[i], names[j]);
+  *src_out = src.w;
+  *dst_out = dst.w;
+  return MOI_OK;
+}
+
+static streams streams_of(const moi_weights *w, uint32_t e) {
+  streams s = {moi_view(w->data), moi_view(w->scales), moi_view(w->zeros)};
+  s.data += w->data_stride * e;
+  if (s.scales) s.scales += w->scales_stride * e;
+  if (s.zeros) s.zeros += w->zeros_stride * e;
+  return s;
+}
+
+void moi_pack_rows(const moi_pack_desc *d, const moi_weights *src, const moi_weights *dst, uint32_t e, uint32_t begin,
+                   uint32_t end) {
+  const pair *p = pair_of(d);
+  shape s = {d->n, d->k, p->group, begin, end};
+  p->fn(streams_of(src, e), streams_of(dst, e), &s);
 }
 
 moi_status moi_pack(const moi_pack_desc *desc, const moi_weights *src, const moi_weights *dst) {
   const char *fn = "moi_pack";
+  moi_status status;
   moi_pack_desc d;
-  moi_status status = MOI_STRUCT_IN(fn, &d, desc);
-  if (!status) status = moi_chain_none(fn, "desc", d.next);
+  moi_weights from, to;
+  TAKE(&d, desc, check_pack);
+  TRY(take_sides(fn, MOI_BY_PTR, 0, &d, src, dst, &from, &to));
+  for (uint32_t e = 0; e < d.n_experts; e++) moi_pack_rows(&d, &from, &to, e, 0, d.n);
+  return MOI_OK;
+}
+
+moi_status moi_pack_plan(moi_context *context, const moi_pack_desc *desc, moi_plan **out) {
+  const char *fn = "moi_pack_plan";
+  moi_plan draft;
+  moi_status status = moi_plan_begin(fn, context, MOI_OP_PACK, &draft, out);
   if (status) return status;
-  if (!d.n_experts || d.n_experts > 65536)
-    return moi_fail(MOI_INVALID_ARGUMENT, fn, "desc->n_experts: %u, must be 1..65536", d.n_experts);
-  if (!moi_format_find(d.from) || !moi_format_find(d.to))
-    return moi_fail(MOI_INVALID_ARGUMENT, fn, "desc->from, to: %d, %d: no weight format", (int)d.from, (int)d.to);
-  for (size_t p = 0; p < sizeof pairs / sizeof pairs[0]; p++) {
-    if (pairs[p].from != d.from || pairs[p].to != d.to) continue;
-    streams from, to;
-    uint64_t from_stride[3], to_stride[3];
-    status = side(fn, "src", src, d.from, d.n, d.k, d.n_experts, &from, from_stride);
-    if (!status) status = side(fn, "dst", dst, d.to, d.n, d.k, d.n_experts, &to, to_stride);
-    if (status) return status;
-    for (uint32_t e = 0; e < d.n_experts; e++)
-      pairs[p].fn(expert(&from, from_stride, e), expert(&to, to_stride, e), d.n, d.k, pairs[p].group);
-    return MOI_OK;
-  }
-  return moi_fail(MOI_UNSUPPORTED, fn, "desc->from, to: no packing from %s to %s", moi_format_name(d.from),
-                  moi_format_name(d.to));
+  TAKE(&draft.pack, desc, check_pack);
+  return moi_plan_finish(fn, &draft, out);
+}
+
+moi_status moi_pack_run(const moi_plan *plan, const moi_weights *src, const moi_weights *dst, moi_queue queue) {
+  const char *fn = "moi_pack_run";
+  moi_run run;
+  moi_buffer no_workspace = {0};
+  TRY(moi_run_begin(fn, plan, MOI_OP_PACK, no_workspace, queue, &run));
+  TRY(take_sides(fn, moi_memory_of(plan), 1, &plan->pack, src, dst, &run.pack_src, &run.pack_dst));
+  return plan->context->ops->run(fn, plan, &run);
 }

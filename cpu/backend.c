@@ -192,6 +192,7 @@ static moi_status choose(const char *fn, moi_plan *plan, moi_cpu_plan *state) {
       return moi_fail(MOI_UNSUPPORTED, fn, "plan_flags: MOI_NO_FALLBACK refuses the kernel 'ref' that was asked for");
     return moi_plan_say(plan, "kernel ref: plain C, double accumulation, one thread\n");
   }
+  if (plan->op == MOI_OP_PACK) return moi_plan_say(plan, "pack: plain C\n");
   if (plan->op == MOI_OP_ATTENTION) return choose_attention(fn, plan, &state->attention, &found);
   if (plan->op == MOI_OP_GEMM)
     return moi_cpu_choose(fn, plan, MOI_OP_GEMM, "gemm", plan->gemm.format,
@@ -240,6 +241,7 @@ static void count(const moi_plan *plan, moi_carve *carve) {
   const moi_cpu_plan *state = plan->state;
   size_t slots = plan->has_experts ? (size_t)plan->experts.max_tokens * plan->experts.top_k
                                    : (size_t)plan->route.max_tokens * plan->route.top_k;
+  if (plan->op == MOI_OP_PACK) return;
   if (plan->op == MOI_OP_ATTENTION) {
     (state->reference ? moi_ref_attention_count : moi_cpu_attention_count)(plan, carve);
     return;
@@ -293,6 +295,10 @@ static moi_status run_cpu(const char *fn, const moi_plan *plan, const moi_run *r
   const moi_cpu_plan *state = plan->state;
   if (run->queue.native) return moi_fail(MOI_INVALID_ARGUMENT, fn, "queue.native: must be null on the CPU");
   moi_carve carve = {moi_view(run->workspace), 0, 0};
+  if (plan->op == MOI_OP_PACK) {
+    moi_cpu_pack(plan, run);
+    return MOI_OK;
+  }
   if (plan->op == MOI_OP_ATTENTION) {
     if (run->attention_task == MOI_KV_APPEND) moi_cpu_kv_append(plan, run);
     else if (run->attention_task == MOI_ATTENTION_MERGE) moi_cpu_merge(plan, run);

@@ -126,6 +126,8 @@ void moi_ref_attention_count(const moi_plan *plan, moi_carve *carve);
 /* segment and block_rows, which depend on the desc alone */
 void moi_cpu_attention_shape(const moi_plan *plan, moi_attention_state *state);
 
+void moi_cpu_pack(const moi_plan *plan, const moi_run *run);
+
 /* What activations are known to hold: values of bf16; those of MOI_ACT_QUANT_INT8_32. */
 enum moi_holds { MOI_HOLDS_BF16 = 1, MOI_HOLDS_INT8 = 2 };
 

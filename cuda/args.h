@@ -201,4 +201,21 @@ typedef struct moi_cu_store_args {
   uint32_t output_stride, accumulate;
 } moi_cu_store_args;
 
+/* One side of a change of layout: the streams of all experts; null: the format has no such stream. */
+typedef struct moi_cu_pack_side {
+  uint8_t *data, *scales, *zeros;
+  uint64_t data_stride, scales_stride, zeros_stride; /* bytes between experts */
+} moi_cu_pack_side;
+
+/* pack_kn, pack_gptq, pack_awq, pack_to_gguf, pack_from_gguf: block x is a tile of an expert's matrix, y the expert */
+typedef struct moi_cu_pack_args {
+  moi_cu_pack_side src, dst; /* src is not written */
+  uint32_t n, k, group;
+  /* tiles along k, of the data; those of GPTQ and AWQ are followed by tiles of scales and by as many of zeros */
+  uint32_t k_tiles, data_tiles, group_tiles, scale_tiles, reserved; /* group_tiles: along groups, of scales */
+} moi_cu_pack_args;
+
+/* Elements of a tile: bf16 or scales along each side; codes along n and k; codes of MXFP4 in the order of memory. */
+enum { MOI_CU_PACK_SIDE = 64, MOI_CU_PACK_N = 64, MOI_CU_PACK_K = 256, MOI_CU_PACK_CODES = 256 * 32 };
+
 #endif

@@ -139,6 +139,7 @@ static void count(const moi_plan *plan, moi_carve *carve) {
   switch (plan->op) {
     case MOI_OP_ATTENTION: moi_cu_attention_count(plan, carve); return;
     case MOI_OP_GEMM: moi_cu_gemm_count(plan, carve); return;
+    case MOI_OP_PACK: return;
     default: break;
   }
   if (plan->has_route) {
@@ -156,6 +157,7 @@ static moi_status plan_op(const char *fn, moi_plan *plan) {
   switch (plan->op) {
     case MOI_OP_ATTENTION: status = moi_cu_attention_plan(fn, plan, forced, &found); break;
     case MOI_OP_GEMM: status = moi_cu_gemm_plan(fn, plan, forced, &found); break;
+    case MOI_OP_PACK: return moi_cu_pack_plan(fn, plan);
     default:
       if (plan->has_experts) status = moi_cu_ffn_plan(fn, plan, forced, &found);
       if (!status && plan->has_route) {
@@ -209,6 +211,10 @@ static void run_ops(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi
   }
   if (plan->op == MOI_OP_GEMM) {
     moi_cu_bare_gemm_run(plan, run, r, carve);
+    return;
+  }
+  if (plan->op == MOI_OP_PACK) {
+    moi_cu_pack_run(plan, run, r);
     return;
   }
   int32_t *ids = moi_view(run->experts.args.ids);

@@ -180,6 +180,7 @@ typedef struct moi_cu_plan {
   moi_cu_sort_state sort;
   moi_cu_function groups, prepare, combine, store;
   moi_cu_attention_state attention;
+  moi_cu_function pack;
 } moi_cu_plan;
 
 /* ids [t, top_k] and weights [t, top_k]: on the device, always written; n_tokens_device as the run says. For experts: what
@@ -206,5 +207,9 @@ moi_status moi_cu_attention_plan(const char *function, moi_plan *plan, const cha
 const char *moi_cu_attention_refusal(const moi_cu_kernel *row, const moi_plan *plan);
 void moi_cu_attention_count(const moi_plan *plan, moi_carve *carve);
 void moi_cu_attention_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *carve);
+
+/* No rows to choose from, and no workspace. */
+moi_status moi_cu_pack_plan(const char *function, moi_plan *plan);
+void moi_cu_pack_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r);
 
 #endif

@@ -280,6 +280,7 @@ typedef enum moi_op {
   MOI_OP_GEMM = 3,
   MOI_OP_MOE = 4,
   MOI_OP_ATTENTION = 5,
+  MOI_OP_PACK = 6,
   MOI_OP_FORCE_32 = 0x7fffffff
 } moi_op;
 
@@ -299,7 +300,7 @@ MOI_API size_t moi_plan_workspace(const moi_plan *plan, size_t *align);
 MOI_API size_t moi_plan_describe(const moi_plan *plan, char *text, size_t size);
 
 /* Names of the rows that the plan runs on, joined by "+" ("q4_0-avx512vnni+q4_0-avx512"): those of its main matrices, for a
- * route plan of the selection. Lives as long as the plan; "" for NULL. */
+ * route plan of the selection, none for a pack plan. Lives as long as the plan; "" for NULL. */
 MOI_API const char *moi_plan_kernel(const moi_plan *plan);
 
 /* One row of a backend's kernel list. Lists are in order of preference, the reference last. */
@@ -773,7 +774,7 @@ MOI_API moi_status moi_attention_merge_run(const moi_plan *plan, const moi_atten
 
 /* Every format runs as it lies in the file; some layouts run faster after a lossless re-ordering into another format:
  *   BF16_KN -> BF16,  GPTQ_G* -> INT4Z_G*,  AWQ_G* -> INT4Z_G*,  MXFP4_GGUF <-> MXFP4
- * The result is plain bytes: it can be written to disk and mapped again. */
+ * The result is plain bytes: it can be written to disk and mapped again. The bytes are the same from every backend. */
 typedef struct moi_pack_desc {
   size_t struct_size;
   const moi_chain *next;
@@ -785,8 +786,13 @@ typedef struct moi_pack_desc {
 /* The packed format that kernels of this backend prefer over `format`, or `format` itself. */
 MOI_API moi_format moi_pack_preferred(moi_backend backend, moi_format format);
 /* Converts all experts on the host. dst's views must hold n_experts matrices of moi_format_size(to, n, k) (its strides
- * apply). MOI_UNSUPPORTED for a pair that is not listed. bias and global_scale are not touched. */
+ * apply) and may not overlap src's, gaps between experts included. MOI_UNSUPPORTED for a pair that is not listed. bias and
+ * global_scale are not touched, gaps neither. Views may begin at any byte. */
 MOI_API moi_status moi_pack(const moi_pack_desc *desc, const moi_weights *src, const moi_weights *dst);
+/* The same where the context computes: on the CPU by its workers, on CUDA in the device's memory on the caller's stream,
+ * which a graph may capture. No workspace. Views and strides are aligned as moi_weights says. Vulkan: MOI_UNSUPPORTED. */
+MOI_API moi_status moi_pack_plan(moi_context *context, const moi_pack_desc *desc, moi_plan **out);
+MOI_API moi_status moi_pack_run(const moi_plan *plan, const moi_weights *src, const moi_weights *dst, moi_queue queue);
 
 /* ------------------------------------------------------------------------------------------------------------- presets */
 

@@ -91,6 +91,20 @@ static moi_weights pack_src, pack_dst;
 static moi_status call_pack(const void *s) { return moi_pack(s, &pack_src, &pack_dst); }
 static moi_status call_pack_src(const void *s) { return moi_pack(&pack_desc, s, &pack_dst); }
 static moi_status call_pack_dst(const void *s) { return moi_pack(&pack_desc, &pack_src, s); }
+static moi_status call_pack_plan(const void *s) {
+  moi_plan *plan = NULL;
+  moi_status status = moi_pack_plan(context, s, &plan);
+  return plan_of(status, plan);
+}
+static moi_status run_pack(const void *src, const void *dst) {
+  moi_plan *plan = NULL;
+  passes(moi_pack_plan(context, &pack_desc, &plan));
+  moi_status status = moi_pack_run(plan, src, dst, no_queue);
+  moi_plan_destroy(plan);
+  return status;
+}
+static moi_status call_pack_run_src(const void *s) { return run_pack(s, &pack_dst); }
+static moi_status call_pack_run_dst(const void *s) { return run_pack(&pack_src, s); }
 
 static void make_pack(void) {
   pack_desc = (moi_pack_desc)MOI_PACK_DESC_INIT;
@@ -130,6 +144,9 @@ static void test_struct_size(void **state) {
       {"pack_desc", &pack_desc, sizeof pack_desc, 0, call_pack},
       {"pack's src", &pack_src, sizeof pack_src, offsetof(moi_weights, scales), call_pack_src},
       {"pack's dst", &pack_dst, sizeof pack_dst, offsetof(moi_weights, scales), call_pack_dst},
+      {"a pack plan's desc", &pack_desc, sizeof pack_desc, 0, call_pack_plan},
+      {"a pack run's src", &pack_src, sizeof pack_src, offsetof(moi_weights, scales), call_pack_run_src},
+      {"a pack run's dst", &pack_dst, sizeof pack_dst, offsetof(moi_weights, scales), call_pack_run_dst},
   };
   for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
     layer_make(&l);
@@ -457,6 +474,8 @@ static void test_null_arguments(void **state) {
   refused(moi_kernel_get(MOI_BACKEND_CPU, 0, NULL), MOI_INVALID_ARGUMENT, "moi_kernel_get: info");
   refused(moi_format_size(MOI_FORMAT_F32, 1, 1, NULL), MOI_INVALID_ARGUMENT, "moi_format_size: out");
   refused(moi_pack(NULL, NULL, NULL), MOI_INVALID_ARGUMENT, "moi_pack: desc");
+  refused(moi_pack_plan(NULL, &pack_desc, &plan), MOI_INVALID_ARGUMENT, "moi_pack_plan: context");
+  refused(moi_pack_run(NULL, &pack_src, &pack_dst, no_queue), MOI_INVALID_ARGUMENT, "moi_pack_run: plan");
   moi_context_destroy(NULL);
   moi_plan_destroy(NULL);
   size_t align = 1;
@@ -637,6 +656,15 @@ static void test_pack_arguments(void **state) {
   make_pack();
   pack_desc.n_experts = 65536; /* more than the views hold */
   refused(moi_pack(&pack_desc, &pack_src, &pack_dst), MOI_INVALID_ARGUMENT, "size");
+  make_pack();
+  pack_dst.data = pack_src.data;
+  refused(moi_pack(&pack_desc, &pack_src, &pack_dst), MOI_INVALID_ARGUMENT, "dst->data: overlaps src->data");
+  make_pack();
+  pack_desc.k = 7; /* from any byte on; a run wants what is aligned */
+  pack_src.data.offset = 1;
+  pack_src.data.size -= 1;
+  passes(moi_pack(&pack_desc, &pack_src, &pack_dst));
+  refused(run_pack(&pack_src, &pack_dst), MOI_INVALID_ARGUMENT, "src->data: is not aligned to 2");
   for (uint32_t i = 0; moi_format_at(i); i++) {
     moi_format to = moi_pack_preferred(MOI_BACKEND_CPU, moi_format_at(i));
     assert_non_null(moi_format_name(to));

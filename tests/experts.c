@@ -666,9 +666,32 @@ static void decode(moi_format format, const moi_weights *w, uint32_t n, uint32_t
   free(offsets);
 }
 
+/* A plan's run on three workers leaves the bytes that are in dst already. */
+static void pack_by_workers(const moi_pack_desc *desc, const moi_weights *src, const moi_weights *dst) {
+  static uint8_t wanted[3][1 << 16];
+  const moi_buffer views[3] = {dst->data, dst->scales, dst->zeros};
+  for (int backwards = 0; backwards < 2; backwards++) {
+    const lanes three = {3, backwards};
+    moi_context *workers = open_lanes(&three);
+    moi_plan *plan = NULL;
+    for (int i = 0; i < 3; i++) {
+      if (!views[i].size) continue;
+      assert_true(views[i].size <= sizeof wanted[i]);
+      if (!backwards) memcpy(wanted[i], views[i].ptr, views[i].size);
+      memset(views[i].ptr, 0xaa, views[i].size);
+    }
+    passes(moi_pack_plan(workers, desc, &plan));
+    passes(moi_pack_run(plan, src, dst, no_queue));
+    for (int i = 0; i < 3; i++)
+      if (views[i].size) assert_memory_equal(views[i].ptr, wanted[i], views[i].size);
+    moi_plan_destroy(plan);
+    moi_context_destroy(workers);
+  }
+}
+
 static void test_pack(void **state) {
   (void)state;
-  enum { N = 24, C = 256, X = 3 };
+  enum { N = 40, C = 256, X = 3 };
   static const moi_format pairs[][2] = {
       {MOI_FORMAT_BF16_KN, MOI_FORMAT_BF16},         {MOI_FORMAT_GPTQ_G32, MOI_FORMAT_INT4Z_G32},
       {MOI_FORMAT_GPTQ_G128, MOI_FORMAT_INT4Z_G128}, {MOI_FORMAT_AWQ_G32, MOI_FORMAT_INT4Z_G32},
@@ -700,6 +723,8 @@ static void test_pack(void **state) {
     assert_null(moi_arena_damage(&arena, &offset));
     decode(pairs[p][0], &src, N, C, X, before);
     decode(pairs[p][1], &dst, N, C, X, after);
+    pack_by_workers(&desc, &src, &dst);
+    assert_null(moi_arena_damage(&arena, &offset));
     uint32_t nonzero = 0;
     for (int i = 0; i < X * C * N; i++) nonzero += before[i] != 0;
     assert_true(nonzero > X * C * N / 2);

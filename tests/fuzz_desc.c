@@ -279,6 +279,9 @@ static void other_calls(void) {
   pack.n = below(2) ? 8 : odd_number(), pack.k = below(2) ? 32 : odd_number(),
   pack.n_experts = below(2) ? 1 + below(3) : odd_number();
   known(moi_pack(&pack, w[0], w[1]));
+  moi_plan *plan = NULL;
+  if (known(moi_pack_plan(context, &pack, &plan)) && plan) known(moi_pack_run(plan, w[0], w[1], no_queue));
+  moi_plan_destroy(plan);
   moi_context_desc desc = MOI_CONTEXT_DESC_INIT;
   desc.backend = (moi_backend)(below(2) ? 0 : odd_number());
   desc.device = below(2) ? 0 : odd_number();

@@ -446,6 +446,16 @@ static void test_threads_record_one_plan(void **state) {
 
 /* ---- views */
 
+/* What is not there is said. */
+static void test_no_packing(void **state) {
+  (void)state;
+  moi_pack_desc d = MOI_PACK_DESC_INIT;
+  d.from = MOI_FORMAT_BF16_KN, d.to = MOI_FORMAT_BF16, d.n = d.k = 8, d.n_experts = 1;
+  moi_plan *plan = NULL;
+  refused(moi_pack_plan(context, &d, &plan), MOI_UNSUPPORTED, "the Vulkan backend packs no weights");
+  assert_null(plan);
+}
+
 static void test_refused_views(void **state) {
   (void)state;
   static layer l, fresh;
@@ -684,6 +694,7 @@ int main(void) {
     cmocka_unit_test(test_pipeline_cache),
     cmocka_unit_test(test_two_contexts_on_one_device),
     cmocka_unit_test(test_threads_record_one_plan),
+    cmocka_unit_test(test_no_packing),
     cmocka_unit_test(test_refused_views),
     cmocka_unit_test(test_no_tokens),
     cmocka_unit_test(test_a_large_matrix),

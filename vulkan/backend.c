@@ -101,6 +101,7 @@ static moi_status plan_op(const char *fn, moi_plan *plan) {
   switch (plan->op) {
     case MOI_OP_ATTENTION: status = moi_vk_attention_plan(fn, plan, forced, &found); break;
     case MOI_OP_GEMM: status = moi_vk_gemm_plan(fn, plan, forced, &found); break;
+    case MOI_OP_PACK: return moi_fail(MOI_UNSUPPORTED, fn, "context: the Vulkan backend packs no weights; moi_pack does on the host");
     default:
       if (plan->has_experts) status = moi_vk_ffn_plan(fn, plan, forced, &found);
       if (!status && plan->has_route) {
