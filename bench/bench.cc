@@ -299,7 +299,7 @@ moi_peak_kind device_kind(moi_device *device, const std::string &kernel) {
   const struct {
     const char *name;
     moi_peak_kind kind;
-  } all[] = {{"mma-int8", MOI_PEAK_INT8}, {"mma-fp8", MOI_PEAK_FP8}, {"mma-f16", MOI_PEAK_F16}, {"mma", MOI_PEAK_BF16},
+  } all[] = {{"mma-int8", MOI_PEAK_INT8}, {"mma-fp8", MOI_PEAK_FP8}, {"mma-mx", MOI_PEAK_FP8}, {"mma-f16", MOI_PEAK_F16}, {"mma", MOI_PEAK_BF16},
              {"flash-split-bf16", MOI_PEAK_BF16}, {"bf16-cublas", MOI_PEAK_BF16}, {"bf16_kn-cublas", MOI_PEAK_BF16},
              {"f16-cublas", MOI_PEAK_F16}};
   for (const auto &one : all)

@@ -37,7 +37,9 @@ static moi_status kernel_get(uint32_t index, moi_kernel_info *info) {
   info->needs = needs_text(row->needs);
   info->plan_flags = row->flags & (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT);
   if (!(row->flags & MOI_ROW_FALLBACK)) info->plan_flags |= MOI_NO_FALLBACK;
-  info->runs_here = capability_here() >= row->needs && (!(row->flags & MOI_CU_ROW_CUBLAS) || !moi_cublas_missing());
+  uint32_t here = capability_here();
+  info->runs_here = (row->flags & MOI_CU_ROW_MX ? here == row->needs : here >= row->needs) &&
+                    (!(row->flags & MOI_CU_ROW_CUBLAS) || !moi_cublas_missing());
   return MOI_OK;
 }
 
@@ -101,7 +103,9 @@ static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void
   const moi_cu_kernel *row = &moi_cu_kernels[i];
   const moi_cu_activations *x = user;
   if (row->image && !moi_cu_image_exists(row->image)) return "a kernel that this build has not";
-  if (row->needs > c->traits.sm) return needs_text(row->needs);
+  if (row->needs > c->traits.sm || (row->flags & MOI_CU_ROW_MX && row->needs != c->traits.sm)) return needs_text(row->needs);
+  if (row->flags & MOI_CU_ROW_MX && x->act_quant != MOI_ACT_QUANT_FP8_128_POW2)
+    return "an act_quant of FP8 whose scales are powers of two";
   if (row->form == MOI_CU_E4M3 && x->act_quant != MOI_ACT_QUANT_FP8_128 && x->act_quant != MOI_ACT_QUANT_FP8_128_POW2)
     return "an act_quant of FP8";
   if (row->form == MOI_CU_INT8 && !asked && !int8_pays(&c->traits, row->format, x))

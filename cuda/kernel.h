@@ -11,6 +11,10 @@
 /* Its products are cuBLAS's: there is no image. */
 #define MOI_CU_ROW_CUBLAS 0x2000u
 
+/* Its tensor cores multiply by scales that are exponents: x has an act_quant whose scales are powers of two. Its image holds
+ * code for the compute capability that it needs, and for no newer one. */
+#define MOI_CU_ROW_MX 0x4000u
+
 typedef struct moi_cu_kernel {
   const char *name;
   moi_op op;         /* ROUTE, GEMM, ATTENTION */
