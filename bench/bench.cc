@@ -299,8 +299,9 @@ moi_peak_kind device_kind(moi_device *device, const std::string &kernel) {
   const struct {
     const char *name;
     moi_peak_kind kind;
-  } all[] = {{"mma-int8", MOI_PEAK_INT8}, {"mma-fp8", MOI_PEAK_FP8}, {"mma-f16", MOI_PEAK_F16}, {"mma", MOI_PEAK_BF16},
-             {"flash-split-bf16", MOI_PEAK_BF16}};
+  } all[] = {{"mma-int8", MOI_PEAK_INT8}, {"mma-fp8", MOI_PEAK_FP8}, {"mma-mx", MOI_PEAK_FP8}, {"mma-f16", MOI_PEAK_F16}, {"mma", MOI_PEAK_BF16},
+             {"flash-split-bf16", MOI_PEAK_BF16}, {"bf16-cublas", MOI_PEAK_BF16}, {"bf16_kn-cublas", MOI_PEAK_BF16},
+             {"f16-cublas", MOI_PEAK_F16}};
   for (const auto &one : all)
     if (kernel.find(one.name) != std::string::npos)
       return moi_device_ops_rate(device, one.kind) > 0 ? one.kind : MOI_PEAK_F32;
@@ -381,16 +382,17 @@ int parse_numbers(const char *option, const char *list, unsigned long most, std:
 
 int parse_ops(const char *list, std::vector<std::pair<moi_op, std::string>> *out) {
   const std::vector<std::pair<moi_op, std::string>> all = {
-      {MOI_OP_ROUTE, "route"}, {MOI_OP_EXPERTS, "experts"}, {MOI_OP_MOE, "moe"}, {MOI_OP_ATTENTION, "attention"}};
+      {MOI_OP_ROUTE, "route"}, {MOI_OP_EXPERTS, "experts"}, {MOI_OP_MOE, "moe"}, {MOI_OP_ATTENTION, "attention"},
+      {MOI_OP_GEMM, "gemm"}};
   for (const std::string &word : split(list)) {
     bool found = false;
     for (const auto &op : all)
-      if (word == op.second || word == "all") {
+      if (word == op.second || (word == "all" && op.first != MOI_OP_GEMM)) {
         out->push_back(op);
         found = true;
       }
     if (!found)
-      return moi_usage_error("bench", "--op: no '%s'; there are route, experts, moe, attention, all", word.c_str());
+      return moi_usage_error("bench", "--op: no '%s'; there are route, experts, moe, attention, gemm, all", word.c_str());
   }
   return 0;
 }
@@ -514,13 +516,14 @@ int parse(int argc, char **argv, Settings *s) {
       "device_seconds in the results what the device's own clock says of a call. Its limits are its own. On CUDA a call\n"
       "is a graph that is launched again, as engines do it; with --launches it is launched kernel by kernel.\n"
       "Attention has rows for each kind of layer: prompts of --tokens above 16, and decodes of one token for each of\n"
-      "--batch sequences of --kv keys. bytes: the keys and values that a call sees, queries and output.\n",
+      "--batch sequences of --kv keys. bytes: the keys and values that a call sees, queries and output.\n"
+      "gemm is one expert's up projection as a bare GEMM, another expert's in every iteration.\n",
       nullptr};
   moi_option options[] = {
       {"--preset", MOI_OPTION_TEXT, &s->preset, "NAME,...", "models, see moiety presets (default: qwen3-30b-a3b)", 0},
       {"--weights", MOI_OPTION_TEXT, &s->weights, "FILE", "a GGUF or safetensors checkpoint instead of a preset", 0},
       {"--layer", MOI_OPTION_UINT, &s->layer, "N", "the checkpoint's layer (default: 0)", 0},
-      {"--op", MOI_OPTION_TEXT, &s->op, "OP,...", "of route, experts, moe, attention; all (default: moe)", 0},
+      {"--op", MOI_OPTION_TEXT, &s->op, "OP,...", "of route, experts, moe, attention, gemm; all but gemm (default: moe)", 0},
       {"--tokens", MOI_OPTION_TEXT, &s->tokens, "N,...", "tokens of a call (default: 1,8,64,512)", 0},
       {"--backend", MOI_OPTION_TEXT, &s->backend, "NAME,...", "of cpu, cuda, vulkan; all that are here (default)", 0},
       {"--format", MOI_OPTION_TEXT, &s->format, "NAME,...", "weight formats, or native: the preset's own (default); q4_k:int8_32: with activations quantised", 0},
@@ -628,6 +631,9 @@ extern "C" int moi_command_bench(int argc, char **argv) {
     return status;
   bool attention = false;
   for (const auto &op : ops) attention = attention || op.first == MOI_OP_ATTENTION;
+  for (const auto &op : ops)
+    if (op.first == MOI_OP_GEMM && s.weights)
+      return moi_usage_error("bench", "--op: gemm goes with a preset, not with --weights");
   if (attention && s.weights) {
     if (std::strcmp(s.op, "all"))
       return moi_usage_error("bench", "--op: attention goes with a preset, not with --weights");
@@ -719,6 +725,11 @@ extern "C" int moi_command_bench(int argc, char **argv) {
           r.name = op.second + "/" + moi_backend_name(opened[b]) + "/" + moi_bench_row_kernel(row) + "/" +
                    moi_bench_layer_format(layer.get()) + "/" + moi_bench_layer_name(layer.get()) + "/tokens:" +
                    std::to_string(n);
+          if (op.first == MOI_OP_GEMM) {
+            uint32_t rows_of_w, depth;
+            moi_bench_row_size(row, &rows_of_w, &depth);
+            r.name += "/n:" + std::to_string(rows_of_w) + "/k:" + std::to_string(depth);
+          }
           if (r.name.size() > width) width = r.name.size();
           rows.push_back(r);
         }

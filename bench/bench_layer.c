@@ -250,19 +250,33 @@ static void read_kernels(moi_bench_row *row, moi_backend backend) {
   const char *up_to = strstr(text, " for up to ");
   uint64_t few = up_to ? strtoull(up_to + 11, NULL, 10) : 8;
   const moi_experts_desc *d = &row->layer->proto.experts;
-  const int many = second[0] && (uint64_t)row->tokens * d->top_k > few * d->n_experts;
+  const uint64_t slots = (uint64_t)row->tokens * (row->op == MOI_OP_GEMM ? 1 : d->top_k);
+  const int many = second[0] && slots > few * (row->op == MOI_OP_GEMM ? 1 : d->n_experts);
   snprintf(row->serving, sizeof row->serving, "%s", many ? second : first);
   moi_kernel_info info = MOI_KERNEL_INFO_INIT;
   for (uint32_t i = 0; !moi_kernel_get(backend, i, &info); i++)
     if (!strcmp(info.name, row->serving)) snprintf(row->needs, sizeof row->needs, "%s", info.needs);
 }
 
+static uint32_t up_rows(const moi_experts_desc *d) {
+  return d->gate_layout == MOI_GATE_SPLIT || d->gate_layout == MOI_GATE_NONE ? d->intermediate : 2 * d->intermediate;
+}
+
+/* A bare GEMM is one expert's product of up, with what lies beside it. */
+static moi_gemm_desc gemm_of(const moi_experts_desc *d) {
+  moi_gemm_desc g = MOI_GEMM_DESC_INIT;
+  g.n = up_rows(d), g.k = d->hidden, g.n_experts = 1;
+  g.format = d->format, g.bias_type = d->bias_type, g.input_type = d->input_type, g.act_quant = d->act_quant;
+  return g;
+}
+
 static void set_tokens(moi_case *c, moi_op op, uint32_t tokens) {
   c->op = op;
   c->n_tokens = tokens;
-  c->has_route = op != MOI_OP_EXPERTS;
+  c->has_route = op == MOI_OP_ROUTE || op == MOI_OP_MOE;
   if (op != MOI_OP_MOE) c->has_shared = 0;
-  c->operands.route.n_tokens = c->operands.experts.n_tokens = tokens;
+  if (op == MOI_OP_GEMM) c->gemm = gemm_of(&c->experts);
+  c->operands.route.n_tokens = c->operands.experts.n_tokens = c->gemm_args.n_rows = tokens;
 }
 
 moi_status moi_bench_row_open(moi_bench_layer *layer, moi_op op, uint32_t tokens, moi_context *context,
@@ -296,6 +310,10 @@ void moi_bench_row_free(moi_bench_row *row) {
 const char *moi_bench_row_kernel(const moi_bench_row *row) { return row->kernel; }
 const char *moi_bench_row_serving(const moi_bench_row *row) { return row->serving; }
 const char *moi_bench_row_needs(const moi_bench_row *row) { return row->needs; }
+void moi_bench_row_size(const moi_bench_row *row, uint32_t *n, uint32_t *k) {
+  const moi_gemm_desc g = gemm_of(&row->layer->proto.experts);
+  *n = g.n, *k = g.k;
+}
 
 static double matrix_bytes(const moi_bench_row *row) { return (double)moi_bench_layer_expert_bytes(row->layer); }
 
@@ -309,6 +327,14 @@ static void account(moi_bench_row *row, uint32_t v, const int32_t *ids) {
   const moi_route_desc *r = &c->route;
   double t = row->tokens, bytes = 0, flops = 0;
   uint32_t n = c->experts.n_experts, k = c->experts.top_k;
+  if (row->op == MOI_OP_GEMM) {
+    const moi_gemm_desc *g = &c->gemm;
+    const moi_weights *w = &c->gemm_weights;
+    row->bytes[v] = (double)(w->data.size + w->scales.size + w->zeros.size) +
+                    t * ((double)g->k + g->n) * moi_element_bytes(moi_or(g->input_type, MOI_FORMAT_F32));
+    row->flops[v] = 2 * t * g->n * g->k;
+    return;
+  }
   if (row->op != MOI_OP_ROUTE) {
     uint8_t *used = allocate(n);
     for (size_t s = 0; s < (size_t)row->tokens * k; s++) {
@@ -334,6 +360,36 @@ static void account(moi_bench_row *row, uint32_t v, const int32_t *ids) {
   }
   row->bytes[v] = bytes;
   row->flops[v] = flops;
+}
+
+/* Expert e's part of a stream. stride 0: `size`. */
+static moi_buffer part_of(moi_buffer all, uint64_t stride, uint64_t size, uint32_t e) {
+  if (!all.ptr) return all;
+  all.offset += e * (stride ? stride : size);
+  all.size = size;
+  return all;
+}
+
+/* The operands of a bare GEMM, of those of the experts. */
+static void make_gemm(moi_bench_row *row, moi_case *c, uint32_t e) {
+  const moi_gemm_desc *g = &c->gemm;
+  const moi_weights *all = c->operands.experts.up;
+  moi_weights *w = &c->gemm_weights;
+  moi_format_sizes sizes = {0, 0, 0};
+  moi_format_size(g->format, g->n, g->k, &sizes); /* the plan has checked it */
+  *w = (moi_weights)MOI_WEIGHTS_INIT;
+  w->data = part_of(all->data, all->data_stride, sizes.data, e);
+  w->scales = part_of(all->scales, all->scales_stride, sizes.scales, e);
+  w->zeros = part_of(all->zeros, all->zeros_stride, sizes.zeros, e);
+  w->global_scale = part_of(all->global_scale, 4, 4, e);
+  w->bias = part_of(all->bias, all->bias_stride, (uint64_t)g->n * moi_element_bytes(moi_or(g->bias_type, MOI_FORMAT_F32)), e);
+  c->gemm_args = (moi_gemm_args)MOI_GEMM_ARGS_INIT;
+  c->gemm_args.n_rows = row->tokens;
+  c->gemm_args.input = c->operands.experts.input;
+  c->gemm_args.offsets = moi_arena_view(&row->arena, 8, 4, "offsets");
+  ((int32_t *)c->gemm_args.offsets.ptr)[0] = 0;
+  ((int32_t *)c->gemm_args.offsets.ptr)[1] = (int32_t)row->tokens;
+  c->gemm_args.weights = w;
 }
 
 static void make_variant(moi_bench_row *row, uint32_t v) {
@@ -367,6 +423,7 @@ static void make_variant(moi_bench_row *row, uint32_t v) {
   o->shared.down = &s->shared.down;
   o->args = (moi_moe_args)MOI_MOE_ARGS_INIT;
   set_tokens(c, row->op, row->tokens);
+  if (row->op == MOI_OP_GEMM) make_gemm(row, c, v / row->n_sets % c->experts.n_experts);
   if (c->has_route) o->args.route = &o->route;
   o->args.experts = &o->experts;
   if (c->has_shared) o->args.shared = &o->shared;
@@ -412,15 +469,20 @@ static int write_operands(const moi_bench_row *row, const moi_outputs *out, char
   const moi_moe_operands *o = &c->operands;
   const uint32_t t = row->tokens, k = d->top_k, h = d->hidden, i = d->intermediate, e = d->n_experts;
   const uint32_t classes = r->n_experts + r->n_identity, width = r->hidden ? r->hidden : classes;
-  const uint32_t up_rows = d->gate_layout == MOI_GATE_SPLIT || d->gate_layout == MOI_GATE_NONE ? i : 2 * i;
   const moi_format input = moi_or(d->input_type, MOI_FORMAT_F32), output = moi_or(d->output_type, input);
   const moi_format routed = moi_or(r->input_type, MOI_FORMAT_F32), down = moi_or(d->down_format, d->format);
   const moi_dump dump = {row->dump, error, error_size};
 #define WRITE(name, type, view, ...)                                                                                   \
   if (moi_dump_write(&dump, name, type, view, (const uint32_t[3]){__VA_ARGS__})) return 1
+  if (row->op == MOI_OP_GEMM) {
+    WRITE("up", d->format, c->gemm_weights.data, c->gemm.n, h);
+    WRITE("input", input, c->gemm_args.input, t, h);
+    WRITE("output", input, out->output, t, c->gemm.n);
+    return 0;
+  }
   if (row->op != MOI_OP_ROUTE) {
     if (o->experts.gate) WRITE("gate", d->format, o->experts.gate->data, e, i, h);
-    WRITE("up", d->format, o->experts.up->data, e, up_rows, h);
+    WRITE("up", d->format, o->experts.up->data, e, up_rows(d), h);
     WRITE("down", down, o->experts.down->data, e, h, i);
     WRITE("input", input, o->experts.input, t, h);
     WRITE("output", output, out->output, t, h);
@@ -479,7 +541,7 @@ static int route_variants(moi_bench_row *row, char *error, size_t error_size) {
       account(row, v, c.operands.experts.ids.ptr);
       continue;
     }
-    if (row->op == MOI_OP_ROUTE) {
+    if (row->op == MOI_OP_ROUTE || row->op == MOI_OP_GEMM) {
       account(row, v, NULL);
       continue;
     }
@@ -518,6 +580,7 @@ int moi_bench_row_prepare(moi_bench_row *row, char *error, size_t error_size) {
   moi_bench_layer *l = row->layer;
   fill(l);
   row->n_variants = row->tokens <= 4 ? MAX_VARIANTS : row->tokens <= 16 ? 32 : row->tokens <= 64 ? 8 : 2;
+  if (row->op == MOI_OP_GEMM && row->tokens > 16 && row->tokens <= 4096) row->n_variants = 32; /* of one matrix each */
   row->n_sets = sets_for(row);
   if (row->n_variants < row->n_sets) row->n_variants = row->n_sets;
   for (uint32_t v = 0; v < row->n_variants; v++) make_variant(row, v);

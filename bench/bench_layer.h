@@ -42,6 +42,8 @@ const char *moi_bench_row_kernel(const moi_bench_row *row);
 const char *moi_bench_row_serving(const moi_bench_row *row);
 /* What that one needs, as the kernel list says. */
 const char *moi_bench_row_needs(const moi_bench_row *row);
+/* Of W in a row of MOI_OP_GEMM: one expert's up, with the gate where both are one matrix. */
+void moi_bench_row_size(const moi_bench_row *row, uint32_t *n, uint32_t *k);
 
 /* From now on preparing writes what the first iteration works on, and its result, into a folder that is there (dump.h). */
 void moi_bench_row_dump(moi_bench_row *row, const char *folder);

@@ -55,8 +55,13 @@ static const support_row cuda_rows[] = {
 #define GEMM_DIGITS(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, BUT_F32},
 #define GEMM_FP8(name, ...)                                                                                            \
   {MOI_OP_GEMM, MOI_FORMAT_FP8, name, 0, ALL}, {MOI_OP_GEMM, MOI_FORMAT_FP8_B128, name, 0, ALL},
+#define GEMM_MX(name, ...)                                                                                             \
+  {MOI_OP_GEMM, MOI_FORMAT_MXFP4, name, 0, ALL}, {MOI_OP_GEMM, MOI_FORMAT_MXFP4_GGUF, name, 0, ALL},
 #define GEMM_INT8(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, OF_BLOCKS},
 #define GEMM_ALONG_K(name, ...) {MOI_OP_GEMM, MOI_FORMAT_NONE, name, 0, ALONG_K},
+#define GEMM_CUBLAS(name, ...)                                                                                         \
+  {MOI_OP_GEMM, MOI_FORMAT_F32, name, 0, ALL}, {MOI_OP_GEMM, MOI_FORMAT_F16, name, 0, ALL},                            \
+  {MOI_OP_GEMM, MOI_FORMAT_BF16, name, 0, ALL}, {MOI_OP_GEMM, MOI_FORMAT_BF16_KN, name, 0, ALL},
 #define ROUTE(name, needs, threads, flags, image) {MOI_OP_ROUTE, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
 #define ATTENTION(name, needs, m_max, m_tile, n_tile, threads, flags, image)                                           \
   {MOI_OP_ATTENTION, MOI_FORMAT_NONE, name, ((flags)&FALLBACK) != 0},
@@ -64,8 +69,10 @@ static const support_row cuda_rows[] = {
 #undef GEMM
 #undef GEMM_DIGITS
 #undef GEMM_FP8
+#undef GEMM_MX
 #undef GEMM_INT8
 #undef GEMM_ALONG_K
+#undef GEMM_CUBLAS
 #undef ROUTE
 #undef ATTENTION
 };

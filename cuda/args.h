@@ -197,8 +197,10 @@ typedef struct moi_cu_store_args {
   const float *y;
   void *output;
   const uint32_t *ends;
+  const float *row_scales, *global_scale; /* that y is to be multiplied with: of each row, and one for all; null: none */
+  const void *bias;                       /* [n], to be added then; null: none */
   uint32_t n_rows, n, ldy, output_type;
-  uint32_t output_stride, accumulate;
+  uint32_t output_stride, accumulate, bias_type, reserved;
 } moi_cu_store_args;
 
 /* One side of a change of layout: the streams of all experts; null: the format has no such stream. */

@@ -1,6 +1,6 @@
 /* The CUDA backend's face to core: devices, kernel list, plans, runs. */
 #include "core/choose.h"
-#include "cuda/cuda.h"
+#include "cuda/cublas.h"
 
 static const char *needs_text(uint32_t needs) {
   static const struct {
@@ -37,7 +37,9 @@ static moi_status kernel_get(uint32_t index, moi_kernel_info *info) {
   info->needs = needs_text(row->needs);
   info->plan_flags = row->flags & (MOI_DETERMINISTIC | MOI_BATCH_INVARIANT);
   if (!(row->flags & MOI_ROW_FALLBACK)) info->plan_flags |= MOI_NO_FALLBACK;
-  info->runs_here = capability_here() >= row->needs;
+  uint32_t here = capability_here();
+  info->runs_here = (row->flags & MOI_CU_ROW_MX ? here == row->needs : here >= row->needs) &&
+                    (!(row->flags & MOI_CU_ROW_CUBLAS) || !moi_cublas_missing());
   return MOI_OK;
 }
 
@@ -87,16 +89,28 @@ static int int8_pays(const moi_cu_traits *t, moi_format format, const moi_cu_act
   return (products > beside ? products : beside) < digits_16 * t->cycles_16;
 }
 
+/* A call of cuBLAS's has its numbers of rows from the host. */
+static const char *cublas_refusal(const moi_plan *plan, const moi_cu_activations *x, int asked) {
+  if (!asked) return "to be asked for by name";
+  if (x && (plan->op != MOI_OP_GEMM || plan->gemm.n_experts != 1))
+    return "a bare GEMM of one expert: how many rows others have is known on the device alone";
+  if (x && plan->gemm.flags & MOI_EXPERTS_TABLES) return "weights whose address the host has, no table of them";
+  return moi_cublas_missing();
+}
+
 static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void *user) {
   const moi_cuda *c = plan->context->state;
   const moi_cu_kernel *row = &moi_cu_kernels[i];
   const moi_cu_activations *x = user;
-  if (!moi_cu_image_exists(row->image)) return "a kernel that this build has not";
-  if (row->needs > c->traits.sm) return needs_text(row->needs);
+  if (row->image && !moi_cu_image_exists(row->image)) return "a kernel that this build has not";
+  if (row->needs > c->traits.sm || (row->flags & MOI_CU_ROW_MX && row->needs != c->traits.sm)) return needs_text(row->needs);
+  if (row->flags & MOI_CU_ROW_MX && x->act_quant != MOI_ACT_QUANT_FP8_128_POW2)
+    return "an act_quant of FP8 whose scales are powers of two";
   if (row->form == MOI_CU_E4M3 && x->act_quant != MOI_ACT_QUANT_FP8_128 && x->act_quant != MOI_ACT_QUANT_FP8_128_POW2)
     return "an act_quant of FP8";
   if (row->form == MOI_CU_INT8 && !asked && !int8_pays(&c->traits, row->format, x))
     return "a card whose int8 products are faster than 16-bit ones";
+  if (row->flags & MOI_CU_ROW_CUBLAS) return cublas_refusal(plan, x, asked);
   return row->op == MOI_OP_ATTENTION ? moi_cu_attention_refusal(row, plan) : NULL;
 }
 

@@ -30,6 +30,7 @@ typedef struct moi_cuda {
   uint32_t retained; /* 1: the device's primary context, ours to release */
   moi_cu_traits traits;
   struct moi_cu_modules *modules;
+  struct moi_cublas *cublas; /* cublas.h */
 } moi_cuda;
 
 extern const moi_backend_ops moi_cuda_ops;
@@ -109,9 +110,12 @@ typedef struct moi_cu_product {
   float *y; /* rows of n floats */
   const uint32_t *n_rows_device;
   uint32_t n_rows, n, k;
+  void *room; /* of moi_cu_gemm_room */
 } moi_cu_product;
 typedef struct moi_cu_gemm_state moi_cu_gemm_state;
 void moi_cu_product_run(moi_cu_run *r, const moi_cu_gemm_state *gemm, const moi_cu_product *product);
+/* Workspace of rows that want some while they multiply; takes nothing and gives NULL for others. */
+void *moi_cu_gemm_room(moi_carve *carve, const moi_plan *plan, const moi_cu_gemm_state *gemm);
 
 /* ---- plans. Every op has: _plan, which chooses rows, gets functions and counts its workspace with `carve`; _run, which
  * launches with the same carve. State is embedded in moi_cu_plan. */

@@ -2,7 +2,7 @@
 #include <stdio.h>
 
 #include "core/structs.h"
-#include "cuda/cuda.h"
+#include "cuda/cublas.h"
 
 enum { OLDEST = 75 }; /* Turing */
 
@@ -147,12 +147,14 @@ moi_status moi_cu_open(moi_context *context) {
   context->state = c;
   moi_status status = open_either(fn, context, c);
   if (!status) status = moi_cu_modules_open(fn, context);
+  if (!status) status = moi_cublas_open(fn, context);
   if (status) moi_cu_close(context);
   return status;
 }
 
 void moi_cu_close(moi_context *context) {
   moi_cuda *c = context->state;
+  moi_cublas_close(context);
   moi_cu_modules_close(context);
   if (c->retained) c->cu->PrimaryRelease(c->device);
   moi_release(context, c, sizeof *c);

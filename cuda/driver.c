@@ -2,12 +2,10 @@
 
 #include <string.h>
 
-#if defined(_WIN32)
-#define WIN32_LEAN_AND_MEAN
-#include <windows.h>
-#else
+#include "core/lock.h"
+
+#if !defined(_WIN32)
 #include <dlfcn.h>
-#include <pthread.h>
 #endif
 
 static moi_cu_driver driver;
@@ -15,37 +13,33 @@ static enum { FRESH, READY, NO_LIBRARY, NO_SYMBOL, NO_START } state;
 static const char *missing;
 static moi_cu_result start;
 
-typedef void (*any_function)(void);
-
 #if defined(_WIN32)
-static any_function find(void *library, const char *name) { return (any_function)GetProcAddress(library, name); }
-static void *open_library(void) { return LoadLibraryA("nvcuda.dll"); }
+moi_cu_symbol moi_cu_library_find(void *library, const char *name) {
+  return (moi_cu_symbol)GetProcAddress(library, name);
+}
+void *moi_cu_library_open(const char *name) { return LoadLibraryA(name); }
+static const char *const names[] = {"nvcuda.dll"};
 #else
-static any_function find(void *library, const char *name) {
+moi_cu_symbol moi_cu_library_find(void *library, const char *name) {
   void *symbol = dlsym(library, name);
-  any_function f;
+  moi_cu_symbol f;
   memcpy(&f, &symbol, sizeof f);
   return f;
 }
-static void *open_library(void) {
-  static const char *const names[] = {"libcuda.so.1", "libcuda.so"};
-  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-    void *library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
-    if (library) return library;
-  }
-  return NULL;
-}
+void *moi_cu_library_open(const char *name) { return dlopen(name, RTLD_NOW | RTLD_LOCAL); }
+static const char *const names[] = {"libcuda.so.1", "libcuda.so"};
 #endif
 
 static void load(void) {
-  void *library = open_library();
+  void *library = NULL;
+  for (size_t i = 0; !library && i < sizeof names / sizeof names[0]; i++) library = moi_cu_library_open(names[i]);
   if (!library) {
     state = NO_LIBRARY;
     return;
   }
-  any_function f;
+  moi_cu_symbol f;
 #define X(name, symbol, parameters)                                                                                    \
-  f = find(library, symbol);                                                                                           \
+  f = moi_cu_library_find(library, symbol);                                                                            \
   if (!f) missing = symbol;                                                                                            \
   memcpy(&driver.name, &f, sizeof f);
   MOI_CU_FUNCTIONS(X)
@@ -61,22 +55,11 @@ static void load(void) {
   if (start) state = NO_START;
 }
 
-#if defined(_WIN32)
-static INIT_ONCE once = INIT_ONCE_STATIC_INIT;
-static BOOL CALLBACK load_once(PINIT_ONCE o, PVOID p, PVOID *c) {
-  (void)o, (void)p, (void)c;
-  load();
-  return TRUE;
-}
-static void load_for_all(void) { InitOnceExecuteOnce(&once, load_once, NULL, NULL); }
-#else
-static pthread_once_t once = PTHREAD_ONCE_INIT;
-static void load_for_all(void) { pthread_once(&once, load); }
-#endif
+static moi_once once = MOI_ONCE_INIT;
 
 moi_status moi_cu_load(const char *fn, const moi_cu_driver **out) {
   *out = NULL;
-  load_for_all();
+  moi_once_do(&once, load);
   switch (state) {
     case READY: *out = &driver; return MOI_OK;
     case NO_SYMBOL: return moi_fail(MOI_NO_DEVICE, fn, "NVIDIA's driver is too old: it has no %s (CUDA 11.2)", missing);

@@ -123,6 +123,11 @@ typedef struct moi_cu_driver {
   int version; /* 12040: CUDA 12.4 */
 } moi_cu_driver;
 
+/* A library of NVIDIA's, which is never closed, and what it exports; NULL if it is not there. */
+typedef void (*moi_cu_symbol)(void);
+void *moi_cu_library_open(const char *name);
+moi_cu_symbol moi_cu_library_find(void *library, const char *name);
+
 /* The driver, loaded and initialised once for the process and never unloaded: MOI_NO_DEVICE with the reason if there is
  * none, or one that is too old. */
 moi_status moi_cu_load(const char *function, const moi_cu_driver **out);

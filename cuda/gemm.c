@@ -5,6 +5,7 @@ typedef struct memory {
   moi_cu_rows x;
   float *y;
   moi_cu_groups groups;
+  void *room;
 } memory;
 
 static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
@@ -14,6 +15,7 @@ static void carve(const moi_plan *plan, moi_carve *c, memory *m) {
   moi_cu_activations x = {d->input_type, d->act_quant};
   moi_cu_rows_carve(c, moi_cu_forms(&state->gemm, 3), d->max_rows, d->k, &x, &m->x);
   m->y = moi_take(c, d->max_rows, (size_t)d->n * 4);
+  m->room = moi_cu_gemm_room(c, plan, &state->gemm);
 }
 
 void moi_cu_gemm_count(const moi_plan *plan, moi_carve *c) {
@@ -66,13 +68,19 @@ void moi_cu_bare_gemm_run(const moi_plan *plan, const moi_run *run, moi_cu_run *
                              .n = d->n,
                              .ldy = d->n,
                              .output_type = d->output_type,
+                             .bias_type = d->bias_type,
                              .output_stride = run->gemm.output_stride,
                              .accumulate = (d->flags & MOI_EXPERTS_ACCUMULATE) != 0};
   moi_cu_groups_given(r, state->groups, &m.groups, moi_view(run->gemm.offsets), rows, d->n_experts);
   moi_cu_prepare_set set = {0};
   moi_cu_prepare_add(&set, &prepare, moi_cu_forms(&state->gemm, moi_cu_lists(&state->gemm, &m.groups, rows)), &m.x);
   moi_cu_prepare(r, state->prepare, &set);
-  moi_cu_gemm_run(r, &(moi_cu_grouped){&state->gemm, &a, &m.groups, d->n, rows, &m.x});
+  moi_cu_gemm_run(r, &(moi_cu_grouped){&state->gemm, &a, &m.groups, d->n, rows, &m.x, m.room});
+  if (state->gemm.pick.many->flags & MOI_CU_ROW_CUBLAS) {
+    store.row_scales = a.x_scales;
+    store.global_scale = a.up.global_scale;
+    store.bias = d->bias_type ? a.up.bias : NULL;
+  }
   moi_cu_launch(r, state->store, &store, moi_cu_ceil_div(d->n, 2 * MOI_CU_STORE_THREADS), moi_cu_min(rows, 65535),
                 MOI_CU_STORE_THREADS);
 }

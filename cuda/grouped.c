@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "core/format.h"
+#include "cuda/cublas.h"
 
 enum { MAX_GRID_Y = 65535 };
 
@@ -31,6 +32,10 @@ moi_status moi_cu_gemm_choose_of(const char *fn, moi_plan *plan, const char *wha
   for (int which = 0; which < 2 && !status; which++) {
     const moi_cu_kernel *row = which ? out->pick.many : out->pick.few;
     uint32_t digits = out->n_digits[which] = x ? moi_cu_digits_of(row->form, x) : 0;
+    if (row->flags & MOI_CU_ROW_CUBLAS) {
+      status = moi_cublas_start(fn, plan->context);
+      continue;
+    }
     char name[96];
     snprintf(name, sizeof name, "%s%s%s", row->image, digits == 1 ? "_one" : "", gate_up ? "_up" : "");
     status = moi_cu_function_get(fn, plan->context, row->image, name, &out->function[which]);
@@ -44,6 +49,11 @@ moi_status moi_cu_gemm_choose_of(const char *fn, moi_plan *plan, const char *wha
 moi_status moi_cu_gemm_choose(const char *fn, moi_plan *plan, const char *what, moi_format format, int gate_up,
                               const char *forced, int *found, moi_cu_gemm_state *out) {
   return moi_cu_gemm_choose_of(fn, plan, what, format, gate_up, NULL, forced, found, out);
+}
+
+void *moi_cu_gemm_room(moi_carve *c, const moi_plan *plan, const moi_cu_gemm_state *state) {
+  const moi_cuda *cuda = plan->context->state;
+  return state->pick.many->flags & MOI_CU_ROW_CUBLAS ? moi_take(c, moi_cublas_room(cuda->traits.sm), 1) : NULL;
 }
 
 /* ---- forms */
@@ -197,8 +207,15 @@ static uint32_t set_list(const moi_cu_grouped *g, uint32_t list) {
 void moi_cu_gemm_run(moi_cu_run *r, const moi_cu_grouped *g) {
   for (uint32_t list = 0; list < 2; list++) {
     uint32_t y = set_list(g, list);
-    moi_cu_gemm_pair p = {.of = {*g->args}, .first_y = y};
     const moi_cu_kernel *row = row_at(g->state, list);
+    if (row->flags & MOI_CU_ROW_CUBLAS) {
+      const moi_cu_gemm_args *a = g->args;
+      moi_cublas_product p = {row,  a->x, a->up.data, a->y,   g->room,   y ? g->rows : 0,
+                              a->n, a->k, a->ldx,     a->ldy, g->state->n_digits[list]};
+      moi_cublas_run(r, &p);
+      continue;
+    }
+    moi_cu_gemm_pair p = {.of = {*g->args}, .first_y = y};
     moi_cu_launch_shared(r, g->state->function[list], &p, moi_cu_ceil_div(g->columns, row->n_tile), y, row->threads,
                          g->state->shared[list]);
   }
@@ -293,5 +310,5 @@ void moi_cu_product_run(moi_cu_run *r, const moi_cu_gemm_state *state, const moi
   a.up.rows = p->n;
   a.up.row_mul = 1;
   a.up.vectors = !(((uintptr_t)p->w | row_bytes(state->pick.many->format, p->k)) & 15);
-  moi_cu_gemm_run(r, &(moi_cu_grouped){.state = state, .args = &a, .columns = p->n, .rows = p->n_rows});
+  moi_cu_gemm_run(r, &(moi_cu_grouped){.state = state, .args = &a, .columns = p->n, .rows = p->n_rows, .room = p->room});
 }

@@ -50,13 +50,15 @@ void moi_cu_rows_carve(moi_carve *carve, uint32_t forms, size_t rows, uint32_t k
                        moi_cu_rows *out);
 
 /* One grouped GEMM. args: all but items; groups NULL: one expert, all rows. columns: to fill (ldy of a gate and up, else
- * n). rows: of this run at most. rows_of NULL: x as in args, floats. */
+ * n). rows: of this run at most. rows_of NULL: x as in args, floats. room: of moi_cu_gemm_room. A row of cuBLAS's has all rows
+ * multiplied, whatever groups and n_rows_device say, and leaves the scales of rows and experts and the bias to its caller. */
 typedef struct moi_cu_grouped {
   const moi_cu_gemm_state *state;
   moi_cu_gemm_args *args;
   const moi_cu_groups *groups;
   uint32_t columns, rows;
   const moi_cu_rows *rows_of;
+  void *room;
 } moi_cu_grouped;
 void moi_cu_gemm_run(moi_cu_run *r, const moi_cu_grouped *g);
 /* Whether the row of its first list can take both products in one launch, and does `second` all by itself. */

@@ -17,21 +17,26 @@ string(REGEX REPLACE "X\\(([A-Z0-9_]+)[^;]*" "\\1" MOI_CUDA_ALONG_N "${MOI_CUDA_
 set(MOI_CUDA_ONLY_gemm_f16mma 75) # newer ones have gemm_mma; the PTX is for who asks for this row there
 set(MOI_CUDA_ONLY_gemm_fp8mma 89 90 100 120)
 set(MOI_CUDA_FORMATS_gemm_fp8mma FP8=fp8 FP8_B128=fp8_b128)
+set(MOI_CUDA_ONLY_gemm_mxmma 120a) # with the letter: instructions of that architecture alone
+set(MOI_CUDA_FORMATS_gemm_mxmma MXFP4=mxfp4 MXFP4_GGUF=mxfp4_gguf)
 
-# Code for each of these architectures that are wanted and known, and PTX of the last: in out, and for the last alone in
-# out_last; empty if there is none.
+# Code for each of these architectures that are wanted and known, and PTX of the last unless it has a letter and no newer one
+# would take it: in out, and for the last alone in out_last; empty if there is none.
 function(moi_cuda_code out out_last known help)
   set(code)
   set(one)
   foreach(arch ${ARGN})
-    if(arch IN_LIST MOI_CUDA_ARCHITECTURES AND known MATCHES "sm_${arch}[^0-9a-z]")
+    string(REGEX REPLACE "[a-z]$" "" number "${arch}")
+    if(number IN_LIST MOI_CUDA_ARCHITECTURES AND known MATCHES "sm_${number}[^0-9a-z]")
       list(APPEND code "-gencode=arch=compute_${arch},code=sm_${arch}")
       set(last ${arch})
     endif()
   endforeach()
   if(code)
     set(one "-gencode=arch=compute_${last},code=sm_${last}")
-    list(APPEND code "-gencode=arch=compute_${last},code=compute_${last}")
+    if(NOT last MATCHES "[a-z]$")
+      list(APPEND code "-gencode=arch=compute_${last},code=compute_${last}")
+    endif()
     if(help MATCHES "--compress-mode") # older toolkits compress in one way alone
       list(APPEND code -compress-mode=size)
       list(APPEND one -compress-mode=size)

@@ -28,6 +28,7 @@ enum { THREADS = 256 };
 
 typedef struct memory {
   float *logits, *rows; /* if hidden > 0 */
+  void *room;           /* of the router's product */
   uint32_t *keys;
   uint32_t *counts, *offsets, *histograms;
 } memory;
@@ -51,6 +52,7 @@ static memory carve_memory(const moi_plan *plan, moi_carve *c) {
   if (d->hidden) {
     m.logits = moi_take(c, t * n_class, 4);
     m.rows = moi_take(c, t, (size_t)moi_cu_kp(d->hidden) * 4);
+    m.room = moi_cu_gemm_room(c, plan, &((const moi_cu_plan *)plan->state)->route.router);
   }
   if (n_class > MOI_CU_SELECT_HELD) m.keys = moi_take(c, moi_cu_min(d->max_tokens, ANY_BLOCKS), n_class * 4);
   if (plan->has_experts) return m; /* which have the others */
@@ -119,7 +121,8 @@ static void run_product(const moi_plan *plan, const moi_run *run, moi_cu_run *r,
                             .n_rows_device = a.n_tokens_device,
                             .n_rows = run->n_tokens,
                             .n = classes_of(d),
-                            .k = d->hidden};
+                            .k = d->hidden,
+                            .room = m->room};
   moi_cu_product_run(r, &state->router, &product);
 }
 

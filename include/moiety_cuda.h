@@ -5,7 +5,8 @@
  *   the device's       without that struct, `device` of the context desc counts the driver's devices, and the context is
  *                      the device's primary one: the one that CUDA's runtime API (cudaMalloc, cudaStream_t) works in.
  * moiety finds the driver (libcuda.so.1, nvcuda.dll) at run time and needs nothing else of CUDA: no toolkit, no runtime
- * library, no compiler. Devices of compute capability 7.5 (Turing) and newer.
+ * library, no compiler. Devices of compute capability 7.5 (Turing) and newer. cuBLAS is looked for if a desc's `kernel` names
+ * a row of it ("bf16-cublas"), or moi_kernel_get is asked about one; its first run is not to be captured.
  *
  * Views name memory by `ptr`, an address on the device: cudaMalloc, cuMemAlloc, managed, or mapped host memory. Tables of
  * MOI_EXPERTS_TABLES hold such addresses; an expert whose entry is 0 adds nothing. moi_queue.native is the CUstream, which

@@ -623,6 +623,39 @@ static void test_the_card_decides(void **state) {
   call_it(NULL);
 }
 
+/* The row whose code is for one compute capability, and whose activations are of one kind. */
+static void test_the_row_of_sm_120(void **state) {
+  (void)state;
+  if (!claim) skip();
+  static const struct {
+    int sm;
+    moi_act_quant quant;
+    const char *wanted; /* NULL: the row serves */
+  } cases[] = {{120, MOI_ACT_QUANT_FP8_128_POW2, NULL},
+               {120, MOI_ACT_QUANT_FP8_128, "powers of two"},
+               {120, MOI_ACT_QUANT_NONE, "powers of two"},
+               {121, MOI_ACT_QUANT_FP8_128_POW2, "sm_120"},
+               {100, MOI_ACT_QUANT_FP8_128_POW2, "sm_120"}};
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    moi_context *other;
+    moi_plan *plan = NULL;
+    claim(cases[i].sm);
+    passes(open_with(0, NULL, &other));
+    moi_gemm_desc d = MOI_GEMM_DESC_INIT;
+    d.max_rows = 64, d.n = d.k = 256, d.n_experts = 1, d.format = MOI_FORMAT_MXFP4, d.act_quant = cases[i].quant;
+    d.kernel = "mxfp4-mma-mx";
+    if (cases[i].wanted) refused(moi_gemm_plan(other, &d, &plan), MOI_UNSUPPORTED, cases[i].wanted);
+    else passes(moi_gemm_plan(other, &d, &plan));
+    moi_plan_destroy(plan);
+    d.kernel = NULL;
+    passes(moi_gemm_plan(other, &d, &plan));
+    assert_null(strstr(moi_plan_kernel(plan), "mma-mx"));
+    moi_plan_destroy(plan);
+    moi_context_destroy(other);
+  }
+  claim(0);
+}
+
 /* As many as docs/cuda.md says; on devices that can, all but the first are made ready while the one before runs. */
 static void test_launches(void **state) {
   (void)state;
@@ -698,6 +731,7 @@ int main(void) {
       cmocka_unit_test(test_old_devices),
       cmocka_unit_test(test_integers_hold_activations),
       cmocka_unit_test(test_the_card_decides),
+      cmocka_unit_test(test_the_row_of_sm_120),
       cmocka_unit_test(test_launches),
   };
   return cmocka_run_group_tests(tests, open_shared, close_shared);

@@ -30,7 +30,9 @@ moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_
     if (whole && (!kernel || strstr(kernel, "-int8"))) return MOI_ACCUMULATE_I16;
     if (kernel && strstr(kernel, "-mma-fp8") && (format == MOI_FORMAT_FP8 || format == MOI_FORMAT_FP8_B128))
       return MOI_ACCUMULATE_E4M3;
-    if (format != MOI_FORMAT_F32 && (!kernel || strstr(kernel, "-mma"))) return MOI_ACCUMULATE_BF16X2;
+    if (kernel && strstr(kernel, "-mma-mx") && (format == MOI_FORMAT_MXFP4 || format == MOI_FORMAT_MXFP4_GGUF))
+      return MOI_ACCUMULATE_E4M3;
+    if (format != MOI_FORMAT_F32 && (!kernel || strstr(kernel, "-mma") || strstr(kernel, "-cublas"))) return MOI_ACCUMULATE_BF16X2;
   }
   int dense = format == MOI_FORMAT_F32 || format == MOI_FORMAT_F16 || format == MOI_FORMAT_BF16 ||
               format == MOI_FORMAT_BF16_KN;

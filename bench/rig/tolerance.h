@@ -42,8 +42,8 @@ typedef enum moi_accumulator {
 } moi_accumulator;
 
 /* What a backend's kernels of a format are allowed. On the CPU int16, but fp32 for the dense formats and for the kernels
- * 'generic' and 'ref'; elsewhere fp32, but for these rows and plans that may have them: on CUDA those called "-mma" multiply
- * bf16 or f16 digits, "-mma-fp8" E4M3, "-int8", and plans of formats of blocks, 16 bits; on Vulkan those called "-dot" 16 bits. */
+ * 'generic' and 'ref'; elsewhere fp32, but for these rows and plans that may have them: on CUDA those called "-mma" and "-cublas" multiply
+ * bf16 or f16 digits, "-mma-fp8" and "-mma-mx" E4M3, "-int8", and plans of formats of blocks, 16 bits; on Vulkan those called "-dot" 16 bits. */
 moi_accumulator moi_accumulator_of(moi_backend backend, const char *kernel, moi_format format);
 
 /* e and s of the comment above. */

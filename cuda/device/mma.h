@@ -13,6 +13,10 @@
  *   moi_mma_f16_1688(d, a, b)          f16; sm_75
  *   moi_mma_f16_k16(d, a, b)           m16n8k16 of f16, where sm_75 makes it of two m16n8k8
  *   moi_mma_e4m3_16832(d, a, b)        m16n8k32 of E4M3, sums in fp32 of which hardware may keep 14 bits; sm_89
+ *   moi_mma_mx_e4m3_e2m1_16832(d, a, b, of_a, of_b)   the same of A of E4M3 and B of E2M1, a code in bits 2 to 5 of its byte, and
+ *                                      each row of A and column of B times 2^(e - 127), a NaN where e is 255; sm_120a. e is the
+ *                                      lowest byte of what a lane brings: with q 0 and 1 in of_a for rows g and g + 8, with
+ *                                      q 0 in of_b for column g; others are not looked at
  *
  * Signed bytes, sums of 32 bits; m16n8k16 of bytes is m16n8k32's a[0], a[1] and b[0], m8n8k16 its a[0], b[0], d[0] and d[1]:
  *   moi_mma_s8_16832(d, a, b, c)       D = A B + c, c the same number everywhere, sums are 32 bits; sm_75, where it is
@@ -72,6 +76,15 @@ MOI_DEVICE void moi_mma_e4m3_16832(float *d, const unsigned *a, const unsigned *
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+#if defined(__CUDA_ARCH_FEAT_SM120_ALL)
+MOI_DEVICE void moi_mma_mx_e4m3_e2m1_16832(float *d, const unsigned *a, const unsigned *b, unsigned of_a, unsigned of_b) {
+  asm("mma.sync.aligned.kind::mxf8f6f4.block_scale.scale_vec::1X.m16n8k32.row.col.f32.e4m3.e2m1.f32.ue8m0 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3}, {%10}, {0, 0}, {%11}, {0, 0};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(of_a), "r"(of_b));
 }
 #endif
 

@@ -60,6 +60,12 @@ MOI_KERNEL(store_rows, 64, moi_cu_store_args) {
     if (!inside && a->accumulate) continue;
     const float *from = a->y + (uint64_t)r * a->ldy;
     float v0 = inside ? from[at] : 0.0f, v1 = inside && both ? from[at + 1u] : 0.0f;
+    if (inside && a->row_scales) v0 *= a->row_scales[r], v1 *= a->row_scales[r];
+    if (inside && a->global_scale) v0 *= a->global_scale[0], v1 *= a->global_scale[0];
+    if (inside && a->bias) {
+      v0 += moi_load(a->bias_type, a->bias, at);
+      if (both) v1 += moi_load(a->bias_type, a->bias, at + 1u);
+    }
     uint64_t row = (uint64_t)r * a->output_stride + at;
     if (a->accumulate) {
       v0 += moi_load(a->output_type, a->output, row);

@@ -15,7 +15,8 @@
 
 #define API __attribute__((visibility("default")))
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201,
+       INVALID_HANDLE = 400, NOT_FOUND = 500 };
 
 static _Atomic int countdown, capability, asked; /* asked: by the environment */
 static const char *device_name = "emulated on the CPU";
@@ -179,15 +180,24 @@ API void moi_emulated_launches(unsigned *all, unsigned *programmatic) {
   *programmatic = n_programmatic;
 }
 
-API int cuStreamCreate(void **stream, unsigned flags) {
+enum { STREAM = 0x57ea3 };
+API int cuStreamCreate(unsigned **stream, unsigned flags) {
   (void)flags;
   MAY_FAIL;
-  *stream = malloc(1);
-  return *stream ? SUCCESS : OUT_OF_MEMORY;
+  *stream = malloc(sizeof **stream);
+  if (!*stream) return OUT_OF_MEMORY;
+  **stream = STREAM;
+  return SUCCESS;
 }
-API int cuStreamDestroy_v2(void *stream) {
+API int cuStreamDestroy_v2(unsigned *stream) {
+  if (!stream || *stream != STREAM) return INVALID_HANDLE;
+  *stream = 0;
   free(stream);
   return SUCCESS;
+}
+API int cuStreamGetFlags(const unsigned *stream, unsigned *flags) {
+  *flags = 0;
+  return !stream || *stream == STREAM ? SUCCESS : INVALID_HANDLE;
 }
 API int cuStreamSynchronize(void *stream) {
   (void)stream;
@@ -234,8 +244,10 @@ API int cuGraphLaunch(void *instance, void *stream) {
 
 API int cuLaunchKernel(const moi_emulated_kernel *k, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                        unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **params, void **extra) {
-  (void)stream, (void)extra;
+  unsigned flags;
+  (void)extra;
   IN_CONTEXT;
+  if (cuStreamGetFlags(stream, &flags)) return INVALID_HANDLE;
   if (!grid_x || !grid_y || grid_z != 1 || grid_x > 2147483647u || grid_y > 65535u || block_y != 1 || block_z != 1 ||
       block_x != k->threads || k->args_size > 4096) {
     fprintf(stderr, "emulated: a launch of %s that no driver takes: grid %u %u %u, block %u %u %u\n", k->name, grid_x,

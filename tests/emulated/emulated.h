@@ -165,23 +165,37 @@ MOI_WORD double moi_emulated_e4m3(unsigned b) {
   double v = (b & 127u) == 127u ? (double)NAN : ldexp(e ? m + 8 : m, (e ? e : 1) - 10);
   return b & 128u ? -v : v;
 }
+/* E2M1 in bits 2 to 5 of a byte; other bits are to be 0. */
+MOI_WORD double moi_emulated_e2m1(unsigned b) {
+  static const double values[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+  if (b & ~0x3cu) return (double)NAN;
+  return b & 0x20u ? -values[(b >> 2) & 7u] : values[(b >> 2) & 7u];
+}
+MOI_WORD double moi_emulated_e8m0(unsigned e) { return e == 255u ? (double)NAN : ldexp(1.0, (int)e - 127); }
 /* Element A[i][j] is in byte j % 4 of register a[i / 8 + 2 (j / 16)] of lane 4 (i % 8) + (j % 16) / 4, element B[j][i] in
- * that of b[j / 16] of lane 4 i + (j % 16) / 4. As measured of hardware: of every product, and of what they are added to, the bits
- * behind 2^-13 of the largest of them are dropped. */
-MOI_WORD void moi_mma_e4m3_16832(float *d, const unsigned *a, const unsigned *b) {
-  unsigned mine[6], lane = moi_lane();
+ * that of b[j / 16] of lane 4 i + (j % 16) / 4. mx: B is E2M1, and of_a of lane 4 (i % 8) + i / 8 is the exponent of row i of
+ * A, of_b of lane 4 i that of column i of B. As measured of hardware, if not of mx: of every product, and of what they are added
+ * to, the bits behind 2^-13 of the largest of them are dropped. */
+MOI_WORD void moi_emulated_mma_e4m3(const char *what, float *d, const unsigned *a, const unsigned *b, int mx, unsigned of_a,
+                                    unsigned of_b) {
+  unsigned mine[8], lane = moi_lane();
   memcpy(mine, a, 16);
   memcpy(mine + 4, b, 8);
-  const unsigned char *all = moi_emulated_meet("mma e4m3 m16n8k32", mine, sizeof mine);
+  mine[6] = of_a, mine[7] = of_b;
+  const unsigned char *all = moi_emulated_meet(what, mine, sizeof mine);
   for (unsigned i = 0; i < 4; i++) {
     unsigned row = lane / 4u + 8u * (i / 2u), column = 2u * (lane % 4u) + i % 2u;
     double terms[33], largest = fabs((double)d[i]), sum = 0;
+    double scale = 1;
+    if (mx)
+      scale = moi_emulated_e8m0(all[sizeof mine * (4u * (row % 8u) + row / 8u) + 24]) *
+              moi_emulated_e8m0(all[sizeof mine * 4u * column + 28]);
     terms[32] = d[i];
     for (unsigned j = 0; j < 32; j++) {
       unsigned lanes = (j % 16u) / 4u;
       unsigned char wa = all[sizeof mine * (4u * (row % 8u) + lanes) + 4 * (row / 8u + 2u * (j / 16u)) + j % 4u];
       unsigned char wb = all[sizeof mine * (4u * column + lanes) + 4 * (4u + j / 16u) + j % 4u];
-      terms[j] = moi_emulated_e4m3(wa) * moi_emulated_e4m3(wb);
+      terms[j] = moi_emulated_e4m3(wa) * (mx ? moi_emulated_e2m1(wb) : moi_emulated_e4m3(wb)) * scale;
       largest = fmax(largest, fabs(terms[j]));
     }
     int e = 0;
@@ -190,6 +204,12 @@ MOI_WORD void moi_mma_e4m3_16832(float *d, const unsigned *a, const unsigned *b)
       sum += isfinite(terms[j]) && isfinite(largest) ? ldexp(trunc(ldexp(terms[j], 14 - e)), e - 14) : terms[j];
     d[i] = (float)sum;
   }
+}
+MOI_DEVICE void moi_mma_e4m3_16832(float *d, const unsigned *a, const unsigned *b) {
+  moi_emulated_mma_e4m3("mma e4m3 m16n8k32", d, a, b, 0, 0, 0);
+}
+MOI_DEVICE void moi_mma_mx_e4m3_e2m1_16832(float *d, const unsigned *a, const unsigned *b, unsigned of_a, unsigned of_b) {
+  moi_emulated_mma_e4m3("mma mx e4m3 e2m1 m16n8k32", d, a, b, 1, of_a, of_b);
 }
 /* D = A B + D of bytes: element A[i][j] is in byte j % 4 of register a[i / 8 + (rows / 8) (j / 16)] of lane
  * 4 (i % 8) + (j % 16) / 4, element B[j][i] in that of b[j / 16] of lane 4 i + (j % 16) / 4. */

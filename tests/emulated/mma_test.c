@@ -56,6 +56,24 @@ MOI_KERNEL(test_mma8, 32, mma8_args) {
   for (unsigned i = 0; i < 4; i++) a->d[(g + i / 2 * 8) * N + 2 * q + i % 2] = d[i];
 }
 
+typedef struct mx_args {
+  const uint8_t *a, *b;       /* [M][32] of E4M3, [32][N] of E2M1 in the low nibbles */
+  const uint8_t *of_a, *of_b; /* [M], [N] */
+  float *d;                   /* [M][N] */
+} mx_args;
+
+MOI_KERNEL(test_mma_mx, 32, mx_args) {
+  unsigned lane = moi_lane(), g = lane / 4, q = lane % 4, fa[4], fb[2] = {0, 0}, of_a = ~0u, of_b = ~0u;
+  float d[4];
+  for (unsigned i = 0; i < 4; i++) memcpy(&fa[i], a->a + (g + i % 2 * 8) * 32 + 4 * q + i / 2 * 16, 4);
+  for (unsigned i = 0; i < 8; i++) fb[i / 4] |= (unsigned)a->b[(4 * q + i % 4 + i / 4 * 16) * N + g] << (8 * (i % 4) + 2);
+  if (q < 2) of_a = 0xabcdef00u | a->of_a[g + 8 * q];
+  if (q == 0) of_b = 0x12345600u | a->of_b[g];
+  for (unsigned i = 0; i < 4; i++) d[i] = a->d[(g + i / 2 * 8) * N + 2 * q + i % 2];
+  moi_mma_mx_e4m3_e2m1_16832(d, fa, fb, of_a, of_b);
+  for (unsigned i = 0; i < 4; i++) a->d[(g + i / 2 * 8) * N + 2 * q + i % 2] = d[i];
+}
+
 typedef struct bytes_args {
   const int8_t *a, *b; /* [M][32], [32][N] */
   int *d;              /* [M][N] */
@@ -177,6 +195,29 @@ static void test_products_of_bytes(void) {
   CHECK(d[0] != d[0], "NaN: %g", (double)d[0]);
 }
 
+static void test_products_with_scales(void) {
+  uint8_t a[M * 32], b[32 * N], of_a[M], of_b[N];
+  float d[M * N], wanted[M * N];
+  for (int i = 0; i < M * 32; i++) a[i] = (uint8_t)moi_e4m3_code((float)(i * 37 % 17 - 8));
+  for (int i = 0; i < 32 * N; i++) b[i] = (uint8_t)(i * 53 % 16);
+  for (int i = 0; i < M; i++) of_a[i] = (uint8_t)(120 + i);
+  for (int i = 0; i < N; i++) of_b[i] = (uint8_t)(130 - 2 * i);
+  for (unsigned i = 0; i < M; i++)
+    for (unsigned j = 0; j < N; j++) { /* multiples of half the scale, below 2^11 of it */
+      float sum = 0;
+      for (unsigned l = 0; l < 32; l++) sum += moi_e4m3_value(a[i * 32 + l]) * moi_e2m1_f32(b[l * N + j]);
+      d[i * N + j] = ldexpf((float)(i * N + j), of_a[i] + of_b[j] - 254);
+      wanted[i * N + j] = d[i * N + j] + ldexpf(sum, of_a[i] + of_b[j] - 254);
+    }
+  mx_args args = {a, b, of_a, of_b, d};
+  run("test_mma_mx", &args);
+  for (unsigned i = 0; i < M * N; i++)
+    CHECK(d[i] == wanted[i], "row %u, column %u: %g, wanted %g", i / N, i % N, (double)d[i], (double)wanted[i]);
+  of_a[9] = 255;
+  run("test_mma_mx", &args);
+  for (unsigned i = 0; i < M * N; i++) CHECK((d[i] != d[i]) == (i / N == 9), "row %u: %g", i / N, (double)d[i]);
+}
+
 static void test_bytes(void) {
   int8_t a[M * 32], b[32 * N];
   for (int i = 0; i < M * 32; i++) a[i] = (int8_t)(i * 37 % 256 - 128);
@@ -259,6 +300,7 @@ static void test_death(const char *kernel) {
 int main(void) {
   test_products();
   test_products_of_bytes();
+  test_products_with_scales();
   test_bytes();
   test_copies();
   test_pairs();
