@@ -24,6 +24,8 @@
  *   MOI_UNROLL, MOI_ROLLED            before a loop of fixed length; before one that must stay a loop
  *   moi_fresh(v)                      v, for the compiler another number each time: what is computed from it is not kept in
  *                                     registers from turn to turn of a loop
+ *   moi_fresh_address(p)              the same of an address
+ *   moi_fresh_grid_x(), moi_fresh_grid_y()   moi_grid_x() and moi_grid_y(), read again each time
  */
 #ifndef MOI_CUDA_THREAD_H
 #define MOI_CUDA_THREAD_H
@@ -66,6 +68,20 @@ MOI_DEVICE void moi_begin(void) {
 
 MOI_DEVICE unsigned moi_fresh(unsigned v) {
   asm volatile("" : "+r"(v));
+  return v;
+}
+MOI_DEVICE const void *moi_fresh_address(const void *p) {
+  asm volatile("" : "+l"(p));
+  return p;
+}
+MOI_DEVICE unsigned moi_fresh_grid_x(void) {
+  unsigned v;
+  asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(v));
+  return v;
+}
+MOI_DEVICE unsigned moi_fresh_grid_y(void) {
+  unsigned v;
+  asm volatile("mov.u32 %0, %%nctaid.y;" : "=r"(v));
   return v;
 }
 MOI_DEVICE unsigned moi_thread(void) { return threadIdx.x; }

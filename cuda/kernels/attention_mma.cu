@@ -101,18 +101,13 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
     warp_end = moi_max_u(warp_end, e);
   }
   unsigned segment_keys = many ? a->many_segment : a->segment;
-  uint64_t slot = item; /* where sums go */
   if (!many) {
     unsigned segment = moi_block_y() % a->n_segments;
     begin = moi_max_u(begin, segment * segment_keys);
     end = moi_min_u(end, (segment + 1u) * segment_keys);
-    slot = slot * a->n_segments + segment;
     if (begin >= end) return;
   }
-  slot = slot * a->n_kv_heads + kv_head;
-  float *to_acc = many ? a->many : a->few, *to_sums = many ? a->many_sums : a->few_sums;
-  unsigned dv = a->v.dim, row0 = moi_warp() * 16u * MT + lane / 4u, column0 = 2u * (lane % 4u);
-  if (to_acc) to_acc += slot * R * dv, to_sums += slot * R * 2u;
+  unsigned row0 = moi_warp() * 16u * MT + lane / 4u, column0 = 2u * (lane % 4u);
 
   /* queries; rows behind the last are zeros */
   for (unsigned i = thread; i < R * DK / 8u; i += T) {
@@ -330,7 +325,15 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
       sum[h] += moi_xor_f32(sum[h], 2u);
       most[h] = most[h] == -MOI_INF ? most[h] : most[h] * LN2;
     }
+    /* where sums go, found only here: no register holds it through the products */
+    uint64_t slot = moi_fresh(item);
+    if (!many) slot = slot * a->n_segments + moi_block_y() % a->n_segments;
+    slot = slot * a->n_kv_heads + kv_head;
+    unsigned dv = a->v.dim;
+    float *to_acc = many ? a->many : a->few, *to_sums = many ? a->many_sums : a->few_sums;
+    if (to_acc) to_acc += slot * R * dv, to_sums += slot * R * 2u;
     if (!to_acc) { /* one segment, and the row's end */
+      s = &a->seqs[moi_fresh(seq)];
       MOI_UNROLL
       for (unsigned h = 0; h < 2u * MT; h++) {
         unsigned r = first + row0 + 8u * h;

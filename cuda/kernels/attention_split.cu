@@ -133,14 +133,14 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
   MOI_SHARED(float, sums, MAX_R);
   MOI_SHARED(float, keeps, MAX_R);
   MOI_SHARED(float, adds, MAX_R);
-  unsigned lane = moi_lane(), warp = moi_warp(), all = split_all(a);
+  unsigned lane = moi_lane(), warp = moi_warp();
   unsigned in_row = lane % L, in_group = lane / L;
   unsigned *mine = held + 8u * moi_thread();
   float *its = weights + warp * STEP * R;
   const uint8_t **k_table = k_rows + warp * 2u * STEP, **v_table = v_rows + warp * 2u * STEP;
 
   MOI_ROLLED
-  for (unsigned at = moi_block_x(); at < all; at += moi_grid_x()) {
+  for (unsigned at = moi_block_x(); at < split_all(a); at += moi_grid_x()) {
     split_work w = split_work_of(a, at, R);
     moi_sync(); /* the work before has been read */
     split_rows(a, &w, R, begins, ends, scales);
@@ -165,9 +165,8 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
       to_q[4] = y.x, to_q[5] = y.y, to_q[6] = y.z, to_q[7] = y.w;
     }
 
-    int joins = 0;
     MOI_ROLLED
-    for (unsigned segment = split_first(a, &w);; segment++, joins = 1) {
+    for (unsigned segment = split_first(a, &w);; segment++) {
       unsigned from, to;
       split_segment(a, &w, segment, &from, &to);
       float most[MAX_R], sum[MAX_R];
@@ -360,7 +359,11 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
         }
         moi_sync();
       }
-      split_end(a, &w, R, LD, joint, mosts, sums, keeps, adds, joins);
+      if (FORMAT == ANY) { /* found again, so that no register holds it through the keys */
+        w = split_work_of(a, moi_fresh(at), R);
+        split_keys(a, &w, R, begins, ends);
+      }
+      split_end(a, &w, R, LD, joint, mosts, sums, keeps, adds, segment != split_first(a, &w));
       if (split_is_last(a, &w, segment)) break;
       moi_sync();
     }

@@ -15,8 +15,8 @@
 #include "cuda/device/mma.h"
 
 #define MOI_WARPS_M 4
-#define MOI_WARP_M (moi_warp() >> 2)
-#define MOI_WARP_N (moi_warp() & 3u)
+#define MOI_WARP_M(warp) ((warp) >> 2)
+#define MOI_WARP_N(warp) ((warp) & 3u)
 #define MOI_ROW_SCALE(a, slot) 1.0f
 #include "cuda/kernels/gemm_mma.h"
 
@@ -94,19 +94,19 @@ typedef struct x_part {
   moi_f2 scale;
 } x_part;
 
-/* row: in units of 16 bytes, or NO_ROW */
-#define NO_ROW 0xffffffffu
-MOI_DEVICE void load_x(const moi_cu_gemm_args *a, unsigned row, unsigned k0, const int digits, x_part *part) {
-  unsigned half = moi_thread() & 1u;
-  const moi_u4 *from = (const moi_u4 *)(const void *)a->x + (row == NO_ROW ? 0u : row);
+/* row: null if there is none. No register holds an address of the next chunk while this one is multiplied: there are 128,
+ * and on sm_120 the products want the rest. So in load_w and turn_of too. */
+MOI_DEVICE void load_x(const moi_cu_gemm_args *a, const uint8_t *row, unsigned k0, const int digits, x_part *part) {
+  unsigned half = moi_fresh(moi_thread()) & 1u, ldx = moi_fresh(a->ldx);
+  const moi_u4 *from = (const moi_u4 *)moi_global(moi_fresh_address(row));
   MOI_UNROLL
   for (int digit = 0; digit < digits; digit++) {
     moi_u4 none = {0u, 0u, 0u, 0u};
-    part->digit[digit] = row == NO_ROW ? none : from[((unsigned)digit * a->ldx + k0) / 16u + half];
+    part->digit[digit] = row ? from[((unsigned)digit * ldx + k0) / 16u + half] : none;
   }
   moi_f2 none = {0.0f, 0.0f};
   part->scale = none;
-  if (row != NO_ROW && !half) part->scale = ((const moi_f2 *)(const void *)(from + a->ldx / 8u))[k0 / CHUNK];
+  if (row && !half) part->scale = ((const moi_f2 *)(const void *)(from + ldx / 8u))[k0 / CHUNK];
 }
 
 MOI_DEVICE void store_x(const x_part *part, unsigned char *x, moi_f2 *scales, const int digits) {
@@ -116,7 +116,7 @@ MOI_DEVICE void store_x(const x_part *part, unsigned char *x, moi_f2 *scales, co
   if (!half) scales[row] = part->scale;
 }
 
-/* Where the line of W that a thread brings lies, and the 16 k of a chunk in it. */
+/* Where the line of W that a thread brings lies; of a thread that brings x, m.d is its row. */
 typedef struct line_part {
   moi_streams m;
   unsigned n, rows;
@@ -126,10 +126,10 @@ MOI_DEVICE unsigned k_of(unsigned thread) { return ((MOI_BY_N ? thread >> 7 : th
 
 MOI_DEVICE void load_w(const line_part *part, unsigned k0, unsigned K, moi_raw *raw) {
   moi_streams m = part->m; /* up's or gate's: global memory both, which a choice of addresses hides from the compiler */
-  m.d = (const uint8_t *)moi_global(m.d);
-  m.s = (const uint8_t *)moi_global(m.s);
-  m.z = (const uint8_t *)moi_global(m.z);
-  moi_raw_load(&m, part->n, k0 + k_of(moi_fresh(moi_thread())), part->rows, K, raw);
+  m.d = (const uint8_t *)moi_global(moi_fresh_address(m.d));
+  m.s = (const uint8_t *)moi_global(moi_fresh_address(m.s));
+  m.z = (const uint8_t *)moi_global(moi_fresh_address(m.z));
+  moi_raw_load(&m, moi_fresh(part->n), k0 + k_of(moi_fresh(moi_thread())), part->rows, K, raw);
 }
 
 MOI_DEVICE void store_w(const moi_raw *raw, unsigned char *w, float *scales, float *minima) {
@@ -156,10 +156,10 @@ typedef struct turn {
   unsigned i, j0;
 } turn;
 MOI_DEVICE turn turn_of(const moi_cu_gemm_args *a, const int gate_up, int two, unsigned n) {
-  unsigned n_tile = two ? LINES / 2 : LINES, step = moi_grid_x() * n_tile;
+  unsigned n_tile = two ? LINES / 2 : LINES, step = moi_fresh_grid_x() * n_tile;
   unsigned parts = (moi_columns_of(a, gate_up) + step - 1u) / step; /* of an item's columns, for each block */
   turn t;
-  t.i = moi_block_y() + n / parts * moi_grid_y();
+  t.i = moi_block_y() + n / parts * moi_fresh_grid_y();
   t.j0 = moi_block_x() * n_tile + n % parts * step;
   return t;
 }
@@ -180,15 +180,19 @@ MOI_DEVICE void int8(const moi_cu_gemm_args *a, const int gate_up, const int dig
     moi_streams su = moi_streams_of(&a->up, item.expert, a->bias_type), sg = su;
     if (two) sg = moi_streams_of(&a->gate, item.expert, a->bias_type);
     line_part part;
-    unsigned line = line_of(thread);
-    int gate = two && line & 8u;
-    unsigned column = t.j0 + (two ? (line >> 4) * 8u + (line & 7u) : line);
-    if (column >= a->n) column = a->n - 1u;
-    part.m = gate ? sg : su;
-    part.n = gate ? column * a->gate.row_mul + a->gate.row_add : column * a->up.row_mul + a->up.row_add;
-    part.rows = gate ? a->gate.rows : a->up.rows;
-    unsigned n_chunks = su.there && sg.there ? (a->k + CHUNK - 1u) / CHUNK : 0u, row = (thread >> 1) & 127u;
-    row = row < item.rows ? moi_slot_of(a, item.first + row) / a->x_div * (a->ldx / 4u) : NO_ROW;
+    unsigned n_chunks = su.there && sg.there ? (a->k + CHUNK - 1u) / CHUNK : 0u;
+    if (of_w) {
+      unsigned line = line_of(thread);
+      int gate = two && line & 8u;
+      unsigned column = t.j0 + (two ? (line >> 4) * 8u + (line & 7u) : line);
+      if (column >= a->n) column = a->n - 1u;
+      part.m = gate ? sg : su;
+      part.n = gate ? column * a->gate.row_mul + a->gate.row_add : column * a->up.row_mul + a->up.row_add;
+      part.rows = gate ? a->gate.rows : a->up.rows;
+    } else {
+      unsigned row = (thread >> 1) & 127u;
+      part.m.d = row < item.rows ? (const uint8_t *)moi_x_row(a, item.first + row) : NULL;
+    }
     float acc[32];
     MOI_UNROLL
     for (int c = 0; c < 32; c++) acc[c] = 0.0f;
@@ -197,7 +201,7 @@ MOI_DEVICE void int8(const moi_cu_gemm_args *a, const int gate_up, const int dig
       load_w(&part, 0, a->k, &held.w);
       store_w(&held.w, w_tiles, scales, minima);
     } else if (n_chunks) {
-      load_x(a, row, 0, digits, &held.x);
+      load_x(a, part.m.d, 0, digits, &held.x);
       store_x(&held.x, x_tiles, x_scales, digits);
     }
     moi_sync();
@@ -206,7 +210,7 @@ MOI_DEVICE void int8(const moi_cu_gemm_args *a, const int gate_up, const int dig
       unsigned now = c & 1u, next = now ^ 1u;
       int more = c + 1u < n_chunks;
       if (more && of_w) load_w(&part, (c + 1u) * CHUNK, a->k, &held.w);
-      if (more && !of_w) load_x(a, row, (c + 1u) * CHUNK, digits, &held.x);
+      if (more && !of_w) load_x(a, part.m.d, (c + 1u) * CHUNK, digits, &held.x);
       multiply(w_tiles + now * PLANE, x_tiles + now * (unsigned)(digits * PLANE), scales + now * GROUPS * LINES,
                minima + (MOI_INT8_MINIMUM ? now * LINES : 0u), x_scales + now * M_TILE, item.rows, digits, acc);
       if (more && of_w)

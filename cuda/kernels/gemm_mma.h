@@ -1,7 +1,7 @@
 /* What the GEMMs on tensor cores share: blocks of 8 warps, 2 by rows, in tiles of 16 that alternate between them, 4 by
  * lines, 32 each: 128 columns, or by eights 64 of up and of gate; and what becomes of their sums. A file may define others:
  *
- *   MOI_WARPS_M, MOI_WARP_M, MOI_WARP_N   warps by rows; which of them, and of those by lines, a warp is
+ *   MOI_WARPS_M, MOI_WARP_M(warp), MOI_WARP_N(warp)   warps by rows; which of them, and of those by lines, a warp is
  *   MOI_ROW_SCALE(a, slot)   what a slot's sums are multiplied by, defined by a file before it includes this one */
 #ifndef MOI_CUDA_GEMM_MMA_H
 #define MOI_CUDA_GEMM_MMA_H
@@ -10,8 +10,8 @@
 
 #ifndef MOI_WARPS_M
 #define MOI_WARPS_M 2
-#define MOI_WARP_M (moi_warp() & 1u)
-#define MOI_WARP_N (moi_warp() >> 1)
+#define MOI_WARP_M(warp) ((warp) & 1u)
+#define MOI_WARP_N(warp) ((warp) >> 1)
 #endif
 
 #define OUT_PITCH 40u /* floats; 8 warps' 16 rows are 20 KB, less than any row's stages */
@@ -47,10 +47,11 @@ MOI_DEVICE void finish(const moi_cu_gemm_args *a, const int gate_up, unsigned i,
   unsigned n_rows; /* read again, as what follows: no register holds it through the products */
   moi_item_count(a, &n_rows);
   moi_cu_item item = moi_item_at(a, i, n_rows);
-  unsigned lane = moi_lane(), wm = MOI_WARP_M, line0 = MOI_WARP_N * 32u;
+  unsigned thread = moi_fresh(moi_thread()), warp = thread >> 5, lane = thread & 31u;
+  unsigned wm = MOI_WARP_M(warp), line0 = MOI_WARP_N(warp) * 32u;
   moi_streams su = moi_streams_of(&a->up, item.expert, a->bias_type), sg = su;
   if (two) sg = moi_streams_of(&a->gate, item.expert, a->bias_type);
-  float *own = shared + moi_warp() * 16u * OUT_PITCH;
+  float *own = shared + warp * 16u * OUT_PITCH;
   MOI_ROLLED
   for (unsigned row0 = wm * 16u; row0 < item.rows; row0 += MOI_WARPS_M * 16u) {
     MOI_UNROLL

@@ -56,6 +56,7 @@ typedef struct moi_u2 { unsigned x, y; } __attribute__((aligned(8))) moi_u2;
 typedef struct moi_f2 { float x, y; } __attribute__((aligned(8))) moi_f2;
 
 MOI_DEVICE unsigned moi_fresh(unsigned v) { return v; }
+MOI_DEVICE const void *moi_fresh_address(const void *p) { return p; }
 MOI_DEVICE unsigned moi_thread(void) { return moi_emulated_now.thread; }
 MOI_DEVICE unsigned moi_warp(void) { return moi_emulated_now.thread >> 5; }
 MOI_DEVICE unsigned moi_lane(void) { return moi_emulated_now.thread & 31u; }
@@ -63,6 +64,8 @@ MOI_DEVICE unsigned moi_block_x(void) { return moi_emulated_now.block_x; }
 MOI_DEVICE unsigned moi_block_y(void) { return moi_emulated_now.block_y; }
 MOI_DEVICE unsigned moi_grid_x(void) { return moi_emulated_now.grid_x; }
 MOI_DEVICE unsigned moi_grid_y(void) { return moi_emulated_now.grid_y; }
+MOI_DEVICE unsigned moi_fresh_grid_x(void) { return moi_grid_x(); }
+MOI_DEVICE unsigned moi_fresh_grid_y(void) { return moi_grid_y(); }
 MOI_DEVICE void moi_sync(void) { moi_emulated_sync(); }
 MOI_DEVICE void moi_sync_warp(void) { moi_emulated_sync_warp(); }
 MOI_WORD unsigned moi_from_u32(unsigned v, unsigned lane) {
