@@ -720,7 +720,7 @@ static void test_describe(void **state) {
   }
   assert_non_null(strstr(text, "gate"));
   assert_non_null(strstr(text, "router"));
-  assert_non_null(strstr(text, "select-f32"));
+  assert_non_null(strstr(text, "select-"));
   assert_non_null(strstr(text, "workspace"));
   free(text);
   moi_plan_destroy(plan);

@@ -192,6 +192,7 @@ MOI_DEVICE void int8(const moi_cu_gemm_args *a, const int gate_up, const int dig
     } else {
       unsigned row = (thread >> 1) & 127u;
       part.m.d = row < item.rows ? (const uint8_t *)moi_x_row(a, item.first + row) : NULL;
+      part.n = part.rows = 0u;
     }
     float acc[32];
     MOI_UNROLL
