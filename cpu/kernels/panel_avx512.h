@@ -1,20 +1,8 @@
-/* What the AVX-512 panel kernels share. A panel is COLUMNS rows of W turned so that a vector holds the same four bytes of
- * k of 16 rows, one after another in k: they meet four bytes of a token's x that a load has spread over the lanes, and
- * nothing is left to sum over lanes. Turning costs about as much as one token's products; so these are rows for many. */
+/* What the AVX-512 panel kernels share. Turning costs about as much as one token's products; so these are rows for many. */
 #ifndef MOI_CPU_KERNELS_PANEL_AVX512_H
 #define MOI_CPU_KERNELS_PANEL_AVX512_H
 
-#include <immintrin.h>
-
-#include "cpu/kernel.h"
-
-/* A register tile is PANEL_TOKENS tokens by COLUMNS columns, which an including file defines. */
-enum { PANEL_TOKENS = 6 };
-
-/* What compilers do worse: a vector is loaded once rather than before each use; sums in memory stay there between blocks,
- * for the registers are full. */
-#define IN_REGISTER(v) __asm__("" : "+v"(v))
-#define IN_MEMORY() __asm__ volatile("" ::: "memory")
+#include "cpu/kernels/panel.h"
 
 /* 16 rows of 16-byte pieces, row r's at from + r * stride; out[4 * i + j] = 32-bit word j of piece i of all rows, at a
  * distance of COLUMNS words. */
@@ -47,31 +35,6 @@ static inline void panel_store(const float sum[][COLUMNS], uint32_t tokens, uint
       const __mmask16 exist = width - i >= 16 ? 0xffff : (__mmask16)((1u << (width - i)) - 1);
       _mm512_mask_storeu_ps(c + t * ldc + i, exist, _mm512_mul_ps(_mm512_set1_ps(global), _mm512_load_ps(sum[t] + i)));
     }
-}
-
-/* Tokens in the tile that begins at t of m: as even as may be, for a tile of one or two waits for its sums. */
-static inline uint32_t panel_tokens(uint32_t t, uint32_t m) {
-  const uint32_t left = m - t, tiles = (left + PANEL_TOKENS - 1) / PANEL_TOKENS;
-  return (left + tiles - 1) / tiles;
-}
-
-/* What is to be fetched from memory while products are computed, evenly: so many lines at each stop. */
-typedef struct panel_ahead {
-  const uint8_t *at, *end;
-  uint32_t lines;
-} panel_ahead;
-
-/* One stop for each 64 elements of k of each tile of a call. */
-static inline panel_ahead panel_next(const moi_gemm_tile *g) {
-  const size_t tiles = (size_t)((g->m + PANEL_TOKENS - 1) / PANEL_TOKENS) * ((g->n1 - g->n0 + COLUMNS - 1) / COLUMNS);
-  const size_t stops = tiles * (MOI_FORM_KP(g->w->k) / 64);
-  const uint8_t *end = g->ahead_bytes ? g->ahead + g->ahead_bytes : g->ahead;
-  return (panel_ahead){g->ahead, end, (uint32_t)((g->ahead_bytes / 64 + stops) / stops)};
-}
-
-static inline __attribute__((always_inline)) void panel_fetch(panel_ahead *ahead) {
-  for (uint32_t i = 0; i < ahead->lines && ahead->at < ahead->end; i++, ahead->at += 64)
-    _mm_prefetch((const char *)ahead->at, _MM_HINT_T1);
 }
 
 #endif
