@@ -181,7 +181,8 @@ static void prepare_x(void *arg, uint32_t lane_index, uint32_t i) {
   }
   const moi_pick *g = &f->state->gate;
   int quantised = 0;
-  for (int which = 0; which < 2; which++) {
+  for (int turn = 0; turn < 2; turn++) { /* int8 first: it is made of the values before they are quantised */
+    const int which = moi_form_is_int8(g->many->form) ? !turn : turn;
     moi_form form = which ? g->many->form : g->few->form;
     if (!f->uses[which] || (which && f->x[1] == f->x[0] && f->uses[0])) continue;
     if (!quantised && !moi_form_is_int8(form)) {

@@ -131,6 +131,8 @@ moi_prepare_fn moi_form_prepare(moi_form form, uint32_t isa) {
     if (form == MOI_FORM_BF16) return moi_prepare_bf16_avx2;
     if (form == MOI_FORM_I16) return moi_prepare_i16_avx2;
     if (form == MOI_FORM_I16_EO) return moi_prepare_i16_eo_avx2;
+    if (form == MOI_FORM_I8) return moi_prepare_i8_avx2;
+    if (form == MOI_FORM_I8_EO) return moi_prepare_i8_eo_avx2;
   }
 #elif defined(__aarch64__)
   if (isa & MOI_ISA_NEON) {

@@ -13,6 +13,8 @@
 void moi_prepare_bf16_avx2(const float *x, uint32_t k, void *dst);
 void moi_prepare_i16_avx2(const float *x, uint32_t k, void *dst);
 void moi_prepare_i16_eo_avx2(const float *x, uint32_t k, void *dst);
+void moi_prepare_i8_avx2(const float *x, uint32_t k, void *dst);
+void moi_prepare_i8_eo_avx2(const float *x, uint32_t k, void *dst);
 void moi_prepare_bf16_avx512(const float *x, uint32_t k, void *dst);
 void moi_prepare_i8x2_avx512(const float *x, uint32_t k, void *dst);
 void moi_prepare_i8x2_eo_avx512(const float *x, uint32_t k, void *dst);

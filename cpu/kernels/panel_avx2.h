@@ -253,6 +253,12 @@ INLINE void fill(int f, uint32_t bytes, const moi_gemm_tile *g, const strides *s
 typedef void (*fill_fn)(const moi_gemm_tile *g, const strides *stride, uint32_t n, uint32_t v, uint8_t *codes,
                         float *scales, float *minima);
 
+#define PANEL_FILL(format, name, bytes)                                                                                \
+  static __attribute__((noinline)) void fill_##name##_##bytes(const moi_gemm_tile *g, const strides *stride, uint32_t n, \
+                                                              uint32_t v, uint8_t *codes, float *scales, float *minima) { \
+    fill(MOI_FORMAT_##format, bytes, g, stride, n, v, codes, scales, minima);                                          \
+  }
+
 INLINE void store_sums(const float sum[][COLUMNS], uint32_t tokens, uint32_t width, float global, float *c, size_t ldc) {
   for (uint32_t t = 0; t < tokens; t++)
     for (uint32_t i = 0; i < width; i += 8) {
@@ -262,17 +268,16 @@ INLINE void store_sums(const float sum[][COLUMNS], uint32_t tokens, uint32_t wid
     }
 }
 
-/* scratch_rows: 10. Codes are 8 rows of it (4 of bytes), scales and minima one each. */
+/* scratch_rows: 4 * bytes of codes, scales and minima one each. */
 INLINE void gemm(int f, uint32_t bytes, fill_fn filled, tiles_fn run, const moi_gemm_tile *g) {
   const moi_matrix *w = g->w;
   const size_t kp = MOI_FORM_KP(w->k);
   const strides stride = strides_of(f, w->k);
   uint8_t *codes = g->scratch;
-  float *scales = (float *)g->scratch + 8 * kp, *minima = (float *)g->scratch + 9 * kp;
+  float *scales = (float *)g->scratch + 4 * bytes * kp, *minima = scales + kp;
   const panel p = {codes, scales, minima};
   float sum[PANEL_TOKENS][COLUMNS] __attribute__((aligned(32)));
   panel_ahead ahead = panel_next(g);
-  (void)bytes;
   for (uint32_t n = g->n0; n < g->n1; n += COLUMNS) {
     const uint32_t width = g->n1 - n < COLUMNS ? g->n1 - n : COLUMNS;
     for (uint32_t v = 0; v < 2; v++) filled(g, &stride, n + 8 * v, v, codes, scales, minima);
