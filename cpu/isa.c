@@ -22,9 +22,10 @@ static const struct {
     {"scalar", MOI_ISA_SCALAR},
 #if defined(__x86_64__)
     {"avx2", MOI_ISA_AVX2},
-    {"avx512", MOI_ISA_AVX2 | MOI_ISA_AVX512},
-    {"avx512vnni", MOI_ISA_AVX2 | MOI_ISA_AVX512 | MOI_ISA_AVX512VNNI},
-    {"avx512bf16", MOI_ISA_AVX2 | MOI_ISA_AVX512 | MOI_ISA_AVX512VNNI | MOI_ISA_AVX512BF16},
+    {"avxvnni", MOI_ISA_AVX2 | MOI_ISA_AVXVNNI},
+    {"avx512", MOI_ISA_AVX2 | MOI_ISA_AVXVNNI | MOI_ISA_AVX512},
+    {"avx512vnni", MOI_ISA_AVX2 | MOI_ISA_AVXVNNI | MOI_ISA_AVX512 | MOI_ISA_AVX512VNNI},
+    {"avx512bf16", MOI_ISA_AVX2 | MOI_ISA_AVXVNNI | MOI_ISA_AVX512 | MOI_ISA_AVX512VNNI | MOI_ISA_AVX512BF16},
 #elif defined(__aarch64__)
     {"neon", MOI_ISA_NEON},
     {"dotprod", MOI_ISA_NEON | MOI_ISA_DOTPROD},
@@ -115,6 +116,11 @@ uint32_t moi_isa_machine(void) {
   if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !(c & (1u << 29))) return bits;
   bits |= MOI_ISA_AVX2;
+#ifdef MOI_EMULATE_AVXVNNI /* the kernels do the instructions' arithmetic themselves */
+  bits |= MOI_ISA_AVXVNNI;
+#else
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && a & (1u << 4)) bits |= MOI_ISA_AVXVNNI;
+#endif
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return bits;

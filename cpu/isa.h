@@ -11,6 +11,7 @@ enum {
   MOI_ISA_AVX512 = 1 << 1,     /* AVX-512 F, BW, DQ, VL (and AVX2) */
   MOI_ISA_AVX512VNNI = 1 << 2, /* and VNNI */
   MOI_ISA_AVX512BF16 = 1 << 3, /* and BF16 */
+  MOI_ISA_AVXVNNI = 1 << 4,    /* AVX-VNNI (and AVX2): of CPUs with AVX-512 not all have it */
   MOI_ISA_NEON = 1 << 8,       /* Advanced SIMD with FMA: every AArch64 */
   MOI_ISA_DOTPROD = 1 << 9,    /* FEAT_DotProd, and FEAT_FP16, FEAT_RDM, FEAT_LSE (and Advanced SIMD) */
   MOI_ISA_I8MM = 1 << 10,      /* and FEAT_I8MM */

@@ -360,10 +360,10 @@ static void test_debug_caps(void **state) {
 #if defined(__aarch64__)
   static const char *const caps[] = {"scalar", "neon", "dotprod", "i8mm", "neonbf16"};
 #else
-  static const char *const caps[] = {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16"};
+  static const char *const caps[] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16"};
 #endif
   uint32_t before = 0;
-  for (size_t c = 0; c < 5; c++) {
+  for (size_t c = 0; c < sizeof caps / sizeof caps[0]; c++) {
     char value[32];
     snprintf(value, sizeof value, "cpu=%s", caps[c]);
     assert_int_equal(setenv("MOI_DEBUG", value, 1), 0);
