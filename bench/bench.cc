@@ -308,11 +308,13 @@ moi_peak_kind device_kind(moi_device *device, const std::string &kernel) {
   return MOI_PEAK_F32;
 }
 // Which of the CPU's.
-moi_peak_kind compute_kind(const char *needs) {
+moi_peak_kind compute_kind(const std::string &kernel, const char *needs) {
+  if (kernel.find("-i8-panel-avx2") != std::string::npos) return MOI_PEAK_MADDUBSW;
+  if (kernel.find("-panel-avx2") != std::string::npos) return MOI_PEAK_MADDWD;
   const struct {
     const char *needs;
     moi_peak_kind kind;
-  } all[] = {{"avx512vnni", MOI_PEAK_INT8}, {"dotprod", MOI_PEAK_INT8},   {"i8mm", MOI_PEAK_I8MM},
+  } all[] = {{"avx512vnni", MOI_PEAK_INT8}, {"avxvnni", MOI_PEAK_INT8}, {"dotprod", MOI_PEAK_INT8}, {"i8mm", MOI_PEAK_I8MM},
              {"avx512bf16", MOI_PEAK_BF16}, {"neonbf16", MOI_PEAK_BF16}};
   for (const auto &one : all)
     if (!std::strcmp(needs, one.needs) && peak.ops[one.kind] > 0) return one.kind;
@@ -321,6 +323,8 @@ moi_peak_kind compute_kind(const char *needs) {
 const char *compute_name(moi_peak_kind kind, bool device, const char *needs) {
   switch (kind) {
     case MOI_PEAK_INT8: return device ? "of int8 mma" : std::strcmp(needs, "dotprod") ? "of int8 VNNI" : "of int8 SDOT";
+    case MOI_PEAK_MADDWD: return "of int16 madd";
+    case MOI_PEAK_MADDUBSW: return "of int8 madd";
     case MOI_PEAK_I8MM: return "of int8 SMMLA";
     case MOI_PEAK_BF16: return device ? "of bf16 mma" : "of bf16";
     case MOI_PEAK_F16: return "of f16 mma";
@@ -330,7 +334,7 @@ const char *compute_name(moi_peak_kind kind, bool device, const char *needs) {
 }
 // kernel: the row of the list that serves most of the work; needs: what it takes.
 void set_compute(Row *r, const char *kernel, const char *needs) {
-  r->compute = r->device ? device_kind(r->device, kernel) : compute_kind(needs);
+  r->compute = r->device ? device_kind(r->device, kernel) : compute_kind(kernel, needs);
   r->compute_name = compute_name(r->compute, r->device != nullptr, needs);
 }
 
@@ -579,6 +583,10 @@ void add_context(const std::string &command, uint32_t threads, const std::string
   benchmark::AddCustomContext("peak_blocks_gbs", text("%.2f", peak.block_bytes / 1e9));
   benchmark::AddCustomContext("peak_f32_gflops", text("%.1f", peak.ops[MOI_PEAK_F32] / 1e9));
   benchmark::AddCustomContext("peak_int8_gops", text("%.1f", peak.ops[MOI_PEAK_INT8] / 1e9));
+  if (peak.ops[MOI_PEAK_MADDWD] > 0) {
+    benchmark::AddCustomContext("peak_maddwd_gops", text("%.1f", peak.ops[MOI_PEAK_MADDWD] / 1e9));
+    benchmark::AddCustomContext("peak_maddubsw_gops", text("%.1f", peak.ops[MOI_PEAK_MADDUBSW] / 1e9));
+  }
   if (peak.ops[MOI_PEAK_I8MM] > 0)
     benchmark::AddCustomContext("peak_i8mm_gops", text("%.1f", peak.ops[MOI_PEAK_I8MM] / 1e9));
   benchmark::AddCustomContext("peak_bf16_gflops", text("%.1f", peak.ops[MOI_PEAK_BF16] / 1e9));

@@ -10,6 +10,7 @@
 #include "bench/rig/random.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #define HAS_X86 1
 #else
@@ -96,9 +97,22 @@ READ_LOOP(read_avx512, "avx512f", __m512i, _mm512_loadu_si512, _mm512_xor_si512,
   }
 #define F32_256(a, x, y) _mm256_fmadd_ps(x, y, a)
 #define F32_512(a, x, y) _mm512_fmadd_ps(x, y, a)
+#define INT8_256(a, x, y) _mm256_dpbusd_avx_epi32(a, x, y)
 #define INT8_512(a, x, y) _mm512_dpbusd_epi32(a, x, y)
 #define BF16_512(a, x, y) _mm512_dpbf16_ps(a, (__m512bh)(x), (__m512bh)(y))
 FMA_LOOP(fma_avx2, "avx2,fma", __m256, _mm256_set1_ps(1e-9f), F32_256, 16)
+/* by hand: one product would do for all sums */
+#define MADD(name, multiply, add)                                                                                      \
+  __attribute__((target("avx2"))) static inline __m256i name(__m256i a, __m256i x, __m256i y) {                        \
+    __m256i product;                                                                                                   \
+    __asm__(multiply " %3, %2, %1\n\t" add " %1, %0, %0" : "+x"(a), "=&x"(product) : "x"(x), "x"(y));                  \
+    return a;                                                                                                          \
+  }
+MADD(maddwd, "vpmaddwd", "vpaddd")
+MADD(maddubsw, "vpmaddubsw", "vpaddw")
+FMA_LOOP(fma_maddwd, "avx2", __m256i, _mm256_set1_epi16(1), maddwd, 32)
+FMA_LOOP(fma_maddubsw, "avx2", __m256i, _mm256_set1_epi8(1), maddubsw, 64)
+FMA_LOOP(fma_avxvnni, "avx2,avxvnni", __m256i, _mm256_set1_epi8(1), INT8_256, 64)
 FMA_LOOP(fma_avx512, "avx512f", __m512, _mm512_set1_ps(1e-9f), F32_512, 32)
 FMA_LOOP(fma_vnni, "avx512f,avx512vnni", __m512i, _mm512_set1_epi8(1), INT8_512, 128)
 FMA_LOOP(fma_bf16, "avx512f,avx512bf16", __m512, _mm512_set1_ps(1e-9f), BF16_512, 64)
@@ -220,6 +234,12 @@ static loops find_loops(void) {
     l = (loops){.read = read_avx512, .fma[MOI_PEAK_F32] = {fma_avx512}, .isa = "avx512"};
   } else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     l = (loops){.read = read_avx2, .fma[MOI_PEAK_F32] = {fma_avx2}, .isa = "avx2"};
+  }
+  unsigned a = 0, b, c, d;
+  if (__builtin_cpu_supports("avx2")) {
+    l.fma[MOI_PEAK_MADDWD][0] = fma_maddwd;
+    l.fma[MOI_PEAK_MADDUBSW][0] = fma_maddubsw;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && a & (1u << 4)) l.fma[MOI_PEAK_INT8][0] = fma_avxvnni;
   }
   if (__builtin_cpu_supports("avx512vnni")) l.fma[MOI_PEAK_INT8][0] = fma_vnni;
   if (__builtin_cpu_supports("avx512bf16")) l.fma[MOI_PEAK_BF16][0] = fma_bf16;

@@ -12,6 +12,8 @@ extern "C" {
 typedef enum moi_peak_kind {
   MOI_PEAK_F32,  /* fused multiply-adds in registers, two operations each */
   MOI_PEAK_INT8, /* VNNI, on AArch64 SDOT; on CUDA mma */
+  MOI_PEAK_MADDWD,   /* AVX2's vpmaddwd and vpaddd */
+  MOI_PEAK_MADDUBSW, /* AVX2's vpmaddubsw and vpaddw */
   MOI_PEAK_I8MM, /* SMMLA */
   MOI_PEAK_BF16, /* AVX512-BF16, on AArch64 BFMMLA or BFDOT, whichever is more; on CUDA mma */
   MOI_PEAK_F16,  /* mma of CUDA, as the next */
