@@ -1,4 +1,4 @@
-/* Weights decoded to fp32, fp32 FMA, AVX2 with FMA and F16C: the formats whose codes are not integers or lie along n. */
+/* Weights decoded to fp32, fp32 FMA, AVX2 with FMA and F16C: the formats whose codes are not integers. */
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -35,7 +35,6 @@ static inline __m128 vec_sum4(vec a, vec b, vec c, vec d) {
 /* ----------------------------------------------------------------------------------------------------------- pieces */
 
 static inline __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
-static inline __m256i load32(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 /* The first n <= 16 bytes at p, then zeros. */
 static inline __m128i load_part(const uint8_t *p, uint32_t n) {
   if (n >= 16) return load16(p);
@@ -58,7 +57,7 @@ static inline __m256 half_low(__m256i h) { return _mm256_cvtph_ps(_mm256_castsi2
 static inline __m256 half_high(__m256i h) { return _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1)); }
 
 /* How many rows of k ahead K-ordered data is fetched: each row is only a few cache lines long. */
-enum { AHEAD_BF16_KN = 16, AHEAD_GPTQ = 2, AHEAD_AWQ = 16 };
+enum { AHEAD_BF16_KN = 16 };
 
 /* ------------------------------------------------------------------------- f32 and bf16: panels that lie along k
 
@@ -218,89 +217,6 @@ static void decode_bf16_kn(const moi_matrix *w, uint32_t n, uint32_t width, uint
       _mm256_store_ps(dst + i, bf16_floats(v));
     }
   }
-}
-
-/* Scale and zero * scale of 8 columns of AWQ and GPTQ. q * scale and zero * scale are exact in fp32, so that their
- * fused difference is decode.h's value; but for infinite scales, of which it returns the columns. */
-static inline int zero_scale(const moi_matrix *w, uint32_t n, uint32_t g, __m256i shifts, int plus, __m256 *scale,
-                             __m256 *zero) {
-  const uint32_t word = moi_load_u32(w->zeros + ((size_t)g * (w->n >> 3) + (n >> 3)) * 4);
-  __m256i z = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32((int)word), shifts), _mm256_set1_epi32(15));
-  z = _mm256_add_epi32(z, _mm256_set1_epi32(plus));
-  *scale = _mm256_cvtph_ps(load16(w->scales + ((size_t)g * w->n + n) * 2));
-  *zero = _mm256_mul_ps(_mm256_cvtepi32_ps(z), *scale);
-  const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), *scale), inf = _mm256_set1_ps(moi_bits_f32(0x7f800000u));
-  return _mm256_movemask_ps(_mm256_cmp_ps(size, inf, _CMP_EQ_OQ));
-}
-
-static void zero_columns(float *dst, uint32_t n_k) {
-  for (uint32_t k = 0; k < n_k; k++) _mm256_store_ps(dst + k * PAIR, _mm256_setzero_ps());
-}
-
-static inline void decode_gptq(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                               uint32_t group) {
-  const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28), nibble = _mm256_set1_epi32(15);
-  for (uint32_t i = 0; i < PAIR; i += 8) {
-    if (i >= width) {
-      zero_columns(dst + i, k1 - k0);
-      continue;
-    }
-    __m256 scale = _mm256_setzero_ps(), zero = scale;
-    int infinite = 0;
-    float *out = dst + i;
-    for (uint32_t k = k0; k < k1; k += 8, out += 8 * PAIR) {
-      if (k == k0 || k % group == 0) infinite |= zero_scale(w, n + i, k / group, shifts, 1, &scale, &zero);
-      const uint8_t *words = w->data + ((size_t)(k >> 3) * w->n + n + i) * 4;
-      if (i == 0 && k + 8 * AHEAD_GPTQ < w->k)
-        _mm_prefetch((const char *)words + (size_t)AHEAD_GPTQ * w->n * 4, _MM_HINT_T0);
-      __m256i v = load32(words);
-      for (int j = 0; j < 8; j++, v = _mm256_srli_epi32(v, 4))
-        _mm256_store_ps(out + j * PAIR,
-                        _mm256_fmsub_ps(_mm256_cvtepi32_ps(_mm256_and_si256(v, nibble)), scale, zero));
-    }
-    if (infinite)
-      for (uint32_t k = k0; k < k1; k++)
-        for (uint32_t j = i; j < least(i + 8, width); j++)
-          dst[(k - k0) * PAIR + j] = MOI_AT_GPTQ(w->data, w->scales, w->zeros, n + j, k, w->n, group);
-  }
-}
-static void decode_gptq_g32(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
-  decode_gptq(w, n, width, k0, k1, dst, 32);
-}
-static void decode_gptq_g128(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
-  decode_gptq(w, n, width, k0, k1, dst, 128);
-}
-
-static inline void decode_awq(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst,
-                               uint32_t group) {
-  const __m256i shifts = _mm256_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28), nibble = _mm256_set1_epi32(15);
-  for (uint32_t i = 0; i < PAIR; i += 8) {
-    if (i >= width) {
-      zero_columns(dst + i, k1 - k0);
-      continue;
-    }
-    __m256 scale = _mm256_setzero_ps(), zero = scale;
-    int infinite = 0;
-    float *out = dst + i;
-    for (uint32_t k = k0; k < k1; k++, out += PAIR) {
-      if (k == k0 || k % group == 0) infinite |= zero_scale(w, n + i, k / group, shifts, 0, &scale, &zero);
-      const uint8_t *words = w->data + ((size_t)k * (w->n >> 3) + ((n + i) >> 3)) * 4;
-      if (i == 0 && k + AHEAD_AWQ < w->k)
-        _mm_prefetch((const char *)words + (size_t)AHEAD_AWQ * (w->n >> 3) * 4, _MM_HINT_T0);
-      const __m256i v = _mm256_srlv_epi32(_mm256_set1_epi32((int)moi_load_u32(words)), shifts);
-      _mm256_store_ps(out, _mm256_fmsub_ps(_mm256_cvtepi32_ps(_mm256_and_si256(v, nibble)), scale, zero));
-    }
-    if (infinite)
-      for (uint32_t k = k0; k < k1; k++)
-        for (uint32_t j = i; j < least(i + 8, width); j++)
-          dst[(k - k0) * PAIR + j] = MOI_AT_AWQ(w->data, w->scales, w->zeros, n + j, k, w->n, group);
-  }
-}
-static void decode_awq_g32(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
-  decode_awq(w, n, width, k0, k1, dst, 32);
-}
-static void decode_awq_g128(const moi_matrix *w, uint32_t n, uint32_t width, uint32_t k0, uint32_t k1, float *dst) {
-  decode_awq(w, n, width, k0, k1, dst, 128);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- kernels */

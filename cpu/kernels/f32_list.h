@@ -40,9 +40,9 @@ MOI_DOT(q5_k, 256, 176)
 MOI_DOT(q6_k, 256, 210)
 MOI_DOT(mxfp4_gguf, 32, 17)
 MOI_DOT(iq4_nl, 32, 18)
-#endif
-MOI_OUTER(bf16_kn)
 MOI_OUTER(gptq_g32)
 MOI_OUTER(gptq_g128)
 MOI_OUTER(awq_g32)
 MOI_OUTER(awq_g128)
+#endif
+MOI_OUTER(bf16_kn)

@@ -20,6 +20,11 @@ typedef struct block_scales {
 
 INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
 INLINE __m128i load8(const uint8_t *p) { return _mm_loadl_epi64((const __m128i *)(const void *)p); }
+INLINE uint32_t u32_at(const uint8_t *p) {
+  uint32_t v;
+  memcpy(&v, p, 4);
+  return v;
+}
 INLINE uint16_t u16_at(const uint8_t *p) {
   uint16_t v;
   memcpy(&v, p, 2);

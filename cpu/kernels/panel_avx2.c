@@ -38,8 +38,8 @@ INLINE layout layout_of(int f, uint32_t bytes, int vnni) {
 }
 
 typedef struct panel {
-  const uint8_t *codes;         /* [k * bytes / 4][COLUMNS] words, 16 to a chunk */
-  const float *scales, *minima; /* [k / block][COLUMNS] */
+  uint8_t *codes;         /* [k * bytes / 4][COLUMNS] words, 16 to a chunk */
+  float *scales, *minima; /* [k / block][COLUMNS] */
 } panel;
 
 /* sum += the products of pairs of signed words, or of four bytes, u unsigned and q signed. */
@@ -258,9 +258,9 @@ INLINE void store_words(__m256i v, uint8_t *to) { _mm256_store_si256((__m256i *)
 /* Two vectors of words that fit bytes. */
 INLINE __m256i packed(__m256i a, __m256i b) { return _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8); }
 
-/* Vector v of the panel: rows n..n+7, the last that exists again behind it. */
-INLINE void fill(int f, uint32_t bytes, const moi_gemm_tile *g, const strides *stride, uint32_t n, uint32_t v,
-                 uint8_t *codes, float *scales, float *minima) {
+/* Vector v of a panel: rows n..n+7, the last that exists again behind it. */
+INLINE void fill_vector(int f, uint32_t bytes, const moi_gemm_tile *g, const strides *stride, uint32_t n, uint32_t v,
+                        uint8_t *codes, float *scales, float *minima) {
   const layout l = layout_of(f, bytes, 0);
   const uint32_t k = g->w->k;
   row rows[8];
@@ -300,8 +300,64 @@ INLINE void fill(int f, uint32_t bytes, const moi_gemm_tile *g, const strides *s
   }
 }
 
-typedef void (*fill_fn)(const moi_gemm_tile *g, const strides *stride, uint32_t n, uint32_t v, uint8_t *codes,
-                        float *scales, float *minima);
+/* Panels that are filled at once. */
+enum { PANELS = 4 };
+
+/* Scratch of a panel: 4 * bytes rows of codes, scales and minima one each. */
+INLINE panel panel_at(uint8_t *scratch, uint32_t k, uint32_t bytes, uint32_t i) {
+  const size_t kp = MOI_FORM_KP(k);
+  float *at = (float *)(void *)scratch + i * (4 * bytes + 2) * kp, *scales = at + 4 * bytes * kp;
+  return (panel){(uint8_t *)at, scales, scales + kp};
+}
+
+/* GPTQ and AWQ, whose codes lie along n, so that words of 8 columns need no turning. A zero is taken off the codes. Each
+ * row of k is a few lines, too short for the hardware's prefetchers; GPTQ's are read once and in their order, with all
+ * panels of n..n1-1 at once, while AWQ's few are all fetched with the first panel of a call. */
+INLINE void fill_columns(int awq, uint32_t group, const moi_gemm_tile *g, uint32_t n, uint32_t n1, panel *panels) {
+  const moi_matrix *w = g->w;
+  const size_t row_bytes = awq ? w->n / 2 : (size_t)w->n * 4; /* of 8 k for GPTQ, of one for AWQ */
+  const uint32_t rows = awq ? 8 : 1, early = awq ? 64 : 16;   /* of a step, and that a row is fetched before it is used */
+  const uint32_t size = !awq ? (n1 - n + 7) / 8 * 32 : n == g->n0 ? (g->n1 - n + 7) / 8 * 4 : 0;
+  const uint32_t vectors = awq ? 2 : (n1 - n + 7) / 8; /* where AWQ's second does not exist, the first again */
+  const __m256i shifts = awq ? _mm256_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28) : _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+  const __m256i nibble = _mm256_set1_epi32(15);
+  const uint8_t *words = w->data + (awq ? n / 2 : (size_t)n * 4), *end = w->data + w->k / 8 * rows * row_bytes;
+  __m256i zeros[2 * PANELS] = {_mm256_setzero_si256()};
+  __m256 scale[2 * PANELS] = {_mm256_setzero_ps()};
+  for (uint32_t k = 0; k < w->k; k += 8, words += rows * row_bytes) {
+    for (uint32_t i = 0; i < rows && words + (early + i) * row_bytes < end; i++)
+      prefetch(words, (early + i) * row_bytes, size);
+#pragma GCC unroll 2
+    for (uint32_t v = 0; v < vectors; v++) {
+      const panel *p = &panels[v / 2];
+      const uint32_t c = n + 8 * v < n1 ? v : 0;
+      if (k % group == 0) {
+        const uint8_t *zero = w->zeros + ((size_t)(k / group) * (w->n / 8) + n / 8 + c) * 4;
+        __m256i z = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32((int)u32_at(zero)), shifts), nibble);
+        if (!awq) z = _mm256_add_epi32(z, _mm256_set1_epi32(1));
+        zeros[v] = _mm256_or_si256(z, _mm256_slli_epi32(z, 16));
+        scale[v] = _mm256_cvtph_ps(load16(w->scales + ((size_t)(k / group) * w->n + n + 8 * c) * 2));
+      }
+      if (k % 32 == 0) _mm256_store_ps(p->scales + k / 32 * COLUMNS + v % 2 * 8, scale[v]);
+      const uint8_t *from = words + c * (awq ? 4 : 32);
+      uint8_t *to = p->codes + k / 2 * COLUMNS * 4 + v % 2 * 32;
+      __m256i eight = _mm256_setzero_si256();
+      if (!awq) eight = _mm256_loadu_si256((const __m256i *)(const void *)from);
+      for (uint32_t j = 0; j < 4; j++, from += 2 * row_bytes) {
+        __m256i even = eight, odd = _mm256_slli_epi32(eight, 12);
+        if (awq) {
+          even = _mm256_srlv_epi32(_mm256_set1_epi32((int)u32_at(from)), shifts);
+          odd = _mm256_slli_epi32(_mm256_srlv_epi32(_mm256_set1_epi32((int)u32_at(from + row_bytes)), shifts), 16);
+        }
+        even = _mm256_and_si256(even, nibble);
+        odd = _mm256_and_si256(odd, _mm256_set1_epi32(15 << 16));
+        even = _mm256_sub_epi16(_mm256_or_si256(even, odd), zeros[v]);
+        _mm256_store_si256((__m256i *)(void *)(to + j * COLUMNS * 4), even);
+        eight = _mm256_srli_epi32(eight, 8);
+      }
+    }
+  }
+}
 
 INLINE void store_sums(const float sum[][COLUMNS], uint32_t tokens, uint32_t width, float global, float *c, size_t ldc) {
   for (uint32_t t = 0; t < tokens; t++)
@@ -312,54 +368,60 @@ INLINE void store_sums(const float sum[][COLUMNS], uint32_t tokens, uint32_t wid
     }
 }
 
-/* scratch_rows: 4 * bytes of codes, scales and minima one each. */
-static __attribute__((noinline)) void gemm(const moi_gemm_tile *g, const strides *stride, uint32_t bytes, float offset,
+/* Fills the panels of columns n..n1-1. */
+typedef void (*fill_fn)(const moi_gemm_tile *g, uint32_t n, uint32_t n1, panel *panels);
+
+/* scratch_rows: those of panel_at, for as many `panels` as are filled at once */
+static __attribute__((noinline)) void gemm(const moi_gemm_tile *g, uint32_t bytes, float offset, uint32_t panels,
                                            fill_fn filled, tiles_fn run) {
   const moi_matrix *w = g->w;
-  const size_t kp = MOI_FORM_KP(w->k);
-  uint8_t *codes = g->scratch;
-  float *scales = (float *)g->scratch + 4 * bytes * kp, *minima = scales + kp;
-  const panel p = {codes, scales, minima};
   float sum[PANEL_TOKENS][COLUMNS] __attribute__((aligned(32)));
   panel_ahead ahead = panel_next(g);
-  for (uint32_t n = g->n0; n < g->n1; n += COLUMNS) {
-    const uint32_t width = g->n1 - n < COLUMNS ? g->n1 - n : COLUMNS;
-    for (uint32_t v = 0; v < 2; v++) filled(g, stride, n + 8 * v, v, codes, scales, minima);
-    for (uint32_t t = 0, tokens; t < g->m; t += tokens) {
-      tokens = panel_tokens(t, g->m);
-      const uint8_t *x[PANEL_TOKENS];
-      for (uint32_t i = 0; i < tokens; i++) x[i] = g->x + g->rows[t + i] * g->x_stride;
-      run(tokens, w->k, x, &p, offset, &ahead, sum);
-      store_sums(sum, tokens, width, w->global, g->c + t * g->ldc + (n - g->n0), g->ldc);
+  panel p[PANELS];
+  for (uint32_t i = 0; i < panels; i++) p[i] = panel_at(g->scratch, w->k, bytes, i);
+  for (uint32_t n0 = g->n0; n0 < g->n1; n0 += panels * COLUMNS) {
+    const uint32_t n1 = g->n1 - n0 < panels * COLUMNS ? g->n1 : n0 + panels * COLUMNS;
+    filled(g, n0, n1, p);
+    for (uint32_t n = n0; n < n1; n += COLUMNS) {
+      const uint32_t width = n1 - n < COLUMNS ? n1 - n : COLUMNS;
+      for (uint32_t t = 0, tokens; t < g->m; t += tokens) {
+        tokens = panel_tokens(t, g->m);
+        const uint8_t *x[PANEL_TOKENS];
+        for (uint32_t i = 0; i < tokens; i++) x[i] = g->x + g->rows[t + i] * g->x_stride;
+        run(tokens, w->k, x, &p[(n - n0) / COLUMNS], offset, &ahead, sum);
+        store_sums(sum, tokens, width, w->global, g->c + t * g->ldc + (n - g->n0), g->ldc);
+      }
     }
   }
 }
 
 #define PANEL_FILL(format, name, bytes)                                                                                \
-  static __attribute__((noinline)) void fill_##name##_##bytes(const moi_gemm_tile *g, const strides *stride, uint32_t n, \
-                                                              uint32_t v, uint8_t *codes, float *scales, float *minima) { \
-    fill(MOI_FORMAT_##format, bytes, g, stride, n, v, codes, scales, minima);                                          \
+  static __attribute__((noinline)) void fill_##name##_##bytes(const moi_gemm_tile *g, uint32_t n, uint32_t n1,         \
+                                                              panel *p) {                                              \
+    const strides stride = strides_of(MOI_FORMAT_##format, g->w->k);                                                   \
+    (void)n1;                                                                                                          \
+    for (uint32_t v = 0; v < 2; v++)                                                                                   \
+      fill_vector(MOI_FORMAT_##format, bytes, g, &stride, n + 8 * v, v, p->codes, p->scales, p->minima);               \
   }
-#define PANEL(format, name, bytes, vnni, function)                                                                     \
+#define PANEL(format, name, bytes, vnni, panels, function)                                                             \
   void function(const moi_gemm_tile *tile);                                                                            \
   void function(const moi_gemm_tile *g) {                                                                              \
-    const strides stride = strides_of(MOI_FORMAT_##format, g->w->k);                                                   \
-    gemm(g, &stride, bytes, offset_of(MOI_FORMAT_##format), fill_##name##_##bytes,                                     \
+    gemm(g, bytes, offset_of(MOI_FORMAT_##format), panels, fill_##name##_##bytes,                                      \
          tiles_of(MOI_FORMAT_##format, bytes, vnni));                                                                  \
   }
 
 #define MOI_GEMM(format, name)                                                                                         \
   PANEL_FILL(format, name, 2)                                                                                          \
   PANEL_FILL(format, name, 1)                                                                                          \
-  PANEL(format, name, 2, 0, moi_gemm_##name##_panel_avx2)                                                              \
-  PANEL(format, name, 2, 1, moi_gemm_##name##_panel_avxvnni)                                                           \
-  PANEL(format, name, 1, 1, moi_gemm_##name##_i8_panel_avxvnni)
+  PANEL(format, name, 2, 0, 1, moi_gemm_##name##_panel_avx2)                                                           \
+  PANEL(format, name, 2, 1, 1, moi_gemm_##name##_panel_avxvnni)                                                        \
+  PANEL(format, name, 1, 1, 1, moi_gemm_##name##_i8_panel_avxvnni)
 
 MOI_INT_FORMATS
 MOI_GEMM(FP4_G16, fp4_g16)
 
 /* the codes of the others have more than 5 bits */
-#define PANEL_I8(format, name) PANEL(format, name, 1, 0, moi_gemm_##name##_i8_panel_avx2)
+#define PANEL_I8(format, name) PANEL(format, name, 1, 0, 1, moi_gemm_##name##_i8_panel_avx2)
 PANEL_I8(Q4_0, q4_0)
 PANEL_I8(Q4_K, q4_k)
 PANEL_I8(Q5_K, q5_k)
@@ -371,5 +433,16 @@ PANEL_I8(INT4_G32, int4_g32)
 PANEL_I8(INT4_G128, int4_g128)
 PANEL_I8(INT4Z_G32, int4z_g32)
 PANEL_I8(INT4Z_G128, int4z_g128)
+
+#define PANEL_COLUMNS(format, name, awq, group)                                                                        \
+  static __attribute__((noinline)) void fill_##name##_2(const moi_gemm_tile *g, uint32_t n, uint32_t n1, panel *p) {   \
+    fill_columns(awq, group, g, n, n1, p);                                                                             \
+  }                                                                                                                    \
+  PANEL(format, name, 2, 0, awq ? 1 : PANELS, moi_gemm_##name##_panel_avx2)                                            \
+  PANEL(format, name, 2, 1, awq ? 1 : PANELS, moi_gemm_##name##_panel_avxvnni)
+PANEL_COLUMNS(GPTQ_G32, gptq_g32, 0, 32)
+PANEL_COLUMNS(GPTQ_G128, gptq_g128, 0, 128)
+PANEL_COLUMNS(AWQ_G32, awq_g32, 1, 32)
+PANEL_COLUMNS(AWQ_G128, awq_g128, 1, 128)
 
 #endif
