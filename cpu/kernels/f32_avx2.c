@@ -67,8 +67,8 @@ enum { AHEAD_BF16_KN = 16 };
 
 enum { PANEL_TOKENS = 6, PANEL_K = 256 };
 
-static inline __attribute__((always_inline)) void panel_tile(const uint32_t tokens, const float *const *x, const float *w,
-                                                             size_t n_k, const tile_out *out) {
+static inline __attribute__((always_inline)) void panel_tile(const uint32_t tokens, const float *const *x,
+                                                             const float *w, size_t n_k, const tile_out *out) {
   vec low[PANEL_TOKENS], high[PANEL_TOKENS];
 #pragma GCC unroll 6
   for (uint32_t t = 0; t < tokens; t++) low[t] = high[t] = vec_zero();
@@ -110,8 +110,8 @@ static inline __attribute__((always_inline)) void turn(const uint8_t *const *row
 
 /* n elements, a multiple of 8, of 8 rows of `element` bytes to panel[k][PAIR]; of bf16 pairs are turned, which is half the
  * work, before they are widened. */
-static inline __attribute__((always_inline)) void fill_half(const uint32_t element, const uint8_t *const *rows, uint32_t n,
-                                                            float *panel) {
+static inline __attribute__((always_inline)) void fill_half(const uint32_t element, const uint8_t *const *rows,
+                                                            uint32_t n, float *panel) {
   for (uint32_t at = 0; at < n * element; at += 16) {
     __m256i words[4];
     turn(rows, at, words);

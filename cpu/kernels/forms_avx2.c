@@ -38,7 +38,8 @@ INLINE int sum8(__m256i v) {
 }
 
 /* 32 elements as words in the order of the form: a, then b. digits: 2 for 16 bits, 1 for those of INT8_32. */
-INLINE void quantise_32(const float *x, int digits, int even_odd, float *d_out, float *s_out, __m256i *a_out, __m256i *b_out) {
+INLINE void quantise_32(const float *x, int digits, int even_odd, float *d_out, float *s_out, __m256i *a_out,
+                        __m256i *b_out) {
   __m256 v[4];
   __m256i q[4], largest = _mm256_setzero_si256();
   for (int i = 0; i < 4; i++) {

@@ -90,7 +90,8 @@ INLINE void add_group(int f, uint32_t m, const walk *at, const row *w, const uin
     }
     if (correction_of(f) > 0) {
       sum->correction[t] = _mm256_fmadd_ps(correction[0], load_first(s, halves), sum->correction[t]);
-      if (halves > 8) sum->correction[t] = _mm256_fmadd_ps(correction[1], load_first(s + 8, halves - 8), sum->correction[t]);
+      if (halves > 8)
+        sum->correction[t] = _mm256_fmadd_ps(correction[1], load_first(s + 8, halves - 8), sum->correction[t]);
     }
   }
   __m256 *even = sum->product[0], *odd = sum->product[1];

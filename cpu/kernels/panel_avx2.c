@@ -30,7 +30,8 @@ typedef struct layout {
 
 /* 8 bits without VNNI: twice the words of run, times the largest code, times 127, is less than 2^15. */
 INLINE layout layout_of(int f, uint32_t bytes, int vnni) {
-  const int minima = f == MOI_FORMAT_Q4_K || f == MOI_FORMAT_Q5_K || f == MOI_FORMAT_INT4Z_G32 || f == MOI_FORMAT_INT4Z_G128;
+  const int minima =
+      f == MOI_FORMAT_Q4_K || f == MOI_FORMAT_Q5_K || f == MOI_FORMAT_INT4Z_G32 || f == MOI_FORMAT_INT4Z_G128;
   const int even_odd = is_even_odd(f) && (bytes == 1 || block_of(f) == 16); /* else a block has all of its chunk */
   layout l = {block_of(f), block_of(f) * bytes / 4, even_odd, minima, bytes, vnni};
   if (bytes == 1 && !vnni && (is_e2m1(f) || f == MOI_FORMAT_Q5_K)) l.run = 4;
@@ -85,8 +86,8 @@ INLINE uint32_t word_of(layout l, uint32_t block, uint32_t j) {
 }
 
 /* A word of k of every token. */
-INLINE void multiply(const layout l, const int first, const uint32_t tokens, const uint8_t *codes, const uint8_t *const *q_at,
-                     uint32_t q0, uint32_t word, __m256i a[PANEL_TOKENS][2]) {
+INLINE void multiply(const layout l, const int first, const uint32_t tokens, const uint8_t *codes,
+                     const uint8_t *const *q_at, uint32_t q0, uint32_t word, __m256i a[PANEL_TOKENS][2]) {
   __m256i u0 = _mm256_load_si256((const __m256i *)(const void *)(codes + word * COLUMNS * 4));
   __m256i u1 = _mm256_load_si256((const __m256i *)(const void *)(codes + word * COLUMNS * 4 + 32));
   IN_REGISTER(u0);
@@ -106,8 +107,8 @@ INLINE __m256 sums_of_pairs(const float *s, uint32_t n) {
 }
 
 /* tokens x COLUMNS sums over the whole of k. */
-INLINE void tile(const layout l, const uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p, float offset,
-                 panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
+INLINE void tile(const layout l, const uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p,
+                 float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
   const size_t d_at = l.bytes == 2 ? MOI_FORM_D(k) : MOI_FORM_I8_D(k);
   const size_t s_at = l.bytes == 2 ? MOI_FORM_S(k) : MOI_FORM_I8_S(k);
   const uint32_t words = l.block * l.bytes / 4, blocks = 16 / words, stop = 64 / l.block;
@@ -130,7 +131,8 @@ INLINE void tile(const layout l, const uint32_t tokens, uint32_t k, const uint8_
     }
     for (uint32_t b = 0; b < n / l.block; b++) {
       const uint8_t *codes = p->codes + (k0 * l.bytes + b / blocks * 64) * COLUMNS;
-      const float *scale = p->scales + (k0 / l.block + b) * COLUMNS, *minimum = p->minima + (k0 / l.block + b) * COLUMNS;
+      const float *scale = p->scales + (k0 / l.block + b) * COLUMNS,
+                  *minimum = p->minima + (k0 / l.block + b) * COLUMNS;
       const size_t d_of = d_at + (k0 + b * l.block) / 32 * 4;
       if (b % stop == 0) panel_fetch(ahead);
 #pragma GCC unroll 2
@@ -316,10 +318,11 @@ INLINE panel panel_at(uint8_t *scratch, uint32_t k, uint32_t bytes, uint32_t i) 
 INLINE void fill_columns(int awq, uint32_t group, const moi_gemm_tile *g, uint32_t n, uint32_t n1, panel *panels) {
   const moi_matrix *w = g->w;
   const size_t row_bytes = awq ? w->n / 2 : (size_t)w->n * 4; /* of 8 k for GPTQ, of one for AWQ */
-  const uint32_t rows = awq ? 8 : 1, early = awq ? 64 : 16;   /* of a step, and that a row is fetched before it is used */
+  const uint32_t rows = awq ? 8 : 1, early = awq ? 64 : 16; /* of a step, and that a row is fetched before it is used */
   const uint32_t size = !awq ? (n1 - n + 7) / 8 * 32 : n == g->n0 ? (g->n1 - n + 7) / 8 * 4 : 0;
   const uint32_t vectors = awq ? 2 : (n1 - n + 7) / 8; /* where AWQ's second does not exist, the first again */
-  const __m256i shifts = awq ? _mm256_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28) : _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+  const __m256i shifts =
+      awq ? _mm256_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28) : _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
   const __m256i nibble = _mm256_set1_epi32(15);
   const uint8_t *words = w->data + (awq ? n / 2 : (size_t)n * 4), *end = w->data + w->k / 8 * rows * row_bytes;
   __m256i zeros[2 * PANELS] = {_mm256_setzero_si256()};
@@ -359,7 +362,8 @@ INLINE void fill_columns(int awq, uint32_t group, const moi_gemm_tile *g, uint32
   }
 }
 
-INLINE void store_sums(const float sum[][COLUMNS], uint32_t tokens, uint32_t width, float global, float *c, size_t ldc) {
+INLINE void store_sums(const float sum[][COLUMNS], uint32_t tokens, uint32_t width, float global, float *c,
+                       size_t ldc) {
   for (uint32_t t = 0; t < tokens; t++)
     for (uint32_t i = 0; i < width; i += 8) {
       const __m256 v = _mm256_mul_ps(_mm256_set1_ps(global), _mm256_load_ps(sum[t] + i));
