@@ -77,7 +77,7 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
 
   unsigned seq = moi_seq_of(a->seqs, n_seqs, many, item);
   const moi_cu_seq *s = &a->seqs[seq];
-  unsigned rows = s->rows * group, first = (item - (many ? s->many : s->few)) * R;
+  unsigned rows = s->rows * group, first = (item - (many ? s->many : s->few)) * R, row_of_seq = s->row;
   if (thread < R) {
     unsigned r = first + thread, after = moi_position_after(s->position, moi_min_u(r, rows - 1u) / group);
     moi_span span = moi_visible(a, s, after);
@@ -114,7 +114,7 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
     unsigned r = i / (DK / 8u), e = 8u * (i % (DK / 8u));
     int there = first + r < rows && e < a->k.dim;
     unsigned at = there ? first + r : 0u;
-    const uint16_t *q = (const uint16_t *)a->q + (uint64_t)(s->row + at / group) * a->q_stride +
+    const uint16_t *q = (const uint16_t *)a->q + (uint64_t)(row_of_seq + at / group) * a->q_stride +
                         (uint64_t)(kv_head * group + at % group) * a->q_head_stride + (there ? e : 0u);
     uint16_t *to = queries + r * LD(DK) + e;
     if (a->q_vectors) {
@@ -333,13 +333,12 @@ MOI_DEVICE void attend_mma(const moi_cu_attention_args *a, const unsigned DK, co
     float *to_acc = many ? a->many : a->few, *to_sums = many ? a->many_sums : a->few_sums;
     if (to_acc) to_acc += slot * R * dv, to_sums += slot * R * 2u;
     if (!to_acc) { /* one segment, and the row's end */
-      s = &a->seqs[moi_fresh(seq)];
       MOI_UNROLL
       for (unsigned h = 0; h < 2u * MT; h++) {
         unsigned r = first + row0 + 8u * h;
         if (r >= rows) continue;
         unsigned head = kv_head * group + r % group;
-        uint64_t row = s->row + r / group, y = moi_y_at(a, row, head);
+        uint64_t row = row_of_seq + r / group, y = moi_y_at(a, row, head);
         float factor = moi_row_end(a, row, head, most[h], sum[h]);
         MOI_UNROLL
         for (unsigned n = 0; n < DV / 8u; n++) {
