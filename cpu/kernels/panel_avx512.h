@@ -16,26 +16,32 @@ enum { PANEL_TOKENS = 6 };
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
 #define IN_MEMORY() __asm__ volatile("" ::: "memory")
 
-/* 16 rows of 16-byte pieces, row r's at from + r * stride; out[4 * i + j] = 32-bit word j of piece i of all rows, at a
- * distance of COLUMNS words. */
+/* 16 bytes of each of 16 rows, row r's at from + r * stride: v[j] = 32-bit word j of all rows. */
+static inline __attribute__((always_inline)) void panel_words(const uint8_t *from, size_t stride, __m512i w[4]) {
+  __m512i v[4];
+  for (int j = 0; j < 4; j++) { /* quarter q of v[j] is row 4q + j */
+    const uint8_t *at = from + (size_t)j * stride;
+    v[j] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)at));
+    v[j] = _mm512_inserti32x4(v[j], _mm_loadu_si128((const __m128i *)(const void *)(at + 4 * stride)), 1);
+    v[j] = _mm512_inserti32x4(v[j], _mm_loadu_si128((const __m128i *)(const void *)(at + 8 * stride)), 2);
+    v[j] = _mm512_inserti32x4(v[j], _mm_loadu_si128((const __m128i *)(const void *)(at + 12 * stride)), 3);
+  }
+  const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
+  const __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
+  w[0] = _mm512_unpacklo_epi64(a, c);
+  w[1] = _mm512_unpackhi_epi64(a, c);
+  w[2] = _mm512_unpacklo_epi64(b, d);
+  w[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+/* The same for pieces of 16 bytes: out[4 * i + j] = 32-bit word j of piece i of all rows, at a distance of COLUMNS words. */
 static inline __attribute__((always_inline)) void panel_turn(const uint8_t *from, size_t stride, uint32_t pieces,
                                                              void *to) {
   uint8_t *out = to;
   for (uint32_t i = 0; i < pieces; i++, from += 16, out += 4 * COLUMNS * 4) {
-    __m512i v[4];
-    for (int j = 0; j < 4; j++) { /* quarter q of v[j] is row 4q + j */
-      const uint8_t *at = from + (size_t)j * stride;
-      v[j] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)at));
-      v[j] = _mm512_inserti32x4(v[j], _mm_loadu_si128((const __m128i *)(const void *)(at + 4 * stride)), 1);
-      v[j] = _mm512_inserti32x4(v[j], _mm_loadu_si128((const __m128i *)(const void *)(at + 8 * stride)), 2);
-      v[j] = _mm512_inserti32x4(v[j], _mm_loadu_si128((const __m128i *)(const void *)(at + 12 * stride)), 3);
-    }
-    const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
-    const __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
-    _mm512_store_si512(out, _mm512_unpacklo_epi64(a, c));
-    _mm512_store_si512(out + 4 * COLUMNS, _mm512_unpackhi_epi64(a, c));
-    _mm512_store_si512(out + 8 * COLUMNS, _mm512_unpacklo_epi64(b, d));
-    _mm512_store_si512(out + 12 * COLUMNS, _mm512_unpackhi_epi64(b, d));
+    __m512i w[4];
+    panel_words(from, stride, w);
+    for (int j = 0; j < 4; j++) _mm512_store_si512(out + 4 * COLUMNS * j, w[j]);
   }
 }
 
@@ -55,23 +61,24 @@ static inline uint32_t panel_tokens(uint32_t t, uint32_t m) {
   return (left + tiles - 1) / tiles;
 }
 
-/* What is to be fetched from memory while products are computed, evenly: so many lines at each stop. */
+/* What is to be fetched from memory while panels are made and multiplied, evenly: so many bytes for a unit of work, in 256ths,
+ * and how many are due. */
 typedef struct panel_ahead {
   const uint8_t *at, *end;
-  uint32_t lines;
+  uint32_t bytes, due;
 } panel_ahead;
 
-/* One stop for each 64 elements of k of each tile of a call. */
-static inline panel_ahead panel_next(const moi_gemm_tile *g) {
-  const size_t tiles = (size_t)((g->m + PANEL_TOKENS - 1) / PANEL_TOKENS) * ((g->n1 - g->n0 + COLUMNS - 1) / COLUMNS);
-  const size_t stops = tiles * (MOI_FORM_KP(g->w->k) / 64);
+/* work: that of 64 elements of k for COLUMNS columns. */
+static inline panel_ahead panel_next(const moi_gemm_tile *g, uint32_t work) {
+  const uint64_t all = (uint64_t)((g->n1 - g->n0 + COLUMNS - 1) / COLUMNS) * (MOI_FORM_KP(g->w->k) / 64) * work;
   const uint8_t *end = g->ahead_bytes ? g->ahead + g->ahead_bytes : g->ahead;
-  return (panel_ahead){g->ahead, end, (uint32_t)((g->ahead_bytes / 64 + stops) / stops)};
+  for (size_t i = 0; i < g->ahead_bytes; i += 4096) _mm_prefetch((const char *)g->ahead + i, _MM_HINT_T1);
+  return (panel_ahead){g->ahead, end, (uint32_t)((g->ahead_bytes * 256 + all - 1) / all), 0};
 }
 
-static inline __attribute__((always_inline)) void panel_fetch(panel_ahead *ahead) {
-  for (uint32_t i = 0; i < ahead->lines && ahead->at < ahead->end; i++, ahead->at += 64)
-    _mm_prefetch((const char *)ahead->at, _MM_HINT_T1);
+static inline __attribute__((always_inline)) void panel_fetch(panel_ahead *ahead, uint32_t work) {
+  for (ahead->due += ahead->bytes * work; ahead->due >= 64 * 256; ahead->due -= 64 * 256, ahead->at += 64)
+    if (ahead->at < ahead->end) _mm_prefetch((const char *)ahead->at, _MM_HINT_T1);
 }
 
 #endif

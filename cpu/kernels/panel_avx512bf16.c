@@ -41,7 +41,7 @@ INLINE void tile(const uint32_t tokens, const uint32_t vectors, const int scaled
 #pragma GCC unroll 4
       for (uint32_t v = 0; v < vectors; v++) a[t][v] = _mm512_setzero_ps();
     for (size_t k2 = k0; k2 < k1; k2 += 64) {
-      panel_fetch(ahead);
+      panel_fetch(ahead, 1);
 #pragma GCC unroll 1
       for (size_t at = k2 * 2; at < k2 * 2 + 128; at += 4) {
         __m512i w[4];
@@ -191,7 +191,7 @@ INLINE void gemm(int f, const moi_gemm_tile *g) {
   const int scaled = f == MOI_FORMAT_FP8_B128;
   uint8_t *panel = g->scratch;
   float sum[PANEL_TOKENS][COLUMNS] __attribute__((aligned(64)));
-  panel_ahead ahead = panel_next(g);
+  panel_ahead ahead = panel_next(g, (g->m + PANEL_TOKENS - 1) / PANEL_TOKENS);
   for (uint32_t n = g->n0; n < g->n1; n += COLUMNS) {
     const uint32_t width = g->n1 - n < COLUMNS ? g->n1 - n : COLUMNS, vectors = (width + 15) / 16;
     const float *scales[4] = {NULL};
