@@ -6,7 +6,7 @@
 
 #include <immintrin.h>
 
-#include "cpu/kernel.h"
+#include "cpu/kernels/ahead.h"
 
 /* A register tile is PANEL_TOKENS tokens by COLUMNS columns, which an including file defines. */
 enum { PANEL_TOKENS = 6 };
@@ -61,24 +61,9 @@ static inline uint32_t panel_tokens(uint32_t t, uint32_t m) {
   return (left + tiles - 1) / tiles;
 }
 
-/* What is to be fetched from memory while panels are made and multiplied, evenly: so many bytes for a unit of work, in 256ths,
- * and how many are due. */
-typedef struct panel_ahead {
-  const uint8_t *at, *end;
-  uint32_t bytes, due;
-} panel_ahead;
-
-/* work: that of 64 elements of k for COLUMNS columns. */
-static inline panel_ahead panel_next(const moi_gemm_tile *g, uint32_t work) {
-  const uint64_t all = (uint64_t)((g->n1 - g->n0 + COLUMNS - 1) / COLUMNS) * (MOI_FORM_KP(g->w->k) / 64) * work;
-  const uint8_t *end = g->ahead_bytes ? g->ahead + g->ahead_bytes : g->ahead;
-  for (size_t i = 0; i < g->ahead_bytes; i += 4096) _mm_prefetch((const char *)g->ahead + i, _MM_HINT_T1);
-  return (panel_ahead){g->ahead, end, (uint32_t)((g->ahead_bytes * 256 + all - 1) / all), 0};
-}
-
-static inline __attribute__((always_inline)) void panel_fetch(panel_ahead *ahead, uint32_t work) {
-  for (ahead->due += ahead->bytes * work; ahead->due >= 64 * 256; ahead->due -= 64 * 256, ahead->at += 64)
-    if (ahead->at < ahead->end) _mm_prefetch((const char *)ahead->at, _MM_HINT_T1);
+/* What is fetched meanwhile. work: of 64 elements of k for COLUMNS columns. */
+static inline ahead_state panel_ahead(const moi_gemm_tile *g, uint32_t work) {
+  return ahead_of(g, (uint64_t)((g->n1 - g->n0 + COLUMNS - 1) / COLUMNS) * (MOI_FORM_KP(g->w->k) / 64) * work);
 }
 
 #endif

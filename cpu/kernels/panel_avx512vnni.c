@@ -54,7 +54,7 @@ INLINE uint32_t word_of(layout l, uint32_t block, uint32_t j) {
 
 /* tokens x COLUMNS sums += those over the panel's part of k. */
 INLINE void tile(const layout l, const uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p, float offset,
-                 panel_ahead *ahead, float sum[][COLUMNS]) {
+                 ahead_state *ahead, float sum[][COLUMNS]) {
   const size_t d_at = l.digits == 2 ? MOI_FORM_D(k) : MOI_FORM_I8_D(k);
   const size_t s_at = l.digits == 2 ? MOI_FORM_S(k) : MOI_FORM_I8_S(k);
   const uint32_t blocks = 64 / l.block;
@@ -89,7 +89,7 @@ INLINE void tile(const layout l, const uint32_t tokens, uint32_t k, const uint8_
     IN_MEMORY();
     for (uint32_t c = 0; c < n / 64; c++, codes += 64 * COLUMNS) {
       for (uint32_t b = 0; b < blocks; b++) {
-        panel_fetch(ahead, MULTIPLY * tokens * l.digits / blocks);
+        ahead_fetch(ahead, MULTIPLY * tokens * l.digits / blocks);
         __m512i a[PANEL_TOKENS][2];
 #pragma GCC unroll 6
         for (uint32_t t = 0; t < tokens; t++) a[t][0] = a[t][1] = _mm512_setzero_si512();
@@ -144,7 +144,7 @@ INLINE void tile(const layout l, const uint32_t tokens, uint32_t k, const uint8_
 }
 
 INLINE void tiles(const layout l, uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p, float offset,
-                  panel_ahead *ahead, float sum[][COLUMNS]) {
+                  ahead_state *ahead, float sum[][COLUMNS]) {
   switch (tokens) {
   case 1: tile(l, 1, k, x, p, offset, ahead, sum); break;
   case 2: tile(l, 2, k, x, p, offset, ahead, sum); break;
@@ -157,10 +157,10 @@ INLINE void tiles(const layout l, uint32_t tokens, uint32_t k, const uint8_t *co
 
 /* One function for all formats of a layout. */
 typedef void (*tiles_fn)(uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p, float offset,
-                         panel_ahead *ahead, float sum[][COLUMNS]);
+                         ahead_state *ahead, float sum[][COLUMNS]);
 #define TILES(name, format, digits)                                                                                    \
   static void tiles_##name(uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p, float offset,         \
-                           panel_ahead *ahead, float sum[][COLUMNS]) {                                    \
+                           ahead_state *ahead, float sum[][COLUMNS]) {                                    \
     tiles(layout_of(MOI_FORMAT_##format, digits), tokens, k, x, p, offset, ahead, sum);                                \
   }
 #define TILES_ALL(i8, digits)                                                                                          \
@@ -195,7 +195,7 @@ INLINE __m512i bits_at(__m512i v, int from, int to, int n) {
 
 /* `chunks` whole chunks from k0 on (a section, or what is left of it) of 16 rows, the first of which is w: words of all rows
  * are put beside each other as they lie and taken apart then, which turns half as many as taken apart before. */
-INLINE void fill_codes(int f, const row *w, size_t stride, size_t k0, uint32_t chunks, uint8_t *out, panel_ahead *ahead) {
+INLINE void fill_codes(int f, const row *w, size_t stride, size_t k0, uint32_t chunks, uint8_t *out, ahead_state *ahead) {
   __m512i v[4];
   if (f == MOI_FORMAT_Q6_K) {
     const uint8_t *b = w->data + k0 / 256 * bytes_of(f);
@@ -205,7 +205,7 @@ INLINE void fill_codes(int f, const row *w, size_t stride, size_t k0, uint32_t c
       for (uint32_t i = 0; i < 2; i++) panel_words(b + 128 + 32 * half + 16 * i, stride, top[i]);
 #pragma GCC unroll 4
       for (uint32_t i = 0; i < 4; i++) {
-        panel_fetch(ahead, FILL / 2);
+        ahead_fetch(ahead, FILL / 2);
         panel_words(b + 64 * half + 16 * i, stride, v);
         for (uint32_t j = 0; j < 4; j++) {
           const __m512i t = top[i % 2][j];
@@ -223,7 +223,7 @@ INLINE void fill_codes(int f, const row *w, size_t stride, size_t k0, uint32_t c
       panel_words(b + 16 + 16 * i, stride, top);
 #pragma GCC unroll 4
       for (uint32_t c = 0; c < 4; c++) {
-        panel_fetch(ahead, FILL / 2);
+        ahead_fetch(ahead, FILL / 2);
         panel_words(b + 48 + 32 * c + 16 * i, stride, v);
         for (uint32_t j = 0; j < 4; j++) {
           put(out + 64 * COLUMNS * c, 4 * i + j, _mm512_or_si512(low_nibbles(v[j]), bits_at(top[j], (int)(2 * c), 4, 1)));
@@ -242,10 +242,10 @@ INLINE void fill_codes(int f, const row *w, size_t stride, size_t k0, uint32_t c
   for (uint32_t c = 0; c < chunks; c++, out += 64 * COLUMNS)
 #pragma GCC unroll 2
     for (uint32_t b = 0; b < 2; b++) {
-      if (f != MOI_FORMAT_Q8_0) panel_fetch(ahead, FILL / 2);
+      if (f != MOI_FORMAT_Q8_0) ahead_fetch(ahead, FILL / 2);
       if (f == MOI_FORMAT_Q8_0) {
         for (uint32_t i = 0; i < 2; i++) {
-          panel_fetch(ahead, FILL / 4);
+          ahead_fetch(ahead, FILL / 4);
           panel_words(from + 16 * i, stride, v);
           for (uint32_t j = 0; j < 4; j++) put(out, 8 * b + 4 * i + j, _mm512_xor_si512(v[j], _mm512_set1_epi8((char)128)));
         }
@@ -285,7 +285,7 @@ INLINE void fill_k_scales(const uint8_t *block, size_t stride, float *scales) {
 
 /* Vector v of the panel: rows n..n+15, the last that exists again behind it. */
 INLINE void fill(int f, const moi_gemm_tile *g, const strides *stride, uint32_t n, uint32_t v, const panel *p,
-                 panel_ahead *ahead) {
+                 ahead_state *ahead) {
   const layout l = layout_of(f, 2);
   const uint32_t k = g->w->k, k1 = p->k1 < k ? (uint32_t)p->k1 : k;
   const int whole = n + 16 <= g->n1;
@@ -330,7 +330,7 @@ INLINE void fill(int f, const moi_gemm_tile *g, const strides *stride, uint32_t 
 /* scratch_rows: 12. Codes are 8 rows of it; scales are COLUMNS * kp / 16 floats at most, 2 rows, and minima at most
  * 2 rows where kp is 64. */
 typedef void (*fill_fn)(const moi_gemm_tile *g, const strides *stride, uint32_t n, uint32_t v, const panel *p,
-                 panel_ahead *ahead);
+                 ahead_state *ahead);
 
 /* Up to so many tokens a panel is a section of k, which stays in the first-level cache; from there on it is the whole of k,
  * so that sums stay in registers. */
@@ -343,7 +343,7 @@ INLINE void gemm(int f, uint32_t digits, fill_fn filled, const moi_gemm_tile *g)
   const tiles_fn run = tiles_of(f, digits);
   float sum[FEW][COLUMNS] __attribute__((aligned(64)));
   panel p = {.codes = g->scratch, .scales = (float *)g->scratch + 8 * kp, .minima = (float *)g->scratch + 10 * kp};
-  panel_ahead ahead = panel_next(g, 2 * FILL + MULTIPLY * g->m * digits);
+  ahead_state ahead = panel_ahead(g, 2 * FILL + MULTIPLY * g->m * digits);
   for (uint32_t n = g->n0; n < g->n1; n += COLUMNS) {
     const uint32_t width = g->n1 - n < COLUMNS ? g->n1 - n : COLUMNS, vectors = (width + 15) / 16;
     for (p.k0 = 0; p.k0 < kp; p.k0 = p.k1) {
@@ -363,7 +363,7 @@ INLINE void gemm(int f, uint32_t digits, fill_fn filled, const moi_gemm_tile *g)
 
 #define MOI_GEMM(format, name)                                                                                         \
   static __attribute__((noinline)) void fill_##name(const moi_gemm_tile *g, const strides *stride, uint32_t n,         \
-                                                    uint32_t v, const panel *p, panel_ahead *ahead) {                  \
+                                                    uint32_t v, const panel *p, ahead_state *ahead) {                  \
     fill(MOI_FORMAT_##format, g, stride, n, v, p, ahead);                                                                   \
   }                                                                                                                    \
   void moi_gemm_##name##_panel_avx512vnni(const moi_gemm_tile *tile);                                                  \
