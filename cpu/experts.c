@@ -336,6 +336,27 @@ static void prepare_mid(void *arg, uint32_t lane_index, uint32_t i) {
 
 /* ---- step 4 */
 
+/* What is multiplied after the rows from n0 on of the a-th active expert: the next expert's, or what this thread's next task
+ * begins with, as tasks are taken in turn. */
+static span after_down(const ffn_work *w, const ffn *f, uint32_t a, uint32_t n0) {
+  span s = {.n1 = 0};
+  if (++a >= f->n_active) {
+    a = 0;
+    if (f == w->ffn && w->n_ffn > 1 && w->ffn[1].n_active) {
+      f = &w->ffn[1];
+    } else {
+      n0 += w->plan->context->desc.n_workers * w->down_block;
+      f = &w->ffn[w->ffn[0].n_active ? 0 : 1];
+    }
+  }
+  const moi_experts_desc *d = f->d;
+  if (a >= f->n_active || n0 >= d->hidden) return s;
+  s.matrix = moi_matrix_of(&f->in->down, d->down_format, d->hidden, d->intermediate, f->active[a], tables(f));
+  s.n0 = n0;
+  s.n1 = moi_min_u32(n0 + w->down_block, d->hidden);
+  return s;
+}
+
 static void add_experts(const ffn_work *w, const ffn *f, const lane *l, uint32_t n0, uint32_t n1) {
   const moi_experts_desc *d = f->d;
   uint32_t n = n1 - n0;
@@ -345,10 +366,7 @@ static void add_experts(const ffn_work *w, const ffn *f, const lane *l, uint32_t
     const moi_cpu_kernel *kernel = moi_pick_for(&f->state->down, m);
     const uint8_t *x = f->mid_form[kernel == f->state->down.few ? 0 : 1];
     moi_matrix down = moi_matrix_of(&f->in->down, d->down_format, d->hidden, d->intermediate, e, tables(f));
-    span next = {.n1 = 0};
-    if (a + 1 < f->n_active)
-      next = (span){moi_matrix_of(&f->in->down, d->down_format, d->hidden, d->intermediate, f->active[a + 1], tables(f)),
-                    n0, n1};
+    const span next = after_down(w, f, a, n0);
     if (d->bias_type) load_bias(w, f, &f->in->down, e, n0, n, bias);
     for (uint32_t r0 = 0, mr; r0 < m; r0 += mr) {
       mr = rows_now(m - r0);

@@ -78,6 +78,8 @@ typedef struct moi_gemm_tile {
   void *scratch;
   const uint8_t *ahead; /* data that this thread will probably multiply next: a hint, to fetch it early */
   size_t ahead_bytes;
+  const uint8_t *ahead_scales; /* and their scales, where each row has its own */
+  size_t ahead_scales_bytes;
 } moi_gemm_tile;
 typedef void (*moi_gemm_fn)(const moi_gemm_tile *tile);
 

@@ -40,6 +40,10 @@ static inline void moi_tile_ahead(moi_gemm_tile *tile, const moi_matrix *next, u
   const size_t bytes = (size_t)(next->k / row->block_k) * row->block_bytes;
   tile->ahead = next->data + n0 * bytes;
   tile->ahead_bytes = (n1 - n0) * bytes;
+  if (!next->scales || row->scale_n != 1) return;
+  const size_t scale_bytes = (size_t)(next->k / row->scale_k) * row->scale_bytes;
+  tile->ahead_scales = next->scales + n0 * scale_bytes;
+  tile->ahead_scales_bytes = (n1 - n0) * scale_bytes;
 }
 
 static inline const void *moi_bias_of(const moi_weights *w, uint32_t e, int tables) {

@@ -6,7 +6,7 @@
 
 #include <immintrin.h>
 
-#include "cpu/kernel.h"
+#include "cpu/kernels/ahead.h"
 
 /* A register tile is PANEL_TOKENS tokens by COLUMNS columns, which an including file defines. */
 enum { PANEL_TOKENS = 6 };
@@ -22,23 +22,9 @@ static inline uint32_t panel_tokens(uint32_t t, uint32_t m) {
   return (left + tiles - 1) / tiles;
 }
 
-/* What is to be fetched from memory while products are computed, evenly: so many lines at each stop. */
-typedef struct panel_ahead {
-  const uint8_t *at, *end;
-  uint32_t lines;
-} panel_ahead;
-
-/* One stop for each 64 elements of k of each tile of a call. */
-static inline panel_ahead panel_next(const moi_gemm_tile *g) {
-  const size_t tiles = (size_t)((g->m + PANEL_TOKENS - 1) / PANEL_TOKENS) * ((g->n1 - g->n0 + COLUMNS - 1) / COLUMNS);
-  const size_t stops = tiles * (MOI_FORM_KP(g->w->k) / 64);
-  const uint8_t *end = g->ahead_bytes ? g->ahead + g->ahead_bytes : g->ahead;
-  return (panel_ahead){g->ahead, end, (uint32_t)((g->ahead_bytes / 64 + stops) / stops)};
-}
-
-static inline __attribute__((always_inline)) void panel_fetch(panel_ahead *ahead) {
-  for (uint32_t i = 0; i < ahead->lines && ahead->at < ahead->end; i++, ahead->at += 64)
-    _mm_prefetch((const char *)ahead->at, _MM_HINT_T1);
+/* What is fetched meanwhile. work: of 64 elements of k for COLUMNS columns. */
+static inline ahead_state panel_ahead(const moi_gemm_tile *g, uint32_t work) {
+  return ahead_of(g, (uint64_t)((g->n1 - g->n0 + COLUMNS - 1) / COLUMNS) * (MOI_FORM_KP(g->w->k) / 64) * work);
 }
 
 #endif

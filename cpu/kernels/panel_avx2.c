@@ -108,7 +108,7 @@ INLINE __m256 sums_of_pairs(const float *s, uint32_t n) {
 
 /* tokens x COLUMNS sums over the whole of k. */
 INLINE void tile(const layout l, const uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p,
-                 float offset, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
+                 float offset, ahead_state *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
   const size_t d_at = l.bytes == 2 ? MOI_FORM_D(k) : MOI_FORM_I8_D(k);
   const size_t s_at = l.bytes == 2 ? MOI_FORM_S(k) : MOI_FORM_I8_S(k);
   const uint32_t words = l.block * l.bytes / 4, blocks = 16 / words, stop = 64 / l.block;
@@ -134,7 +134,7 @@ INLINE void tile(const layout l, const uint32_t tokens, uint32_t k, const uint8_
       const float *scale = p->scales + (k0 / l.block + b) * COLUMNS,
                   *minimum = p->minima + (k0 / l.block + b) * COLUMNS;
       const size_t d_of = d_at + (k0 + b * l.block) / 32 * 4;
-      if (b % stop == 0) panel_fetch(ahead);
+      if (b % stop == 0) ahead_fetch(ahead, 1);
 #pragma GCC unroll 2
       for (uint32_t run = 0; run < words; run += l.run) {
         __m256i a[PANEL_TOKENS][2];
@@ -166,7 +166,7 @@ INLINE void tile(const layout l, const uint32_t tokens, uint32_t k, const uint8_
 }
 
 INLINE void tiles(const layout l, uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p, float offset,
-                  panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
+                  ahead_state *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
   switch (tokens) {
   case 1: tile(l, 1, k, x, p, offset, ahead, sum); break;
   case 2: tile(l, 2, k, x, p, offset, ahead, sum); break;
@@ -179,10 +179,10 @@ INLINE void tiles(const layout l, uint32_t tokens, uint32_t k, const uint8_t *co
 
 /* One function for all formats of a layout. */
 typedef void (*tiles_fn)(uint32_t tokens, uint32_t k, const uint8_t *const *x, const panel *p, float offset,
-                         panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]);
+                         ahead_state *ahead, float sum[PANEL_TOKENS][COLUMNS]);
 #define TILES(name, format, bytes, vnni)                                                                               \
   static __attribute__((noinline)) void tiles_##name(uint32_t tokens, uint32_t k, const uint8_t *const *x,             \
-                                                     const panel *p, float offset, panel_ahead *ahead,                 \
+                                                     const panel *p, float offset, ahead_state *ahead,                 \
                                                      float sum[PANEL_TOKENS][COLUMNS]) {                               \
     tiles(layout_of(MOI_FORMAT_##format, bytes, vnni), tokens, k, x, p, offset, ahead, sum);                           \
   }
@@ -380,7 +380,7 @@ static __attribute__((noinline)) void gemm(const moi_gemm_tile *g, uint32_t byte
                                            fill_fn filled, tiles_fn run) {
   const moi_matrix *w = g->w;
   float sum[PANEL_TOKENS][COLUMNS] __attribute__((aligned(32)));
-  panel_ahead ahead = panel_next(g);
+  ahead_state ahead = panel_ahead(g, (g->m + PANEL_TOKENS - 1) / PANEL_TOKENS);
   panel p[PANELS];
   for (uint32_t i = 0; i < panels; i++) p[i] = panel_at(g->scratch, w->k, bytes, i);
   for (uint32_t n0 = g->n0; n0 < g->n1; n0 += panels * COLUMNS) {

@@ -28,7 +28,7 @@ enum { SCALE_BLOCK = 128 };
 
 /* tokens x 16 * vectors sums over k. scales: NULL, or [vectors], a scale for each SCALE_BLOCK elements. */
 INLINE void tile(const uint32_t tokens, const uint32_t vectors, const int scaled, uint32_t k, const uint8_t *const *x,
-                 const uint8_t *panel, const float *const *scales, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
+                 const uint8_t *panel, const float *const *scales, ahead_state *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
   const size_t kp = MOI_FORM_KP(k);
   for (uint32_t t = 0; scaled && t < tokens; t++)
     for (uint32_t v = 0; v < vectors; v++) _mm512_store_ps(sum[t] + 16 * v, _mm512_setzero_ps());
@@ -41,7 +41,7 @@ INLINE void tile(const uint32_t tokens, const uint32_t vectors, const int scaled
 #pragma GCC unroll 4
       for (uint32_t v = 0; v < vectors; v++) a[t][v] = _mm512_setzero_ps();
     for (size_t k2 = k0; k2 < k1; k2 += 64) {
-      panel_fetch(ahead);
+      ahead_fetch(ahead, 1);
 #pragma GCC unroll 1
       for (size_t at = k2 * 2; at < k2 * 2 + 128; at += 4) {
         __m512i w[4];
@@ -71,7 +71,7 @@ INLINE void tile(const uint32_t tokens, const uint32_t vectors, const int scaled
 }
 
 INLINE void tiles(const uint32_t vectors, const int scaled, uint32_t tokens, uint32_t k, const uint8_t *const *x,
-                  const uint8_t *panel, const float *const *scales, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
+                  const uint8_t *panel, const float *const *scales, ahead_state *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
   switch (tokens) {
   case 1: tile(1, vectors, scaled, k, x, panel, scales, ahead, sum); break;
   case 2: tile(2, vectors, scaled, k, x, panel, scales, ahead, sum); break;
@@ -83,12 +83,12 @@ INLINE void tiles(const uint32_t vectors, const int scaled, uint32_t tokens, uin
 }
 
 static void tiles_plain(uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x, const uint8_t *panel,
-                        const float *const *scales, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
+                        const float *const *scales, ahead_state *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
   if (vectors > 2) tiles(4, 0, tokens, k, x, panel, scales, ahead, sum);
   else tiles(2, 0, tokens, k, x, panel, scales, ahead, sum);
 }
 static void tiles_scaled(uint32_t vectors, uint32_t tokens, uint32_t k, const uint8_t *const *x, const uint8_t *panel,
-                         const float *const *scales, panel_ahead *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
+                         const float *const *scales, ahead_state *ahead, float sum[PANEL_TOKENS][COLUMNS]) {
   if (vectors > 2) tiles(4, 1, tokens, k, x, panel, scales, ahead, sum);
   else tiles(2, 1, tokens, k, x, panel, scales, ahead, sum);
 }
@@ -191,7 +191,7 @@ INLINE void gemm(int f, const moi_gemm_tile *g) {
   const int scaled = f == MOI_FORMAT_FP8_B128;
   uint8_t *panel = g->scratch;
   float sum[PANEL_TOKENS][COLUMNS] __attribute__((aligned(64)));
-  panel_ahead ahead = panel_next(g);
+  ahead_state ahead = panel_ahead(g, (g->m + PANEL_TOKENS - 1) / PANEL_TOKENS);
   for (uint32_t n = g->n0; n < g->n1; n += COLUMNS) {
     const uint32_t width = g->n1 - n < COLUMNS ? g->n1 - n : COLUMNS, vectors = (width + 15) / 16;
     const float *scales[4] = {NULL};
