@@ -71,7 +71,7 @@ typedef struct memory {
 
 /* Up to here blocks are few: each is looked at, and long ones are split. */
 #define FEW_BLOCKS(n_workers) (4 * (size_t)(n_workers))
-#define ITEMS(n_workers) (FEW_BLOCKS(n_workers) + (size_t)(n_workers)*MAX_SEGMENTS)
+#define ITEMS(n_workers) (FEW_BLOCKS(n_workers) + (size_t)(n_workers) * MAX_SEGMENTS)
 _Static_assert(MAX_SEGMENTS <= 32, "split has a bit for each");
 
 static partial take_partial(moi_carve *c, uint32_t rows, uint32_t dv) {
