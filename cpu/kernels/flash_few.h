@@ -576,10 +576,13 @@ static inline void gather(moi_format format, const float *from, float *to) {
 }
 #endif
 
-static void queries_of(const moi_attend *a, uint32_t first, panel *x) {
+/* UNIT 2: for each row as many lines are fetched. */
+static void queries_of(const moi_attend *a, uint32_t first, panel *x, course *fetched, uint32_t lines) {
   const uint32_t pad = MOI_ATTEND_PAD(a->dk) / UNIT;
   const unit *q = (const unit *)a->q + (size_t)first * pad;
 #if UNIT == 1
+  (void)fetched;
+  (void)lines;
   for (uint32_t e = 0; e < a->dk; e += PAIR)
     for (uint32_t r = 0; r < x->width; r++) {
       float both[PAIR] = {0};
@@ -591,14 +594,15 @@ static void queries_of(const moi_attend *a, uint32_t first, panel *x) {
   const uint32_t width = x->width;
   for (uint32_t r = 0; r < width; r++, q += pad) {
     unit *to = x->q + r;
+    if (r < x->rows) fetch_lines(fetched, lines);
     for (uint32_t e = 0; e < pad; e++, to += width) *to = r < x->rows ? q[e] : 0;
   }
 #endif
 }
 
-static void begin_panel(const moi_attend *a, uint32_t head, panel *x) {
+static void begin_panel(const moi_attend *a, uint32_t head, panel *x, course *fetched, uint32_t lines) {
   const uint32_t first = head * a->m + x->row, lanes = x->width > VEC ? x->width : VEC;
-  queries_of(a, first, x);
+  queries_of(a, first, x, fetched, lines);
   for (uint32_t i = 0; i < lanes; i++) {
     const uint32_t r = i % x->width;
     x->scale[i] = r < x->rows ? a->scale[first + r] : 0;
@@ -676,18 +680,6 @@ static void walk(const moi_attend *a, const part *p, const stream *x, const pane
     }
 }
 
-#if UNIT == 2
-/* The first turn, which none before it has fetched. */
-static void fetch_first(const moi_attend *a, const stream *x) {
-  const stretch s = {
-      .fetch = 1, .rows = x->rows, .stride = x->head_stride, .bytes = x->bytes, .key = a->key_begin, .end = a->key_end};
-  course first = course_of(a, &s);
-  const uint32_t keys = least(x->step - a->key_begin % x->step, a->key_end - a->key_begin);
-  fetch_lines(&first, keys * a->heads * ((x->bytes + 63) / 64));
-  __asm__ volatile(""); /* gcc leaves out calls of what does nothing but fetch */
-}
-#endif
-
 void ATTEND_DOT(const moi_attend *a);
 void ATTEND_DOT(const moi_attend *a) {
   if (a->dk % PAIR || a->dv % PAIR) {
@@ -703,8 +695,16 @@ void ATTEND_DOT(const moi_attend *a) {
   if (a->k_format == MOI_FORMAT_##NAME) keys.one = logits_##NAME;                                                      \
   if (a->v_format == MOI_FORMAT_##NAME) values.one = values_##NAME;
   EACH_FORMAT(PICK)
+  course *fetched = NULL;
+  uint32_t lines = 0; /* of a row */
 #if UNIT == 2
-  if (a->fresh && !a->fetched) fetch_first(a, &keys);
+  /* the first turn, which none before it has fetched */
+  stretch begin_at = {.rows = keys.rows, .stride = keys.head_stride, .bytes = keys.bytes, .key = a->key_begin};
+  begin_at.fetch = a->fresh && !a->fetched;
+  begin_at.end = least(a->key_end, (a->key_begin / keys.step + 1) * keys.step);
+  course first = course_of(a, &begin_at);
+  fetched = &first;
+  if (begin_at.fetch) lines = ((begin_at.end - begin_at.key) * ((keys.bytes + 63) / 64) + a->m - 1) / a->m;
 #endif
   _Static_assert(sizeof(panel) <= 1024 && MOI_ATTEND_ROWS / PANEL <= MOI_ATTEND_PANELS, "they fit the scratch");
   panel *panels = a->scratch;
@@ -720,7 +720,7 @@ void ATTEND_DOT(const moi_attend *a) {
     x->logits = x->acc + (size_t)x->width * a->dv;
     x->weights = (unit *)(void *)x->logits;
     memory = x->logits + (size_t)x->width * TILE;
-    begin_panel(a, i / n_panels, x);
+    begin_panel(a, i / n_panels, x, fetched, lines);
   }
   for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += tile_keys(a)) {
     const part p = part_of(a, key0);
