@@ -510,7 +510,8 @@ static uint32_t keys_of_last(const moi_attention_desc *d, const moi_seq *s) {
   return span.end - span.begin;
 }
 
-/* As many KV heads as can be shared evenly: pieces of work are segments, or a short sequence. */
+/* As many KV heads as can be shared about evenly: pieces of work are segments, or a short sequence. Workers that each read
+ * some heads of the same tokens at the same time take as long as one that reads all. */
 static uint32_t heads_together(const work *w) {
   const moi_attention_desc *d = &w->plan->attention;
   const uint32_t workers = w->plan->context->desc.n_workers;
@@ -526,7 +527,7 @@ static uint32_t heads_together(const work *w) {
   }
   for (uint32_t heads = d->n_kv_heads; heads > 1; heads--) {
     const uint64_t groups = d->n_kv_heads / heads, longest = (pieces * groups + workers - 1) / workers * most;
-    if (d->n_kv_heads % heads == 0 && longest * workers <= keys * groups * 5 / 4) return heads;
+    if (d->n_kv_heads % heads == 0 && longest * workers <= keys * groups * 3 / 2) return heads;
   }
   return 1;
 }
