@@ -45,17 +45,19 @@ typedef struct lane {
   void *scratch;
 } lane;
 
-/* A block whose segments are shared among the workers: the last one to finish merges. */
+/* A block whose segments are shared among the workers: each takes one after another, near the order of memory, and
+ * whoever finds the next of the chain done merges it. Bit i of `taken` and `done` is the block's i-th segment. */
 typedef struct split {
-  atomic_uint left;
-  uint32_t first_segment, n_segments;
-  partial *parts; /* [MAX_SEGMENTS] */
+  atomic_uint taken, done, merging;
+  uint32_t block, first_segment, n_segments;
+  uint32_t merged; /* segments in the chain, parts[0]; of the worker that set `merging` */
+  partial *parts;  /* [MAX_SEGMENTS] */
 } split;
 
 typedef struct item {
   uint32_t block;
-  int32_t split; /* -1: the whole block */
-  uint32_t segment;
+  int32_t split;  /* -1: the whole block */
+  uint32_t begin; /* the segment to begin with */
 } item;
 
 typedef struct memory {
@@ -70,6 +72,7 @@ typedef struct memory {
 /* Up to here blocks are few: each is looked at, and long ones are split. */
 #define FEW_BLOCKS(n_workers) (4 * (size_t)(n_workers))
 #define ITEMS(n_workers) (FEW_BLOCKS(n_workers) + (size_t)(n_workers) * MAX_SEGMENTS)
+_Static_assert(MAX_SEGMENTS <= 32, "split has a bit for each");
 
 static partial take_partial(moi_carve *c, uint32_t rows, uint32_t dv) {
   partial p;
@@ -272,9 +275,10 @@ static int rows_of(const moi_kv_head *h, uint32_t from, uint32_t to, const uint8
   return all;
 }
 
-/* The block's rows over keys from .. to - 1, which lie in one segment. */
+/* The block's rows over keys from .. to - 1, which lie in one segment. The keys behind them up to `ahead_end` may be
+ * fetched; fetched: the last call did that with these. */
 static void attend(const work *w, const block *b, const moi_cpu_kernel *row, lane *l, uint32_t from, uint32_t to,
-                   const partial *out) {
+                   uint32_t ahead_end, int fetched, const partial *out) {
   const moi_attention_desc *d = &w->plan->attention;
   const moi_kv_cache *c = &w->run->cache;
   const size_t q_bytes = (size_t)b->m * MOI_ATTEND_PAD(d->head_dim) * (row->form == MOI_FORM_BF16 ? 2 : 4);
@@ -290,9 +294,10 @@ static void attend(const work *w, const block *b, const moi_cpu_kernel *row, lan
   a.v = a.v_in_k ? l->k : l->v;
   a.scratch = l->scratch;
   a.fresh = 1;
+  a.fetched = fetched;
   for (uint32_t base = from / MOI_ATTEND_TILE * MOI_ATTEND_TILE; base < to; base += CHUNK, a.fresh = 0) {
     uint32_t first = from > base ? from : base, last = to - base < CHUNK ? to : base + CHUNK;
-    uint32_t ahead = b->end - base < CHUNK + MOI_ATTEND_TILE ? b->end : base + CHUNK + MOI_ATTEND_TILE;
+    uint32_t ahead = ahead_end - base < CHUNK + MOI_ATTEND_TILE ? ahead_end : base + CHUNK + MOI_ATTEND_TILE;
     a.key_begin = first - base;
     a.key_end = last - base;
     a.ahead_end = ahead - base;
@@ -323,17 +328,15 @@ static void attend(const work *w, const block *b, const moi_cpu_kernel *row, lan
 static float shrink(float from, float to) { return from == to ? 1.0f : exp2f(from - to); }
 
 /* chain = chain and then more */
-static void merge(uint32_t m, uint32_t dv, const partial *chain, const partial *more) {
-  uint32_t pad = MOI_ATTEND_PAD(dv);
+static void merge(const work *w, uint32_t m, const partial *chain, const partial *more) {
+  const uint32_t dv = w->plan->attention.v_head_dim, pad = MOI_ATTEND_PAD(dv);
   for (uint32_t r = 0; r < m; r++) {
     float a = chain->max[r], b = more->max[r];
     if (b == -INFINITY) continue;
     float most = b <= a ? a : b, fa = a == -INFINITY ? 0 : shrink(a, most), fb = shrink(b, most);
     chain->max[r] = most;
     chain->sum[r] = chain->sum[r] * fa + more->sum[r] * fb;
-    float *restrict x = chain->acc + (size_t)r * pad;
-    const float *restrict y = more->acc + (size_t)r * pad;
-    for (uint32_t i = 0; i < dv; i++) x[i] = x[i] * fa + y[i] * fb;
+    w->ew->blend(chain->acc + (size_t)r * pad, fa, more->acc + (size_t)r * pad, fb, dv);
   }
 }
 
@@ -383,6 +386,10 @@ static moi_span segment_of(const work *w, const block *b, uint32_t i) {
   return s;
 }
 
+static uint32_t segments_of(const work *w, const block *b) {
+  return b->begin == b->end ? 0 : (b->end - 1) / w->state->segment - b->begin / w->state->segment + 1;
+}
+
 static void whole_block(const work *w, const block *b, lane *l) {
   const uint32_t dv = w->plan->attention.v_head_dim;
   const moi_cpu_kernel *row = moi_pick_for(&w->state->pick, b->m);
@@ -393,22 +400,55 @@ static void whole_block(const work *w, const block *b, lane *l) {
     uint32_t first = b->begin / w->state->segment, last = (b->end - 1) / w->state->segment;
     for (uint32_t i = first; i <= last; i++) {
       moi_span s = segment_of(w, b, i);
-      attend(w, b, row, l, s.begin, s.end, i == first ? &l->chain : &l->now);
-      if (i != first) merge(b->n_heads * b->m, dv, &l->chain, &l->now);
+      attend(w, b, row, l, s.begin, s.end, b->end, i != first, i == first ? &l->chain : &l->now);
+      if (i != first) merge(w, b->n_heads * b->m, &l->chain, &l->now);
     }
   }
   finish(w, b, &l->chain);
 }
 
-static void part_of_block(const work *w, const block *b, lane *l, split *p, uint32_t segment) {
-  moi_span s = segment_of(w, b, segment);
+/* A segment that nobody has taken: `next`, or the last; n_segments: there is none. */
+static uint32_t take_segment(split *p, uint32_t next) {
+  for (;;) {
+    const uint32_t taken = atomic_load_explicit(&p->taken, memory_order_relaxed);
+    uint32_t i = next;
+    if (i >= p->n_segments || taken >> i & 1)
+      for (i = p->n_segments; i && taken >> (i - 1) & 1;) i--;
+    else i++;
+    if (!i) return p->n_segments;
+    if (!(atomic_fetch_or_explicit(&p->taken, 1u << (i - 1), memory_order_relaxed) >> (i - 1) & 1)) return i - 1;
+  }
+}
+
+/* Segment i is done: the chain goes on as far as segments are. */
+static void join(const work *w, const block *b, split *p, uint32_t i) {
+  const uint32_t rows = b->n_heads * b->m;
+  atomic_fetch_or(&p->done, 1u << i);
+  do {
+    if (atomic_exchange(&p->merging, 1)) return; /* who merges looks again afterwards */
+    for (i = p->merged; i < p->n_segments && atomic_load(&p->done) >> i & 1; i++)
+      if (i) merge(w, rows, &p->parts[0], &p->parts[i]);
+    p->merged = i;
+    if (i == p->n_segments) {
+      finish(w, b, &p->parts[0]);
+      return; /* and nobody merges again */
+    }
+    atomic_store(&p->merging, 0);
+  } while (atomic_load(&p->done) >> i & 1);
+}
+
+static void part_of_block(const work *w, const block *b, lane *l, split *p, uint32_t begin) {
   const moi_cpu_kernel *row = moi_pick_for(&w->state->pick, b->m);
-  prepare(w, b, row, l);
-  attend(w, b, row, l, s.begin, s.end, &p->parts[segment - p->first_segment]);
-  if (atomic_fetch_sub_explicit(&p->left, 1, memory_order_acq_rel) != 1) return;
-  const uint32_t rows = b->n_heads * b->m, dv = w->plan->attention.v_head_dim;
-  for (uint32_t i = 1; i < p->n_segments; i++) merge(rows, dv, &p->parts[0], &p->parts[i]);
-  finish(w, b, &p->parts[0]);
+  uint32_t fetched = p->n_segments, i = take_segment(p, begin);
+  if (i < p->n_segments) prepare(w, b, row, l);
+  for (; i < p->n_segments; i = take_segment(p, i + 1)) {
+    const moi_span s = segment_of(w, b, p->first_segment + i);
+    const int goes_on =
+        i + 1 < p->n_segments && !(atomic_load_explicit(&p->taken, memory_order_relaxed) >> (i + 1) & 1);
+    attend(w, b, row, l, s.begin, s.end, goes_on ? b->end : s.end, i == fetched, &p->parts[i]);
+    fetched = goes_on ? i + 1 : p->n_segments;
+    join(w, b, p, i);
+  }
 }
 
 static void do_item(void *arg, uint32_t lane_index, uint32_t i) {
@@ -416,35 +456,80 @@ static void do_item(void *arg, uint32_t lane_index, uint32_t i) {
   lane *l = &w->m.lanes[lane_index];
   const item *it = w->n_items ? &w->m.items[i] : NULL;
   block b = block_at(w, it ? it->block : i);
-  if (it && it->split >= 0) part_of_block(w, &b, l, &w->m.splits[it->split], it->segment);
+  if (it && it->split >= 0) part_of_block(w, &b, l, &w->m.splits[it->split], it->begin);
   else whole_block(w, &b, l);
 }
 
-/* Few blocks: those that are more than half a worker's share are split into their segments. */
+static uint64_t cost_of(const block *b) { return (uint64_t)b->n_heads * b->m * (b->end - b->begin); }
+
+/* Few blocks: workers share those that are more than a quarter of what each is to do, after the others. There is memory to
+ * share as many as there are workers: of more, some that are no more than one worker's are not shared. */
 static void plan_items(work *w, uint32_t n_blocks) {
-  uint32_t workers = w->plan->context->desc.n_workers, n_splits = 0;
+  uint32_t workers = w->plan->context->desc.n_workers, n_splits = 0, large = 0;
   w->n_items = 0;
   if (workers < 2 || n_blocks > FEW_BLOCKS(workers) || !w->m.splits) return;
   uint64_t total = 0;
   for (uint32_t i = 0; i < n_blocks; i++) {
     block b = block_at(w, i);
-    total += (uint64_t)b.n_heads * b.m * (b.end - b.begin);
+    total += cost_of(&b);
   }
   for (uint32_t i = 0; i < n_blocks; i++) {
     block b = block_at(w, i);
-    uint32_t first = b.begin / w->state->segment;
-    uint32_t segments = b.begin == b.end ? 0 : (b.end - 1) / w->state->segment - first + 1;
-    if (segments < 2 || n_splits == workers || (uint64_t)b.n_heads * b.m * (b.end - b.begin) * 2 * workers <= total) {
-      w->m.items[w->n_items++] = (item){i, -1, 0};
-      continue;
-    }
-    split *p = &w->m.splits[n_splits];
-    p->first_segment = first;
-    p->n_segments = segments;
-    atomic_store_explicit(&p->left, segments, memory_order_relaxed);
-    for (uint32_t s = 0; s < segments; s++) w->m.items[w->n_items++] = (item){i, (int32_t)n_splits, first + s};
-    n_splits++;
+    large += segments_of(w, &b) > 1 && cost_of(&b) * 4 * workers > total;
   }
+  for (uint32_t i = 0, whole = large > workers ? large - workers : 0; i < n_blocks; i++) {
+    block b = block_at(w, i);
+    const uint32_t segments = segments_of(w, &b);
+    if (segments > 1 && cost_of(&b) * 4 * workers > total) {
+      if (!whole || cost_of(&b) * workers > total) {
+        split *p = &w->m.splits[n_splits++];
+        p->block = i;
+        p->first_segment = b.begin / w->state->segment;
+        p->n_segments = segments;
+        p->merged = 0;
+        atomic_store_explicit(&p->taken, 0, memory_order_relaxed);
+        atomic_store_explicit(&p->done, 0, memory_order_relaxed);
+        atomic_store_explicit(&p->merging, 0, memory_order_relaxed);
+        continue;
+      }
+      whole--;
+    }
+    w->m.items[w->n_items++] = (item){i, -1, 0};
+  }
+  for (uint32_t i = 0; i < n_splits; i++) {
+    const split *p = &w->m.splits[i];
+    const uint32_t shares = moi_min_u32(workers, p->n_segments);
+    for (uint32_t s = 0; s < shares; s++)
+      w->m.items[w->n_items++] = (item){p->block, (int32_t)i, (uint32_t)((uint64_t)s * p->n_segments / shares)};
+  }
+}
+
+/* Keys that a sequence's last row sees. */
+static uint32_t keys_of_last(const moi_attention_desc *d, const moi_seq *s) {
+  const moi_span span = moi_visible(d, s, (int64_t)s->position + s->n_rows - 1);
+  return span.end - span.begin;
+}
+
+/* As many KV heads as can be shared about evenly: pieces of work are segments, or a short sequence. Workers that each read
+ * some heads of the same tokens at the same time take as long as one that reads all. */
+static uint32_t heads_together(const work *w) {
+  const moi_attention_desc *d = &w->plan->attention;
+  const uint32_t workers = w->plan->context->desc.n_workers;
+  uint64_t keys = 0, pieces = 0;
+  uint32_t most = 1; /* keys of a piece */
+  for (uint32_t i = 0; i < w->run->attention.n_seqs; i++) {
+    const moi_seq *s = &w->m.seqs[i];
+    if (!s->n_rows) continue;
+    const uint32_t n = keys_of_last(d, s), piece = moi_min_u32(n, w->state->segment);
+    keys += n;
+    pieces += piece ? n / piece : 0; /* what is left fills gaps */
+    most = most > piece ? most : piece;
+  }
+  for (uint32_t heads = d->n_kv_heads; heads > 1; heads--) {
+    const uint64_t groups = d->n_kv_heads / heads, longest = (pieces * groups + workers - 1) / workers * most;
+    if (d->n_kv_heads % heads == 0 && longest * workers <= keys * groups * 3 / 2) return heads;
+  }
+  return 1;
 }
 
 void moi_cpu_attention(const moi_plan *plan, const moi_run *run, moi_carve *c) {
@@ -474,13 +559,7 @@ void moi_cpu_attention(const moi_plan *plan, const moi_run *run, moi_carve *c) {
     for (uint32_t h = 0; lse && h < d->n_heads; h++) lse[(size_t)row * d->n_heads + h] = -INFINITY;
   }
 
-  /* as many KV heads together as leave four pieces of work for each worker, split blocks counted by their segments */
-  uint64_t pieces = 0;
-  for (uint32_t s = 0; s < a->n_seqs; s++)
-    if (w.m.seqs[s].n_rows)
-      pieces += (w.m.seqs[s].kv_len - w.m.seqs[s].kv_begin) / w.state->segment + 1;
-  pieces = pieces * d->n_kv_heads / (4 * (uint64_t)plan->context->desc.n_workers);
-  w.heads_together = pieces > d->n_kv_heads ? d->n_kv_heads : pieces ? (uint32_t)pieces : 1;
+  w.heads_together = heads_together(&w);
   if (d->head_dim % 32 || d->v_head_dim % 32 || run->cache.k_head_stride >= run->cache.k_token_stride)
     w.heads_together = 1;
 
@@ -488,7 +567,7 @@ void moi_cpu_attention(const moi_plan *plan, const moi_run *run, moi_carve *c) {
   uint64_t work_of_all = 0;
   for (uint32_t s = 0; s < a->n_seqs; s++) {
     const moi_seq *seq = &w.m.seqs[s];
-    work_of_all += (uint64_t)seq->n_rows * (seq->kv_len - seq->kv_begin) * d->n_heads;
+    work_of_all += (uint64_t)seq->n_rows * keys_of_last(d, seq) * d->n_heads;
     const uint32_t together = heads_of(&w, seq);
     w.m.first_block[s] = n_blocks;
     n_blocks += (uint32_t)(((uint64_t)seq->n_rows * w.group + w.state->block_rows - 1) / w.state->block_rows) *

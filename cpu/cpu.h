@@ -42,6 +42,8 @@ typedef struct moi_elementwise {
   void (*combine)(float *acc, const float *c, const float *bias, float w, uint32_t n);
   /* out[i] = x[i] * factor rounded to a dense type */
   void (*store)(moi_format type, const float *x, float factor, void *out, uint32_t n);
+  /* x[i] = x[i] * a + y[i] * b */
+  void (*blend)(float *x, float a, const float *y, float b, uint32_t n);
 } moi_elementwise;
 const moi_elementwise *moi_elementwise_for(uint32_t isa);
 

@@ -120,6 +120,7 @@ typedef struct moi_attend {
   const uint8_t *const *k;     /* [ahead_end] rows of the cache, from key_begin on never NULL; no other memory is read */
   const uint8_t *const *v;
   int fresh;              /* 0: max, sum and acc hold the result over the keys before these, to go on from */
+  int fetched;            /* the call before this one may have fetched the first keys: a hint */
   float *max, *sum;       /* out: [m rounded up to 16] */
   float *acc;             /* out: [m][MOI_ATTEND_PAD(dv)] */
   void *scratch;          /* 64-byte aligned, moi_attend_scratch bytes */

@@ -93,4 +93,8 @@ static void store(moi_format type, const float *restrict x, float factor, void *
     for (uint32_t i = 0; i < n; i++) h[i] = moi_to_f16(x[i] * factor);
 }
 
-const moi_elementwise MOI_ELEMENTWISE = {activate, load, combine, store};
+static void blend(float *restrict x, float a, const float *restrict y, float b, uint32_t n) {
+  for (uint32_t i = 0; i < n; i++) x[i] = x[i] * a + y[i] * b;
+}
+
+const moi_elementwise MOI_ELEMENTWISE = {activate, load, combine, store, blend};

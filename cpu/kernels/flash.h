@@ -254,9 +254,10 @@ static inline void soften(const moi_attend *a, const tile *t, const part *p, uin
   vec_store(a->sum + r, vec_fma(vec_load(a->sum + r), factor, vec_load(turned)));
 }
 
-/* acc of rows = acc * factor + probabilities . values of the keys first .. last-1; row 0 of values is the tile's key 0 */
+/* acc of rows = acc * factor + probabilities . values of the keys first .. last-1; row 0 of values is the tile's key 0.
+ * empty: acc is 0, whatever it holds */
 static void add_values(const moi_attend *a, const tile *t, const unit *values, size_t ldv, uint32_t row_begin,
-                       uint32_t row_end, uint32_t first, uint32_t last) {
+                       uint32_t row_end, uint32_t first, uint32_t last, int empty) {
   const uint32_t ldc = MOI_ATTEND_PAD(a->dv), width = (a->dv + VEC - 1) / VEC * VEC;
 #if UNIT == 1
   const unit *weights = t->logits;
@@ -267,7 +268,7 @@ static void add_values(const moi_attend *a, const tile *t, const unit *values, s
 #endif
   const size_t ldw = TILE / UNIT;
   product(row_end - row_begin, width, weights + row_begin * ldw + k0, ldw, values + k0 * ldv, ldv, NR, k1 - k0,
-          a->acc + (size_t)row_begin * ldc, ldc, t->factor + row_begin);
+          a->acc + (size_t)row_begin * ldc, ldc, empty ? NULL : t->factor + row_begin);
 }
 
 /* Are all values of the keys finite? Weight 0 cannot hide one that is not. */
@@ -294,14 +295,14 @@ static __attribute__((noinline)) void add_values_apart(const moi_attend *a, cons
     const uint32_t end = a->end[r] > p->key0 ? least(a->end[r] - p->key0, TILE) : 0;
     if (begin >= end) continue;
 #if UNIT == 1
-    add_values(a, t, values, ldv, r, r + 1, begin, end);
+    add_values(a, t, values, ldv, r, r + 1, begin, end, 0);
 #else
     /* in the order of the keys, as `product` goes: pairs of which one key is seen have 0 in the other's half of a copy */
     const uint32_t width = MOI_ATTEND_PAD(a->dv);
     for (uint32_t j = begin, next; j < end; j = next, t->factor[r] = 1) {
       next = j % 2 || j + 1 == end ? j + 1 : end / 2 * 2;
       if (next > j + 1) {
-        add_values(a, t, values, ldv, r, r + 1, j, next);
+        add_values(a, t, values, ldv, r, r + 1, j, next, 0);
         continue;
       }
       unit own[1024];
@@ -352,17 +353,25 @@ static void begin_rows(const moi_attend *a) {
     const uint32_t rows = (a->m + 15) & ~15u;
     for (uint32_t r = 0; r < rows; r++) a->max[r] = -INFINITY;
     memset(a->sum, 0, rows * sizeof *a->sum);
-    memset(a->acc, 0, (size_t)a->m * MOI_ATTEND_PAD(a->dv) * sizeof *a->acc);
   }
+}
+
+static void clear_acc(const moi_attend *a) {
+  memset(a->acc, 0, (size_t)a->m * MOI_ATTEND_PAD(a->dv) * sizeof *a->acc);
 }
 
 void ATTEND(const moi_attend *a);
 void ATTEND(const moi_attend *a) {
   const tile t = carve(a);
+  int empty = a->fresh; /* acc is not written yet: the first tile does that where all rows see it */
   begin_rows(a);
   for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += tile_keys(a)) {
     const part p = part_of(a, key0);
     if (p.row_begin == p.row_end) continue;
+    if (empty && (p.ragged || p.row_begin || p.row_end < a->m)) {
+      clear_acc(a);
+      empty = 0;
+    }
     transpose_keys(a, &t, &p);
     if (!p.ragged) logits_by_product(a, &t, &p);
     for (uint32_t r = p.row_begin; p.ragged && r < p.row_end; r += BAND) {
@@ -389,14 +398,16 @@ void ATTEND(const moi_attend *a) {
     const uint32_t keys = (p.last + 1) / 2 - p.first / 2;
 #endif
     if (!p.ragged) {
-      add_values(a, &t, values, ldv, p.row_begin, p.row_end, p.first, p.last);
+      add_values(a, &t, values, ldv, p.row_begin, p.row_end, p.first, p.last, empty);
     } else if (!all_finite(seen, ldv, keys, (a->dv + VEC - 1) / VEC * VEC)) {
       add_values_apart(a, &t, &p, values, ldv);
     } else {
       for (uint32_t r = p.row_begin; r < p.row_end; r += BAND) {
         const part b = band_of(a, &p, r);
-        if (b.first < b.last) add_values(a, &t, values, ldv, b.row_begin, b.row_end, b.first, b.last);
+        if (b.first < b.last) add_values(a, &t, values, ldv, b.row_begin, b.row_end, b.first, b.last, 0);
       }
     }
+    empty = 0;
   }
+  if (empty) clear_acc(a);
 }

@@ -70,7 +70,9 @@ typedef struct stretch {
   uint32_t ahead;  /* key j fetches that of key j + ahead, */
   size_t to_fetch; /* these bytes on */
 #else
-  uint32_t ahead, ahead_head; /* from this key's and head's row on as many rows are fetched as there are keys */
+  const uint8_t *const *rows;     /* keys or values that come next: as many rows are fetched as there are keys, */
+  size_t stride;                  /* heads this far apart, */
+  uint32_t bytes, key, head, end; /* from this key's and head's on, up to key `end` */
 #endif
 } stretch;
 
@@ -188,15 +190,14 @@ static __attribute__((noinline)) void next_row(course *c) {
   }
 }
 
-static inline course course_of(const moi_attend *a, const stretch *s, const uint8_t *const *rows, size_t stride,
-                               uint32_t bytes) {
-  course c = {.rows = rows, .line = no_values, .step = 64, .key = s->ahead, .end = s->fetch ? a->ahead_end : 0};
-  c.offset = s->ahead_head * stride;
-  c.stride = stride;
-  c.width = a->heads * stride;
-  c.lines = (bytes + 63) / 64;
-  if (stride == bytes && c.key < c.end) { /* heads without a gap are one row */
-    c.line = rows[c.key++] + c.offset;
+static inline course course_of(const moi_attend *a, const stretch *s) {
+  course c = {.rows = s->rows, .line = no_values, .step = 64, .key = s->key, .end = s->fetch ? s->end : 0};
+  c.offset = s->head * s->stride;
+  c.stride = s->stride;
+  c.width = a->heads * s->stride;
+  c.lines = (s->bytes + 63) / 64;
+  if (s->stride == s->bytes && c.key < c.end) { /* heads without a gap are one row */
+    c.line = s->rows[c.key++] + c.offset;
     c.left = (uint32_t)(c.width - c.offset + 63) / 64;
     c.lines = (uint32_t)(c.width + 63) / 64;
     c.offset = 0;
@@ -234,7 +235,7 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
                                                        const moi_attend *a, const panel *x, const stretch *s) {
   const uint32_t n = a->dk, first = s->first / VEC * VEC, last = s->last, lines = row_bytes(format, 2 * PAIR) / 32;
   const uint8_t *few[VEC], *const *keys = a->k + s->key0, *const *k = group_of(keys, s, first, few);
-  course ahead = course_of(a, s, a->k, a->k_head_stride, row_bytes(format, n));
+  course ahead = course_of(a, s);
   operand fours[VEC];
   (void)rows;
 #pragma GCC unroll 4
@@ -350,7 +351,7 @@ static inline __attribute__((always_inline)) void weighs(moi_format format, cons
 #if UNIT == 1
   course *fetched = NULL;
 #else
-  course ahead = course_of(a, s, a->v, a->v_head_stride, row_bytes(format, a->dv)), *fetched = &ahead;
+  course ahead = course_of(a, s), *fetched = &ahead;
 #endif
   for (; column + pairs * PAIR <= a->dv; column += pairs * PAIR)
     weigh(format, 0, rows, width, pairs, a, x, s, column, fetched);
@@ -410,7 +411,7 @@ static __attribute__((noinline)) void value_of_one(const moi_attend *a, const pa
 #if UNIT == 1
   course *none = NULL;
 #else
-  course nothing = course_of(a, s, a->v, a->v_head_stride, 64), *none = &nothing;
+  course nothing = course_of(a, s), *none = &nothing;
 #endif
   for (uint32_t e = 0; e < a->dv; e += PAIR) switch (a->v_format) {
 #define WEIGH_ONE(NAME)                                                                                                \
@@ -575,10 +576,13 @@ static inline void gather(moi_format format, const float *from, float *to) {
 }
 #endif
 
-static void queries_of(const moi_attend *a, uint32_t first, panel *x) {
+/* UNIT 2: for each row as many lines are fetched. */
+static void queries_of(const moi_attend *a, uint32_t first, panel *x, course *fetched, uint32_t lines) {
   const uint32_t pad = MOI_ATTEND_PAD(a->dk) / UNIT;
   const unit *q = (const unit *)a->q + (size_t)first * pad;
 #if UNIT == 1
+  (void)fetched;
+  (void)lines;
   for (uint32_t e = 0; e < a->dk; e += PAIR)
     for (uint32_t r = 0; r < x->width; r++) {
       float both[PAIR] = {0};
@@ -590,14 +594,15 @@ static void queries_of(const moi_attend *a, uint32_t first, panel *x) {
   const uint32_t width = x->width;
   for (uint32_t r = 0; r < width; r++, q += pad) {
     unit *to = x->q + r;
+    if (r < x->rows) fetch_lines(fetched, lines);
     for (uint32_t e = 0; e < pad; e++, to += width) *to = r < x->rows ? q[e] : 0;
   }
 #endif
 }
 
-static void begin_panel(const moi_attend *a, uint32_t head, panel *x) {
+static void begin_panel(const moi_attend *a, uint32_t head, panel *x, course *fetched, uint32_t lines) {
   const uint32_t first = head * a->m + x->row, lanes = x->width > VEC ? x->width : VEC;
-  queries_of(a, first, x);
+  queries_of(a, first, x, fetched, lines);
   for (uint32_t i = 0; i < lanes; i++) {
     const uint32_t r = i % x->width;
     x->scale[i] = r < x->rows ? a->scale[first + r] : 0;
@@ -630,39 +635,50 @@ static void end_panel(const moi_attend *a, uint32_t head, panel *x) {
   }
 }
 
+/* Keys or values of all heads, as a pass goes through them. */
+typedef struct stream {
+  const uint8_t *const *rows;
+  size_t head_stride;
+  uint32_t bytes, step; /* of a head's row; keys of a turn */
+  pass one;
+  int fetch;
+} stream;
+
 /* A pass over the part's keys for all heads, in turns: near the order of memory, which is the one in which memory is
- * quick, where heads lie side by side in each token. */
-static void walk(const moi_attend *a, const part *p, uint32_t step, size_t head_stride, const panel *panels,
-                 uint32_t n_panels, int fetch, pass one) {
+ * quick, where heads lie side by side in each token. The last turn fetches the first of `next`, from key next_key on. */
+static void walk(const moi_attend *a, const part *p, const stream *x, const panel *panels, uint32_t n_panels,
+                 const stream *next, uint32_t next_key) {
+  const uint32_t step = x->step;
+#if UNIT == 1
+  (void)next;
+  (void)next_key;
+#endif
   for (uint32_t at = p->first / step * step; at < p->last; at += step)
     for (uint32_t h = 0; h < a->heads; h++) {
       stretch s = {.key0 = p->key0, .first = at > p->first ? at : p->first, .last = least(at + step, p->last)};
-      s.offset = h * head_stride;
+      s.offset = h * x->head_stride;
 #if UNIT == 1
       const int last = h + 1 == a->heads;
       s.ahead = last ? step : 0;
-      s.to_fetch = last ? 0 : s.offset + head_stride;
+      s.to_fetch = last ? 0 : s.offset + x->head_stride;
 #else
-      const uint32_t row = h * step + s.first - at;
-      s.ahead = p->key0 + at + step + row / a->heads;
-      s.ahead_head = row % a->heads;
+      const int end = at + step >= p->last;
+      const stream *of = end ? next : x;
+      const uint32_t row = h * (s.last - s.first);
+      s.rows = of->rows;
+      s.stride = of->head_stride;
+      s.bytes = of->bytes;
+      s.key = (end ? next_key : p->key0 + at + step) + row / a->heads;
+      s.head = row % a->heads;
+      s.end = a->ahead_end;
 #endif
       s.rescale = s.first == p->first;
       for (uint32_t i = 0; i < n_panels; i++) {
-        s.fetch = fetch && !i;
-        one(a, &panels[h * n_panels + i], &s);
+        s.fetch = x->fetch && !i;
+        x->one(a, &panels[h * n_panels + i], &s);
       }
     }
 }
-
-#if UNIT == 2
-/* The first turn, which none before it has fetched. */
-static void fetch_first(const moi_attend *a, const uint8_t *const *rows, size_t stride, uint32_t bytes, uint32_t step) {
-  const stretch s = {.fetch = 1, .ahead = a->key_begin};
-  course first = course_of(a, &s, rows, stride, bytes);
-  fetch_lines(&first, (step - a->key_begin % step) * a->heads * ((bytes + 63) / 64));
-}
-#endif
 
 void ATTEND_DOT(const moi_attend *a);
 void ATTEND_DOT(const moi_attend *a) {
@@ -670,18 +686,26 @@ void ATTEND_DOT(const moi_attend *a) {
     ATTEND(a);
     return;
   }
-  const uint32_t k_bytes = row_bytes(a->k_format, a->dk), v_bytes = row_bytes(a->v_format, a->dv);
-#if UNIT == 2
-  if (a->fresh) {
-    fetch_first(a, a->k, a->k_head_stride, k_bytes, turn(a->heads, k_bytes));
-    if (!a->v_in_k) fetch_first(a, a->v, a->v_head_stride, v_bytes, turn(a->heads, v_bytes));
-  }
-#endif
-  pass logits = NULL, values = NULL;
+  stream keys = {.rows = a->k, .head_stride = a->k_head_stride, .bytes = row_bytes(a->k_format, a->dk), .fetch = 1};
+  stream values = {.rows = a->v, .head_stride = a->v_head_stride, .bytes = row_bytes(a->v_format, a->dv)};
+  values.fetch = !a->v_in_k;
+  keys.step = turn(a->heads, keys.bytes);
+  values.step = turn(a->heads, values.bytes);
 #define PICK(NAME)                                                                                                     \
-  if (a->k_format == MOI_FORMAT_##NAME) logits = logits_##NAME;                                                        \
-  if (a->v_format == MOI_FORMAT_##NAME) values = values_##NAME;
+  if (a->k_format == MOI_FORMAT_##NAME) keys.one = logits_##NAME;                                                      \
+  if (a->v_format == MOI_FORMAT_##NAME) values.one = values_##NAME;
   EACH_FORMAT(PICK)
+  course *fetched = NULL;
+  uint32_t lines = 0; /* of a row */
+#if UNIT == 2
+  /* the first turn, which none before it has fetched */
+  stretch begin_at = {.rows = keys.rows, .stride = keys.head_stride, .bytes = keys.bytes, .key = a->key_begin};
+  begin_at.fetch = a->fresh && !a->fetched;
+  begin_at.end = least(a->key_end, (a->key_begin / keys.step + 1) * keys.step);
+  course first = course_of(a, &begin_at);
+  fetched = &first;
+  if (begin_at.fetch) lines = ((begin_at.end - begin_at.key) * ((keys.bytes + 63) / 64) + a->m - 1) / a->m;
+#endif
   _Static_assert(sizeof(panel) <= 1024 && MOI_ATTEND_ROWS / PANEL <= MOI_ATTEND_PANELS, "they fit the scratch");
   panel *panels = a->scratch;
   const uint32_t n_panels = (a->m + PANEL - 1) / PANEL;
@@ -696,16 +720,17 @@ void ATTEND_DOT(const moi_attend *a) {
     x->logits = x->acc + (size_t)x->width * a->dv;
     x->weights = (unit *)(void *)x->logits;
     memory = x->logits + (size_t)x->width * TILE;
-    begin_panel(a, i / n_panels, x);
+    begin_panel(a, i / n_panels, x, fetched, lines);
   }
   for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += tile_keys(a)) {
     const part p = part_of(a, key0);
     if (p.row_begin == p.row_end) continue;
     const int ragged = p.ragged || p.row_begin || p.row_end < a->m;
-    walk(a, &p, turn(a->heads, k_bytes), a->k_head_stride, panels, n_panels, 1, logits);
+    const uint32_t next = key0 + tile_keys(a); /* tile */
+    walk(a, &p, &keys, panels, n_panels, a->v_in_k ? &keys : &values, a->v_in_k ? next : key0 + p.first);
     for (uint32_t i = 0; i < a->heads * n_panels; i++) soften_panel(a, &panels[i], &p, ragged);
     if (!ragged) {
-      walk(a, &p, turn(a->heads, v_bytes), a->v_head_stride, panels, n_panels, !a->v_in_k, values);
+      walk(a, &p, &values, panels, n_panels, &keys, next);
       continue;
     }
     /* rows see other keys: each over its own, for a weight of 0 cannot hide a value that is not finite */
