@@ -7,28 +7,28 @@
 #define KV_Q8_0 64u
 
 /* The mirror of `arguments` in attention.c. */
-layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer Args {
-  uvec2 q, y, lse, sinks, q_offsets, kv_lens, q_start, kv_begin;
-  uvec2 k, v, places, k_scale, v_scale;
-  uvec2 k_token, k_head, k_page, v_token, v_head, v_page;
-  uvec2 zeros;              /* as many bytes of 0 as a row of the cache has at most */
-  uvec2 seqs;               /* [n_seqs + 1] Seq */
-  uvec2 few, many, now;     /* accumulators: [slot, KV head, row of the tile, v_head_dim] */
-  uvec2 few_sums, many_sums, now_sums; /* max and sum: [slot, KV head, row of the tile, 2] */
-  uvec2 few_calls, many_calls;         /* [pass, chunk of the tiles, 3]: workgroups of a dispatch */
-  uint n_rows, n_seqs, q_stride, q_head_stride, y_stride;
-  uint n_heads, n_kv_heads, head_dim, v_head_dim;
-  uint input_type;
-  uint max_kv, reach; /* reach: max_kv of the run */
-  uint page_size, page_entries, capacity;
-  uint causal, window, chunk, temperature_floor;
-  float temperature, scale, softcap;
-  uint has_sinks;
-  uint few_rows, few_tile, many_tile; /* few_rows: rows of a sequence that count as few */
-  uint segment, n_segments;           /* segment.h: its unit; few: a slot for each segment */
-  uint pass_keys, few_passes, many_passes;
-  uint few_chunk, few_chunks, many_chunk, many_chunks; /* tiles of a dispatch; how many such chunks */
-};
+#define ATTENTION_ARGS(P, P2, U, U2, F, M)                                                                             \
+  P(q) P(y) P(lse) P(sinks) P(q_offsets) P(kv_lens) P(q_start) P(kv_begin)                                             \
+  P(k) P(v) P(places) P(k_scale) P(v_scale)                                                                            \
+  P(k_token) P(k_head) P(k_page) P(v_token) P(v_head) P(v_page)                                                        \
+  P(zeros)                 /* as many bytes of 0 as a row of the cache has at most */                                  \
+  P(seqs)                  /* [n_seqs + 1] Seq */                                                                      \
+  P(few) P(many) P(now)    /* accumulators: [slot, KV head, row of the tile, v_head_dim] */                            \
+  P(few_sums) P(many_sums) P(now_sums) /* max and sum: [slot, KV head, row of the tile, 2] */                          \
+  P(few_calls) P(many_calls) /* [pass, chunk of the tiles, 3]: workgroups of a dispatch */                             \
+  U(n_rows) U(n_seqs) U(q_stride) U(q_head_stride) U(y_stride)                                                         \
+  U(n_heads) U(n_kv_heads) U(head_dim) U(v_head_dim)                                                                   \
+  U(input_type)                                                                                                        \
+  U(max_kv) U(reach) /* reach: max_kv of the run */                                                                    \
+  U(page_size) U(page_entries) U(capacity)                                                                             \
+  U(causal) U(window) U(chunk) U(temperature_floor)                                                                    \
+  F(temperature) F(scale) F(softcap)                                                                                   \
+  U(has_sinks)                                                                                                         \
+  U(few_rows) U(few_tile) U(many_tile) /* few_rows: rows of a sequence that count as few */                            \
+  U(segment) U(n_segments) /* segment.h: its unit; few: a slot for each segment */                                     \
+  U(pass_keys) U(few_passes) U(many_passes)                                                                            \
+  U(few_chunk) U(few_chunks) U(many_chunk) U(many_chunks) /* tiles of a dispatch; how many such chunks */
+MOI_ARGS(Args, ATTENTION_ARGS)
 
 /* Of Seq, words: */
 #define SEQ_ROW 0u
@@ -40,7 +40,7 @@ layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer Arg
 #define SEQ_MANY 6u
 #define SEQ_WORDS 8u
 
-uint seq_word(uvec2 seqs, uint s, uint word) { return Words(seqs).v[s * SEQ_WORDS + word]; }
+uint seq_word(uvec2 seqs, uint s, uint word) { return WORD(seqs, s * SEQ_WORDS + word); }
 
 /* The last sequence whose word is not above x. */
 uint seq_find(uvec2 seqs, uint n_seqs, uint word, uint x) {
@@ -84,12 +84,12 @@ bool place_of(uvec2 places, uint page_size, uint page_entries, uint capacity, ui
   if (page_size != 0u) {
     uint entry = j / page_size;
     token = j - entry * page_size;
-    page = Words(moi_add(places, moi_mul(moi_mul(4u, page_entries), seq))).v[entry];
+    page = WORD(moi_add(places, moi_mul(moi_mul(4u, page_entries), seq)), entry);
     return int(page) >= 0 && page < capacity;
   }
   page = 0u;
   uint start, high = 0u;
-  if (moi_has(places)) start = Words(places).v[seq];
+  if (moi_has(places)) start = WORD(places, seq);
   else umulExtended(seq, max_kv, high, start);
   token = start + j;
   /* a start that is given is signed */

@@ -19,7 +19,7 @@ layout(push_constant) uniform Push {
 shared float shared_keep[MAX_SEGMENTS], shared_add[MAX_SEGMENTS];
 
 void main() {
-  Args a = Args(args);
+  Args a = MOI_ARGS_AT(Args, args);
   uint lane = gl_LocalInvocationID.x, kv_head = gl_WorkGroupID.x, row = first_row + gl_WorkGroupID.y;
   uint n_seqs = a.n_seqs, n_heads = a.n_heads, group = n_heads / a.n_kv_heads, dv = a.v_head_dim;
   uvec2 seqs = a.seqs, acc = a.many, sums = a.many_sums, lse = a.lse, sinks = a.sinks;
@@ -52,7 +52,7 @@ void main() {
       }
     }
   }
-  float v_scale = moi_has(a.v_scale) ? Floats(a.v_scale).v[kv_head] : 1.0;
+  float v_scale = moi_has(a.v_scale) ? FLOAT(a.v_scale, kv_head) : 1.0;
   uvec2 y = moi_add(a.y, moi_mul(moi_mul(moi_element_bytes(OUTPUT), a.y_stride), row));
   y = moi_add(y, moi_mul(moi_element_bytes(OUTPUT), kv_head * group * dv));
   uint step = a.n_kv_heads * tile; /* rows between parts */
@@ -65,7 +65,7 @@ void main() {
     [[dont_unroll]] for (uint i = 0u; i < n_parts; i++) { /* a shared array does not say how many there are */
       uvec2 sum = moi_add(sums, moi_mul(moi_mul(8u, step), from_slot + i));
       float keep, add;
-      join(m, s, Floats(sum).v[2u * first_part], Floats(sum).v[2u * first_part + 1u], keep, add);
+      join(m, s, FLOAT(sum, 2u * first_part), FLOAT(sum, 2u * first_part + 1u), keep, add);
       if (lane == 0u) {
         shared_keep[i] = keep;
         shared_add[i] = add;
@@ -74,7 +74,7 @@ void main() {
     barrier();
     float factor = 1.0;
     if (has_sinks && found) {
-      float sink = Floats(sinks).v[head], add;
+      float sink = FLOAT(sinks, head), add;
       if (sink != -MOI_INFINITY) join(m, s, sink, 1.0, factor, add);
     }
     bool nothing = n_parts == 0u || s == 0.0;
@@ -88,23 +88,23 @@ void main() {
         uvec2 part = moi_add(from, moi_mul(moi_mul(4u * dv, step), i));
         float keep = shared_keep[i], add = shared_add[i];
         if (add != 0.0) { /* NaN is not */
-          x0 = fma(x0, keep, Floats(part).v[e] * add);
-          x1 = fma(x1, keep, Floats(part).v[e1] * add);
+          x0 = fma(x0, keep, FLOAT(part, e) * add);
+          x1 = fma(x1, keep, FLOAT(part, e1) * add);
         }
       }
       x0 = nothing ? 0.0 : x0 * factor;
       x1 = nothing ? 0.0 : x1 * factor;
       if (OUTPUT == MOI_F32) {
-        Floats(y).v[h * dv + e] = x0;
-        if (e + 1u < dv) Floats(y).v[h * dv + e + 1u] = x1;
+        SET_FLOAT(y, h * dv + e, x0);
+        if (e + 1u < dv) SET_FLOAT(y, h * dv + e + 1u, x1);
       } else if (WORDS != 0u) {
-        Words(y).v[(h * dv + e) / 2u] = OUTPUT == MOI_BF16 ? moi_bf16_code(x0) | (moi_bf16_code(x1) << 16)
+        WORD(y, (h * dv + e) / 2u) = OUTPUT == MOI_BF16 ? moi_bf16_code(x0) | (moi_bf16_code(x1) << 16)
                                                            : moi_f16_code(x0) | (moi_f16_code(x1) << 16);
       } else {
         moi_store_pair(OUTPUT, y, h * dv + e, x0, x1, e + 1u < dv);
       }
     }
-    if (lane == 0u && moi_has(lse)) Floats(moi_add(lse, moi_mul(moi_mul(4u, n_heads), row))).v[head] = log_sum(m, s);
+    if (lane == 0u && moi_has(lse)) SET_FLOAT(moi_add(lse, moi_mul(moi_mul(4u, n_heads), row)), head, log_sum(m, s));
     barrier();
   }
 }

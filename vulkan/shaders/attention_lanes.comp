@@ -256,7 +256,7 @@ void add_keys(uvec2 at, uint j0, uint c, uint dv) {
 }
 
 void main() {
-  Args a = Args(args);
+  Args a = MOI_ARGS_AT(Args, args);
   uint lane = gl_SubgroupInvocationID, head = gl_WorkGroupID.y, n_seqs = a.n_seqs;
   uvec2 seqs = a.seqs;
   uint item = first_item + gl_WorkGroupID.x, before = MANY != 0u ? SEQ_MANY : SEQ_FEW;

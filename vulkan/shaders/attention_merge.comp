@@ -23,7 +23,7 @@ void main() {
 
   float most = -MOI_INFINITY;
   for (uint p = i; p < n_parts; p += THREADS) {
-    float l = Floats(moi_add(lse_at, moi_mul(lse_step, p))).v[0];
+    float l = FLOAT(moi_add(lse_at, moi_mul(lse_step, p)), 0);
     most = l > most ? l : most;
   }
   shared_f[i] = most;
@@ -33,7 +33,7 @@ void main() {
   /* NaN passes: its weight is NaN */
   float sum = 0.0;
   for (uint p = i; p < n_parts; p += THREADS) {
-    float l = Floats(moi_add(lse_at, moi_mul(lse_step, p))).v[0];
+    float l = FLOAT(moi_add(lse_at, moi_mul(lse_step, p)), 0);
     sum += l == -MOI_INFINITY ? 0.0 : l == most ? 1.0 : moi_exp(l - most);
   }
   shared_f[i] = sum;
@@ -49,16 +49,15 @@ void main() {
     uint e1 = min(e + 1u, dim - 1u);
     float a = 0.0, b = 0.0;
     for (uint p = 0u; p < n_parts; p++) {
-      float l = Floats(moi_add(lse_at, moi_mul(lse_step, p))).v[0];
+      float l = FLOAT(moi_add(lse_at, moi_mul(lse_step, p)), 0);
       if (l == -MOI_INFINITY) continue; /* it may hold anything */
       float w = (l == most ? 1.0 : moi_exp(l - most)) * by;
       uvec2 part = moi_add(part_at, moi_mul(part_step, p));
-      a = fma(w, Floats(part).v[e], a);
-      b = fma(w, Floats(part).v[e1], b);
+      a = fma(w, FLOAT(part, e), a);
+      b = fma(w, FLOAT(part, e1), b);
     }
     moi_store_pair(OUTPUT, to, e, a, b, e + 1u < dim);
   }
   if (i != 0u || !moi_has(lse)) return;
-  Floats(moi_add(lse, moi_mul(at, 4u))).v[0] =
-      sum == 0.0 ? -MOI_INFINITY : moi_is_nan(sum) ? sum : most + moi_log(sum);
+  SET_FLOAT(moi_add(lse, moi_mul(at, 4u)), 0, sum == 0.0 ? -MOI_INFINITY : moi_is_nan(sum) ? sum : most + moi_log(sum));
 }

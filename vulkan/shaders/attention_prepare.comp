@@ -18,33 +18,33 @@ void calls(uvec2 to, uint passes, uint chunks, uint chunk, uint tiles, uint keys
   for (uint at = gl_LocalInvocationID.x; at < passes * chunks; at += THREADS) {
     uint pass = at / chunks, first = (at - pass * chunks) * chunk;
     bool some = pass * pass_keys < keys && first < tiles;
-    Words(to).v[3u * at] = some ? min(tiles - first, chunk) : 0u;
-    Words(to).v[3u * at + 1u] = some ? y : 0u;
-    Words(to).v[3u * at + 2u] = some ? z : 0u;
+    WORD(to, 3u * at) = some ? min(tiles - first, chunk) : 0u;
+    WORD(to, 3u * at + 1u) = some ? y : 0u;
+    WORD(to, 3u * at + 2u) = some ? z : 0u;
   }
 }
 
 void main() {
-  Args a = Args(args);
+  Args a = MOI_ARGS_AT(Args, args);
   uint i = gl_LocalInvocationID.x, n_seqs = a.n_seqs, n_rows = a.n_rows, reach = a.reach;
   uint few_rows = a.few_rows, group = a.n_heads / a.n_kv_heads, few_tile = a.few_tile, many_tile = a.many_tile;
   uvec2 offsets = a.q_offsets, lens = a.kv_lens, starts = a.q_start, begins = a.kv_begin;
   uvec2 seqs = a.seqs, zeros = a.zeros;
-  for (uint at = i; at < 1024u; at += THREADS) Words(zeros).v[at] = 0u;
+  for (uint at = i; at < 1024u; at += THREADS) WORD(zeros, at) = 0u;
 
   if (i == 0u) longest_few = longest_many = 0u;
 
   /* each thread has some sequences; where they begin is the largest end before them */
   uint each = (n_seqs + THREADS - 1u) / THREADS, first = min(i * each, n_seqs), last = min(first + each, n_seqs);
   uint end = 0u;
-  for (uint s = first; s < last; s++) end = max(end, clamp_to(Words(offsets).v[s + 1u], 0u, n_rows));
+  for (uint s = first; s < last; s++) end = max(end, clamp_to(WORD(offsets, s + 1u), 0u, n_rows));
   shared_end[i] = end;
   barrier();
-  uint row = n_seqs > 0u ? clamp_to(Words(offsets).v[0], 0u, n_rows) : n_rows;
+  uint row = n_seqs > 0u ? clamp_to(WORD(offsets, 0), 0u, n_rows) : n_rows;
   for (uint before = 0u; before < i; before++) row = max(row, shared_end[before]);
   uint few = 0u, many = 0u, begin = row;
   for (uint s = first; s < last; s++) {
-    end = max(row, clamp_to(Words(offsets).v[s + 1u], 0u, n_rows));
+    end = max(row, clamp_to(WORD(offsets, s + 1u), 0u, n_rows));
     uint rows = end - row;
     if (rows > few_rows) many += (rows * group + many_tile - 1u) / many_tile;
     else few += (rows * group + few_tile - 1u) / few_tile;
@@ -62,15 +62,15 @@ void main() {
   row = begin;
   uint keys_few = 0u, keys_many = 0u;
   for (uint s = first; s < last; s++) {
-    end = max(row, clamp_to(Words(offsets).v[s + 1u], 0u, n_rows));
-    uint rows = end - row, len = clamp_to(Words(lens).v[s], 0u, reach), at = s * SEQ_WORDS;
-    Words(seqs).v[at + SEQ_ROW] = row;
-    Words(seqs).v[at + SEQ_ROWS] = rows;
-    Words(seqs).v[at + SEQ_POSITION] = moi_has(starts) ? Words(starts).v[s] : len - rows;
-    Words(seqs).v[at + SEQ_BEGIN] = moi_has(begins) ? clamp_to(Words(begins).v[s], 0u, len) : 0u;
-    Words(seqs).v[at + SEQ_LEN] = len;
-    Words(seqs).v[at + SEQ_FEW] = few;
-    Words(seqs).v[at + SEQ_MANY] = many;
+    end = max(row, clamp_to(WORD(offsets, s + 1u), 0u, n_rows));
+    uint rows = end - row, len = clamp_to(WORD(lens, s), 0u, reach), at = s * SEQ_WORDS;
+    WORD(seqs, at + SEQ_ROW) = row;
+    WORD(seqs, at + SEQ_ROWS) = rows;
+    WORD(seqs, at + SEQ_POSITION) = moi_has(starts) ? WORD(starts, s) : len - rows;
+    WORD(seqs, at + SEQ_BEGIN) = moi_has(begins) ? clamp_to(WORD(begins, s), 0u, len) : 0u;
+    WORD(seqs, at + SEQ_LEN) = len;
+    WORD(seqs, at + SEQ_FEW) = few;
+    WORD(seqs, at + SEQ_MANY) = many;
     if (rows > few_rows) many += (rows * group + many_tile - 1u) / many_tile;
     else few += (rows * group + few_tile - 1u) / few_tile;
     if (rows > few_rows) keys_many = max(keys_many, len);
@@ -80,8 +80,8 @@ void main() {
   atomicMax(longest_few, keys_few);
   atomicMax(longest_many, keys_many);
   if (i == THREADS - 1u) {
-    Words(seqs).v[n_seqs * SEQ_WORDS + SEQ_FEW] = few;
-    Words(seqs).v[n_seqs * SEQ_WORDS + SEQ_MANY] = many;
+    WORD(seqs, n_seqs * SEQ_WORDS + SEQ_FEW) = few;
+    WORD(seqs, n_seqs * SEQ_WORDS + SEQ_MANY) = many;
     shared_few[0] = few;
     shared_many[0] = many;
   }

@@ -24,7 +24,6 @@ layout(push_constant) uniform Push {
   uvec2 args;
   uint first_item, pass;
 };
-layout(buffer_reference, std430, buffer_reference_align = 16) readonly buffer Quads { uvec4 v[]; };
 
 const uint T = 128u;
 const uint N = 64u;                        /* keys of a step */
@@ -55,6 +54,16 @@ shared uvec2 shared_q_row[16];
 shared float shared_scale[16], shared_most[16], shared_sum[16], shared_keep[16], shared_add[16];
 shared uint shared_begin[16], shared_end[16];
 
+/* Rows in shared memory: which buffer they lie in, arguments say (MOI_IN), and a key that is not there has a row of zeros. A
+ * storage buffer of its own cannot have those: then its row is at NOWHERE. */
+uvec2 k_in, v_in, q_in;
+#ifdef MOI_SETS
+const uint NOWHERE = 0xfffffff0u;
+#define OR_ZERO(row, zero, e) ((row).x == NOWHERE ? zero : e)
+#else
+#define OR_ZERO(row, zero, e) e
+#endif
+
 /* Elements of a word. */
 float element_of(uint format, uint word, uint i) {
   if (format == MOI_F32) return uintBitsToFloat(word);
@@ -66,6 +75,9 @@ float element_of(uint format, uint word, uint i) {
 /* Element e of a row of the cache that begins anywhere. */
 float element(uint format, uvec2 row, uint e) {
   Stream s = moi_stream(row);
+#ifdef MOI_SETS
+  if (s.words.x == NOWHERE) return 0.0;
+#endif
   if (format == MOI_F32) return uintBitsToFloat(moi_u32(s, 4u * e));
   if (format == KV_FP8) return moi_e4m3_value(moi_u8(s, e));
   uint h = moi_u16(s, 2u * e);
@@ -82,7 +94,8 @@ void fetch_keys(uint c, uint dk) {
       uvec4 w[TOGETHER];
       [[unroll]] for (uint n = 0u; n < TOGETHER; n++) {
         uint i = (turn + n) * T + thread;
-        w[n] = Quads(shared_k_row[i / QUADS]).v[min(first + i % QUADS, last)];
+        uvec2 row = MOI_IN(shared_k_row[i / QUADS], k_in);
+        w[n] = OR_ZERO(row, uvec4(0u), QUAD(row, min(first + i % QUADS, last)));
       }
       [[unroll]] for (uint n = 0u; n < TOGETHER; n++) {
         uint i = (turn + n) * T + thread, at = i / QUADS * KS + 4u * (i % QUADS);
@@ -96,8 +109,8 @@ void fetch_keys(uint c, uint dk) {
       uint w[KN];
       [[unroll]] for (uint n = 0u; n < KN; n++) {
         uint i = min(turn + n * T + thread, N * KW - 1u);
-        Stream s = moi_stream(shared_k_row[i / KW]);
-        w[n] = Words(s.words).v[min(((s.at + from) >> 2) + i % KW, (s.at + bytes - 1u) >> 2)];
+        Stream s = moi_stream(MOI_IN(shared_k_row[i / KW], k_in));
+        w[n] = OR_ZERO(s.words, 0u, WORD(s.words, min(((s.at + from) >> 2) + i % KW, (s.at + bytes - 1u) >> 2)));
       }
       [[unroll]] for (uint n = 0u; n < KN; n++) {
         uint i = min(turn + n * T + thread, N * KW - 1u);
@@ -130,16 +143,16 @@ void add_values(uint slot, uint unit, uint k0, uint dv) {
   bool words = ALIGNED != 0u || V_FORMAT == KV_Q8_0 || V_FORMAT == MOI_F32;
   uint w[VN], d[VN], more[VN];
   [[unroll]] for (uint n = 0u; n < VN; n++) {
-    uvec2 row = shared_v_row[k0 + n * PHASES];
+    uvec2 row = MOI_IN(shared_v_row[k0 + n * PHASES], v_in);
     if (V_FORMAT == KV_Q8_0) {
       uvec2 base = uvec2(row.x & ~3u, row.y);
       uint block = (row.x & 2u) + 34u * (at >> 3), byte = block + 2u + 4u * (at & 7u);
-      d[n] = Words(base).v[block >> 2] >> (8u * (block & 2u));
-      w[n] = Words(base).v[byte >> 2];
-      more[n] = Words(base).v[(byte + 2u) >> 2];
+      d[n] = OR_ZERO(base, 0u, WORD(base, block >> 2)) >> (8u * (block & 2u));
+      w[n] = OR_ZERO(base, 0u, WORD(base, byte >> 2));
+      more[n] = OR_ZERO(base, 0u, WORD(base, (byte + 2u) >> 2));
       w[n] = (byte & 2u) != 0u ? (w[n] >> 16) | (more[n] << 16) : w[n];
     } else if (words) {
-      w[n] = Words(row).v[at];
+      w[n] = OR_ZERO(row, 0u, WORD(row, at));
     }
   }
   [[unroll]] for (uint n = 0u; n < VN; n++) {
@@ -150,7 +163,7 @@ void add_values(uint slot, uint unit, uint k0, uint dv) {
       float f = 0.0;
       if (V_FORMAT == KV_Q8_0) f = moi_f16_value(d[n] & 65535u) * float(int(w[n] << (24u - 8u * i)) >> 24);
       else if (words) f = element_of(V_FORMAT, w[n], i);
-      else f = element(V_FORMAT, shared_v_row[k], min(first * VE + i, dv - 1u));
+      else f = element(V_FORMAT, MOI_IN(shared_v_row[k], v_in), min(first * VE + i, dv - 1u));
       bool odd = (floatBitsToUint(f) & 0x7f800000u) == 0x7f800000u; /* then what weighs 0 is left out */
       [[unroll]] for (uint r = 0u; r < R; r++) {
         float weight = p[r / 4u][r % 4u];
@@ -163,7 +176,7 @@ void add_values(uint slot, uint unit, uint k0, uint dv) {
 }
 
 void main() {
-  Args a = Args(args);
+  Args a = MOI_ARGS_AT(Args, args);
   uint thread = gl_LocalInvocationID.x, head = gl_WorkGroupID.y, n_seqs = a.n_seqs;
   uvec2 seqs = a.seqs;
   uint item = first_item + gl_WorkGroupID.x, before = MANY != 0u ? SEQ_MANY : SEQ_FEW;
@@ -184,7 +197,7 @@ void main() {
     shared_begin[thread] = span.x;
     shared_end[thread] = span.y;
     float scale = a.scale * temperature_at(a.temperature, a.temperature_floor, after);
-    shared_scale[thread] = moi_has(a.k_scale) ? scale * Floats(a.k_scale).v[head] : scale;
+    shared_scale[thread] = moi_has(a.k_scale) ? scale * FLOAT(a.k_scale, head) : scale;
   }
   barrier();
   uint begin = 0xffffffffu, end = 0u;
@@ -207,7 +220,13 @@ void main() {
   if (pass_begin >= pass_end) return;
 
   uvec2 k_page = a.k_page, k_token = a.k_token, k_base = moi_add(a.k, moi_mul(a.k_head, head));
-  uvec2 v_page = a.v_page, v_token = a.v_token, v_base = moi_add(a.v, moi_mul(a.v_head, head)), zeros = a.zeros;
+  uvec2 v_page = a.v_page, v_token = a.v_token, v_base = moi_add(a.v, moi_mul(a.v_head, head));
+#ifdef MOI_SETS
+  uvec2 zeros = uvec2(NOWHERE, 0u);
+#else
+  uvec2 zeros = a.zeros;
+#endif
+  k_in = a.k, v_in = a.v, q_in = a.q;
   uvec2 places = a.places;
   uint page_size = a.page_size, page_entries = a.page_entries, capacity = a.capacity, max_kv = a.max_kv;
   float softcap = a.softcap;
@@ -228,13 +247,13 @@ void main() {
     uvec2 to_acc = segment == first_segment ? out_acc : now, to_sums = segment == first_segment ? out_sums : now_sums;
     bool fresh = from == segment_begin;
     if (thread < R) {
-      shared_most[thread] = fresh ? -MOI_INFINITY : Floats(to_sums).v[2u * thread];
-      shared_sum[thread] = fresh ? 0.0 : Floats(to_sums).v[2u * thread + 1u];
+      shared_most[thread] = fresh ? -MOI_INFINITY : FLOAT(to_sums, 2u * thread);
+      shared_sum[thread] = fresh ? 0.0 : FLOAT(to_sums, 2u * thread + 1u);
     }
     [[unroll]] for (uint r = 0u; r < R; r++)
       [[unroll]] for (uint i = 0u; i < SLOTS * VE; i++) {
         uint e = (i / VE * UNITS + unit) * VE + i % VE;
-        acc[r * SLOTS * VE + i] = fresh || phase > 0u ? 0.0 : Floats(to_acc).v[r * dv + min(e, dv - 1u)];
+        acc[r * SLOTS * VE + i] = fresh || phase > 0u ? 0.0 : FLOAT(to_acc, r * dv + min(e, dv - 1u));
       }
 
     uint first_step = from / N * N;
@@ -260,7 +279,7 @@ void main() {
         if (dk > CK || step == first_step)
           for (uint i = thread; i < R4 * 4u * CK; i += T) {
             uint r = i / CK, e = c + i % CK;
-            float f = moi_load(input_type, shared_q_row[min(r, R - 1u)], min(e, dk - 1u));
+            float f = moi_load(input_type, MOI_IN(shared_q_row[min(r, R - 1u)], q_in), min(e, dk - 1u));
             shared_q[i % CK * R4 + r / 4u][r % 4u] = e < dk && r < R ? f : 0.0;
           }
         barrier();
@@ -368,13 +387,13 @@ void main() {
       float m = shared_most[thread], s = shared_sum[thread], keep = 0.0, add = 1.0;
       if (whole) {
         float more_m = m, more_s = s;
-        m = Floats(out_sums).v[2u * thread];
-        s = Floats(out_sums).v[2u * thread + 1u];
+        m = FLOAT(out_sums, 2u * thread);
+        s = FLOAT(out_sums, 2u * thread + 1u);
         join(m, s, more_m, more_s, keep, add);
       }
       uvec2 sums = whole ? out_sums : to_sums;
-      Floats(sums).v[2u * thread] = m;
-      Floats(sums).v[2u * thread + 1u] = s;
+      SET_FLOAT(sums, 2u * thread, m);
+      SET_FLOAT(sums, 2u * thread + 1u, s);
       shared_keep[thread] = keep;
       shared_add[thread] = add;
     }
@@ -384,10 +403,9 @@ void main() {
       [[unroll]] for (uint i = 0u; i < SLOTS * VE; i++) {
         uint e = (i / VE * UNITS + unit) * VE + i % VE;
         if (e >= dv || phase > 0u) continue;
-        if (!whole) Floats(target).v[r * dv + e] = acc[r * SLOTS * VE + i];
+        if (!whole) SET_FLOAT(target, r * dv + e, acc[r * SLOTS * VE + i]);
         else if (shared_add[r] != 0.0)
-          Floats(target).v[r * dv + e] =
-              fma(Floats(target).v[r * dv + e], shared_keep[r], acc[r * SLOTS * VE + i] * shared_add[r]);
+          SET_FLOAT(target, r * dv + e, fma(FLOAT(target, r * dv + e), shared_keep[r], acc[r * SLOTS * VE + i] * shared_add[r]));
       }
     barrier();
   }

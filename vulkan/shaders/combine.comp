@@ -7,15 +7,14 @@
 layout(local_size_x = 64) in;
 
 /* As moi_vk_combine_args of experts.c. */
-layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer CombineArgs {
-  uvec2 o, ids, weights, input_rows, output_rows, n_tokens_device;
-  uvec2 shared_o, shared_gate; /* absent: none, and a gate of 1 */
-  uint n_tokens, top_k, n_experts, n_class;
-  uint h, ldo, input_type, output_type;
-  uint input_stride, output_stride, weighted, accumulate; /* weighted: the weights multiply outputs */
-  uint shared_ldo;
-  float scale;
-};
+#define COMBINE_ARGS(P, P2, U, U2, F, M)                                                                               \
+  P(o) P(ids) P(weights) P(input_rows) P(output_rows) P(n_tokens_device)                                               \
+  P(shared_o) P(shared_gate) /* absent: none, and a gate of 1 */                                                       \
+  U(n_tokens) U(top_k) U(n_experts) U(n_class)                                                                         \
+  U(h) U(ldo) U(input_type) U(output_type)                                                                             \
+  U(input_stride) U(output_stride) U(weighted) U(accumulate) /* weighted: the weights multiply outputs */              \
+  U(shared_ldo) F(scale)
+MOI_ARGS(CombineArgs, COMBINE_ARGS)
 
 layout(push_constant) uniform Push { uvec2 args; };
 
@@ -23,14 +22,14 @@ shared uint order[64], ids_of[64];
 shared float weight_of[64];
 
 void main() {
-  CombineArgs a = CombineArgs(args);
+  CombineArgs a = MOI_ARGS_AT(CombineArgs, args);
   uint thread = gl_LocalInvocationIndex, n_tokens = a.n_tokens, k = a.top_k;
-  if (moi_has(a.n_tokens_device)) n_tokens = min(n_tokens, Words(a.n_tokens_device).v[0]);
+  if (moi_has(a.n_tokens_device)) n_tokens = min(n_tokens, WORD(a.n_tokens_device, 0));
   for (uint t = gl_WorkGroupID.y; t < n_tokens; t += gl_NumWorkGroups.y) {
     barrier();
     if (thread < k) {
-      ids_of[thread] = min(Words(a.ids).v[t * k + thread], a.n_class); /* what is none lies behind all */
-      weight_of[thread] = Floats(a.weights).v[t * k + thread];
+      ids_of[thread] = min(WORD(a.ids, t * k + thread), a.n_class); /* what is none lies behind all */
+      weight_of[thread] = FLOAT(a.weights, t * k + thread);
     }
     barrier();
     if (thread < k) {
@@ -51,7 +50,7 @@ void main() {
         vec2 v;
         if (id < a.n_experts) {
           uvec2 row = moi_add(a.o, moi_mul(moi_mul(a.ldo, 4u), t * k + slot));
-          v = vec2(Floats(row).v[at], both ? Floats(row).v[at + 1u] : 0.0);
+          v = vec2(FLOAT(row, at), both ? FLOAT(row, at + 1u) : 0.0);
           if (a.weighted == 0u) w = 1.0;
         } else {
           uvec2 row = moi_add(a.input_rows, moi_mul(moi_mul(a.input_stride, moi_element_bytes(a.input_type)), t));
@@ -61,8 +60,8 @@ void main() {
       }
       if (moi_has(a.shared_o)) {
         uvec2 row = moi_add(a.shared_o, moi_mul(moi_mul(a.shared_ldo, 4u), t));
-        float gate = moi_has(a.shared_gate) ? Floats(a.shared_gate).v[t] : 1.0;
-        sum += gate * vec2(Floats(row).v[at], both ? Floats(row).v[at + 1u] : 0.0);
+        float gate = moi_has(a.shared_gate) ? FLOAT(a.shared_gate, t) : 1.0;
+        sum += gate * vec2(FLOAT(row, at), both ? FLOAT(row, at + 1u) : 0.0);
       }
       sum *= a.scale;
       uvec2 row = moi_add(a.output_rows, moi_mul(moi_mul(a.output_stride, moi_element_bytes(a.output_type)), t));

@@ -11,8 +11,8 @@ layout(constant_id = 0) const uint ALIGNED = 0u;
 /* 16 bytes from byte `i` on; of a stream whose accesses are words, i is a multiple of 4 */
 uvec4 moi_block4(Stream s, uint i) {
   uint at = i + s.at, word = at >> 2, shift = 8u * (at & 3u);
-  uint a = Words(s.words).v[word], b = Words(s.words).v[word + 1u], c = Words(s.words).v[word + 2u],
-       d = Words(s.words).v[word + 3u], e = Words(s.words).v[word + 3u + min(shift, 1u)]; /* no word that has none of them */
+  uint a = WORD(s.words, word), b = WORD(s.words, word + 1u), c = WORD(s.words, word + 2u),
+       d = WORD(s.words, word + 3u), e = WORD(s.words, word + 3u + min(shift, 1u)); /* no word that has none of them */
   uint left = 31u - shift;
   return uvec4((a >> shift) | ((b << 1) << left), (b >> shift) | ((c << 1) << left), (c >> shift) | ((d << 1) << left),
                (d >> shift) | ((e << 1) << left));
@@ -21,7 +21,7 @@ uvec4 moi_block4(Stream s, uint i) {
 uvec4 moi_words4(Stream s, uint i) {
   if (ALIGNED == 0u) return moi_block4(s, i);
   uint word = i >> 2;
-  return uvec4(Words(s.words).v[word], Words(s.words).v[word + 1u], Words(s.words).v[word + 2u], Words(s.words).v[word + 3u]);
+  return uvec4(WORD(s.words, word), WORD(s.words, word + 1u), WORD(s.words, word + 2u), WORD(s.words, word + 3u));
 }
 
 #define EACH4(STEP) STEP(0, x) STEP(1, y) STEP(2, z) STEP(3, w)
@@ -68,7 +68,7 @@ uvec4 moi_q6_k_codes(Stream D, uint b, uint c32, uint j) {
 #ifdef MOI_AT
 
 /* For the last 32 k of rows that end inside them. Formats whose groups are 32 or more k long have no such rows. */
-#if defined(MOI_FORMAT_F32) || defined(MOI_FORMAT_F16) || defined(MOI_FORMAT_BF16) || defined(MOI_FORMAT_BF16_KN) ||      \
+#if defined(MOI_FORMAT_F32) || defined(MOI_FORMAT_F16) || defined(MOI_FORMAT_BF16) || defined(MOI_FORMAT_BF16_KN) ||   \
     defined(MOI_FORMAT_FP8) || defined(MOI_FORMAT_FP8_B128) || defined(MOI_FORMAT_NVFP4) || defined(MOI_FORMAT_FP4_G16)
 #define MOI_RAGGED 1
 #else
@@ -85,7 +85,7 @@ void moi_fetch_slow(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint 
 #if defined(MOI_FORMAT_F32)
 void moi_fetch(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, out float w[32]) {
   uint at = n * K + k0;
-  [[unroll]] for (int j = 0; j < 32; j++) w[j] = Floats(D.words).v[at + uint(j)];
+  [[unroll]] for (int j = 0; j < 32; j++) w[j] = FLOAT(D.words, at + uint(j));
 }
 
 #elif defined(MOI_FORMAT_F16) || defined(MOI_FORMAT_BF16)

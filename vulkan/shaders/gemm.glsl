@@ -11,16 +11,22 @@ struct Matrix {
   uint tables, rows;  /* rows: N of the whole matrix */
   uint row_mul, row_add; /* column j of the result is row j * row_mul + row_add */
 };
+#define MOI_FIELD_M(name) Matrix name;
+#define MOI_READ_M(name)                                                                                               \
+  MOI_READ_P(name.data) MOI_READ_P(name.scales) MOI_READ_P(name.zeros) MOI_READ_P(name.bias)                           \
+  MOI_READ_P(name.data_stride) MOI_READ_P(name.scales_stride) MOI_READ_P(name.zeros_stride) MOI_READ_P(name.bias_stride) \
+  MOI_READ_P(name.global_scale) MOI_READ_U(name.tables) MOI_READ_U(name.rows) MOI_READ_U(name.row_mul)                 \
+  MOI_READ_U(name.row_add)
 
 /* As moi_vk_gemm_args of grouped.c. */
-layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer GemmArgs {
-  Matrix up, gate;
-  uvec2 x, y, permutation, n_rows_device, weights;
-  uint ldx, ldy, n, k;
-  uint x_div, n_rows, bias_type, activation;
-  uint mid_type, has_gate, rows_per_count, reserved;
-  float alpha, limit;
-};
+#define GEMM_ARGS(P, P2, U, U2, F, M)                                                                                  \
+  M(up) M(gate)                                                                                                        \
+  P(x) P(y) P(permutation) P(n_rows_device) P(weights)                                                                 \
+  U(ldx) U(ldy) U(n) U(k)                                                                                              \
+  U(x_div) U(n_rows) U(bias_type) U(activation)                                                                        \
+  U(mid_type) U(has_gate) U(rows_per_count) U(reserved)                                                                \
+  F(alpha) F(limit)
+MOI_ARGS(GemmArgs, GEMM_ARGS)
 
 layout(push_constant) uniform Push {
   uvec2 args;
@@ -35,28 +41,28 @@ struct Item {
 uint item_count(GemmArgs a, out uint n_rows) {
   n_rows = a.n_rows;
   if (moi_has(a.n_rows_device)) {
-    uint n = Words(a.n_rows_device).v[0];
+    uint n = WORD(a.n_rows_device, 0);
     n_rows = n < n_rows / a.rows_per_count ? n * a.rows_per_count : n_rows;
   }
-  return moi_has(items) ? Words(items).v[0] : (n_rows + m_tile - 1u) / m_tile;
+  return moi_has(items) ? WORD(items, 0) : (n_rows + m_tile - 1u) / m_tile;
 }
 
 Item item_at(uint i, uint n_rows) {
   if (!moi_has(items)) return Item(0u, i * m_tile, min(m_tile, n_rows - i * m_tile));
   uvec2 at = moi_add(items, moi_mul(12u, i + 1u));
-  return Item(Words(at).v[0], Words(at).v[1], Words(at).v[2]);
+  return Item(WORD(at, 0), WORD(at, 1), WORD(at, 2));
 }
 
 /* Slot of a sorted position. */
 uint slot_of(GemmArgs a, uint position) {
-  return moi_has(a.permutation) ? Words(a.permutation).v[position] : position;
+  return moi_has(a.permutation) ? WORD(a.permutation, position) : position;
 }
 
 uvec2 expert_address(uvec2 base, uvec2 stride, uint tables, uint e) {
   if (tables == 0u) return moi_has(base) ? moi_add(base, moi_mul(stride, e)) : base;
   if (!moi_has(base)) return base;
   uvec2 entry = moi_add(base, moi_mul(8u, e));
-  return uvec2(Words(entry).v[0], Words(entry).v[1]);
+  return uvec2(WORD(entry, 0), WORD(entry, 1));
 }
 
 /* One expert's streams. An expert without an address has no rows to be multiplied: its results are 0. */
@@ -74,7 +80,7 @@ Streams streams_of(Matrix m, uint e, uint bias_type) {
   r.there = moi_has(d) && (!moi_has(m.scales) || moi_has(s)) && (!moi_has(m.zeros) || moi_has(z)) &&
             (bias_type == 0u || moi_has(r.bias));
   r.d = moi_stream(d), r.s = moi_stream(s), r.z = moi_stream(z);
-  r.global_scale = moi_has(m.global_scale) ? Floats(m.global_scale).v[e] : 1.0;
+  r.global_scale = moi_has(m.global_scale) ? FLOAT(m.global_scale, e) : 1.0;
   return r;
 }
 
@@ -119,7 +125,7 @@ uint columns_of(GemmArgs a) { return GATE_UP != 0u ? a.ldy : a.n; }
 void finish(GemmArgs a, Streams su, Streams sg, uint slot, uint j, float u, float g) {
   uvec2 row = moi_add(a.y, moi_mul(uvec2(a.ldy * 4u, a.ldy >> 30), slot));
   if (j >= a.n) {
-    if (j < a.ldy && GATE_UP != 0u) Floats(row).v[j] = 0.0;
+    if (j < a.ldy && GATE_UP != 0u) SET_FLOAT(row, j, 0.0);
     return;
   }
   u = su.there ? u * su.global_scale : 0.0;
@@ -130,8 +136,8 @@ void finish(GemmArgs a, Streams su, Streams sg, uint slot, uint j, float u, floa
       if (a.bias_type != 0u && sg.there) g += moi_load(a.bias_type, sg.bias, j * a.gate.row_mul + a.gate.row_add);
     }
     u = activate(a, g, u);
-    if (moi_has(a.weights)) u *= Floats(a.weights).v[slot];
+    if (moi_has(a.weights)) u *= FLOAT(a.weights, slot);
     u = moi_round_to(a.mid_type, u);
   }
-  Floats(row).v[j] = u;
+  SET_FLOAT(row, j, u);
 }

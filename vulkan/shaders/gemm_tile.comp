@@ -25,7 +25,7 @@ shared vec4 w_tile[CHUNK * N / 4], x_tile[CHUNK * M / 4];
   }
 
 void main() {
-  GemmArgs a = GemmArgs(args);
+  GemmArgs a = MOI_ARGS_AT(GemmArgs, args);
   uint n_rows, n_items = item_count(a, n_rows);
   uint thread = gl_LocalInvocationIndex, lane = thread & 63u, j0 = (gl_WorkGroupID.x + block0) * uint(N);
   int tx = int(thread & 7u), ty = int(thread >> 3), at = int(lane >> 2), part = int(lane & 3u);
@@ -47,7 +47,7 @@ void main() {
         [[unroll]] for (int k = 0; k < CHUNK; k++) w_tile[k * (N / 4) + at][part] = w[k];
       } else {
         [[unroll]] for (int q = 0; q < CHUNK / 4; q++) {
-          vec4 x = Vectors(row).v[(k0 >> 2) + uint(q)];
+          vec4 x = VECTOR(row, (k0 >> 2) + uint(q));
           [[unroll]] for (int k = 0; k < 4; k++) x_tile[(4 * q + k) * (M / 4) + at][part] = x[k];
         }
       }

@@ -72,7 +72,7 @@ uint divide(uint a, uint b) {
 void store_bytes(uvec2 address, uint bytes, uint n) {
   uint shift = 8u * (address.x & 3u), mask = n == 4u ? 0xffffffffu : (1u << (8u * n)) - 1u;
   if (mask == 0xffffffffu && shift == 0u) {
-    Words(address).v[0] = bytes;
+    WORD(address, 0) = bytes;
     return;
   }
   moi_store_bits(address, bytes & mask, mask);
@@ -81,7 +81,7 @@ void store_bytes(uvec2 address, uint bytes, uint n) {
 }
 
 uint input_code(uvec2 row, uint i) {
-  if (INPUT == MOI_F32) return Words(row).v[i];
+  if (INPUT == MOI_F32) return WORD(row, i);
   return moi_u16(moi_stream(moi_add(row, 2u * i)), 0u);
 }
 uint input_bits(uvec2 row, uint i, uint scale) {
@@ -113,7 +113,7 @@ void store_block(uvec2 row, uint first, uint scale, uvec2 to) {
       pair |= (uint(f < 0.0 ? -q : q) & 255u) << (8u * j);
     }
     bool second = ((i & 2u) != 0u) == odd;
-    if (second) Words(words).v[at++] = before | (pair << 16);
+    if (second) WORD(words, at++) = before | (pair << 16);
     before = pair;
   }
   if (!odd) moi_store_bits(moi_add(to, 32u), before, 65535u);
@@ -126,20 +126,20 @@ void main() {
   /* the first sequence that ends behind the row; it begins where those before it have ended at the latest */
   if (i == 0u) {
     shared_seq = 0xffffffffu;
-    shared_row = clamp_to(Words(q_offsets).v[0]);
+    shared_row = clamp_to(WORD(q_offsets, 0));
   }
   barrier();
   for (uint s = i; s < n_seqs && s < shared_seq; s += THREADS)
-    if (clamp_to(Words(q_offsets).v[s + 1u]) > row) atomicMin(shared_seq, s);
+    if (clamp_to(WORD(q_offsets, s + 1u)) > row) atomicMin(shared_seq, s);
   barrier();
   uint seq = shared_seq;
   if (seq == 0xffffffffu) return;
-  for (uint s = i; s <= seq; s += THREADS) atomicMax(shared_row, clamp_to(Words(q_offsets).v[s]));
+  for (uint s = i; s <= seq; s += THREADS) atomicMax(shared_row, clamp_to(WORD(q_offsets, s)));
   barrier();
-  uint first = shared_row, end = clamp_to(Words(q_offsets).v[seq + 1u]);
+  uint first = shared_row, end = clamp_to(WORD(q_offsets, seq + 1u));
   if (row < first) return;
-  uint len = min(uint(max(int(Words(kv_lens).v[seq]), 0)), reach);
-  uint after = position_after(moi_has(q_start) ? Words(q_start).v[seq] : len - (end - first), row - first);
+  uint len = min(uint(max(int(WORD(kv_lens, seq)), 0)), reach);
+  uint after = position_after(moi_has(q_start) ? WORD(q_start, seq) : len - (end - first), row - first);
   uint page, token;
   if (after == 0u || after > reach) return;
   if (!place_of(places, page_size, page_entries, capacity, max_kv, seq, after - 1u, page, token)) return;
@@ -153,7 +153,7 @@ void main() {
     uint head = at / units, unit = at - head * units;
     uvec2 from = moi_add(x_row, moi_mul(moi_mul(moi_element_bytes(INPUT), x_head_stride), head));
     uvec2 to_head = moi_add(to, moi_mul(head_stride, head));
-    uint scale = moi_has(scales) ? Words(scales).v[head] : 0u;
+    uint scale = moi_has(scales) ? WORD(scales, head) : 0u;
     if (FORMAT == KV_Q8_0) {
       store_block(from, 32u * unit, scale, moi_add(to_head, 34u * unit));
     } else {
@@ -170,7 +170,7 @@ void main() {
         }
         bytes |= code << (8u * element * j);
       }
-      if (WORDS != 0u) Words(to_head).v[unit] = bytes;
+      if (WORDS != 0u) WORD(to_head, unit) = bytes;
       else store_bytes(moi_add(to_head, 4u * unit), bytes, n * element);
     }
   }

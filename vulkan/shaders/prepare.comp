@@ -10,13 +10,13 @@ layout(local_size_x = 128) in;
 #define EVEN_ODD 4u /* MOI_VK_EVEN_ODD */
 
 /* As moi_vk_prepare_args of grouped.c. */
-layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer PrepareArgs {
-  uvec2 input_rows, x, weights, n_rows_device; /* weights: of the rows, multiplied in and rounded; absent: none */
-  uvec2 gate, gate_out;                        /* a vector, and sigmoid(row . vector) of each row; absent: none */
-  uint input_type, gate_type, input_stride, ldx;
-  uint k, n_rows, row_div, rows_per_count; /* row r is input row r / row_div */
-  uint act_quant, form;
-};
+#define PREPARE_ARGS(P, P2, U, U2, F, M)                                                                               \
+  P(input_rows) P(x) P(weights) P(n_rows_device) /* weights: of the rows, multiplied in and rounded; absent: none */   \
+  P(gate) P(gate_out) /* a vector, and sigmoid(row . vector) of each row; absent: none */                              \
+  U(input_type) U(gate_type) U(input_stride) U(ldx)                                                                    \
+  U(k) U(n_rows) U(row_div) U(rows_per_count) /* row r is input row r / row_div */                                     \
+  U(act_quant) U(form)
+MOI_ARGS(PrepareArgs, PREPARE_ARGS)
 
 layout(push_constant) uniform Push { uvec2 args; };
 
@@ -85,21 +85,21 @@ void store_integers(uint form, uint thread, uvec2 row, uint k0, uint ldx, int q,
   else if (lane < 18u)
     for (uint i = 0u; i < 16u; i++) word += uint(integers[first + 16u * (lane - 16u) + i]);
   else if (lane == 18u) word = floatBitsToUint(d);
-  if (lane < 19u && k0 < ldx) Words(row).v[k0 + lane] = word;
+  if (lane < 19u && k0 < ldx) WORD(row, k0 + lane) = word;
   barrier();
 }
 
 void main() {
-  PrepareArgs a = PrepareArgs(args);
+  PrepareArgs a = MOI_ARGS_AT(PrepareArgs, args);
   uint thread = gl_LocalInvocationIndex, n_rows = a.n_rows;
   if (moi_has(a.n_rows_device)) {
-    uint n = Words(a.n_rows_device).v[0];
+    uint n = WORD(a.n_rows_device, 0);
     n_rows = n < n_rows / a.rows_per_count ? n * a.rows_per_count : n_rows;
   }
   for (uint row = gl_WorkGroupID.x; row < n_rows; row += gl_NumWorkGroups.x) {
     uvec2 from = moi_add(a.input_rows, moi_mul(moi_mul(a.input_stride, moi_element_bytes(a.input_type)), row / a.row_div));
     uvec2 to = moi_add(a.x, moi_mul(moi_mul(a.ldx, 4u), row));
-    float weight = moi_has(a.weights) ? Floats(a.weights).v[row] : 1.0, dot = 0.0;
+    float weight = moi_has(a.weights) ? FLOAT(a.weights, row) : 1.0, dot = 0.0;
     for (uint k0 = 0u; k0 < a.ldx; k0 += THREADS) { /* 128: groups of act_quant */
       uint k = k0 + thread;
       float v = 0.0, d = 0.0;
@@ -134,11 +134,11 @@ void main() {
         if (d > 0.0) q = int(roundEven(clamp(divide(v, d), -32639.0, 32639.0)));
       }
       if (a.form != 0u) store_integers(a.form, thread, to, k0 + (thread & ~31u), a.ldx, q, d);
-      else if (k < a.ldx) Floats(to).v[k] = v;
+      else if (k < a.ldx) SET_FLOAT(to, k, v);
     }
     if (moi_has(a.gate)) {
       dot = reduce_sum(thread, dot);
-      if (thread == 0u) Floats(a.gate_out).v[row] = moi_sigmoid(dot);
+      if (thread == 0u) SET_FLOAT(a.gate_out, row, moi_sigmoid(dot));
     }
   }
 }

@@ -15,8 +15,6 @@ layout(push_constant) uniform Push {
   float eps, scale;
 } push;
 
-layout(buffer_reference, std430, buffer_reference_align = 8) buffer Pairs { vec2 v[]; };
-
 shared float parts[128]; /* one for each subgroup */
 
 float sum_of_all(float x) {
@@ -34,9 +32,9 @@ float sum_of_all(float x) {
 /* Elements i and i + 1 of a row, i even; 0 from `hidden` on. */
 vec2 pair(uint type, uvec2 row, uint i) {
   if (i + 1u < push.hidden) {
-    if (type == MOI_F32) return vec2(Floats(row).v[i], Floats(row).v[i + 1u]);
+    if (type == MOI_F32) return vec2(FLOAT(row, i), FLOAT(row, i + 1u));
     if ((row.x & 3u) == 0u) {
-      uint word = Words(row).v[i >> 1], low = word & 65535u, high = word >> 16;
+      uint word = WORD(row, i >> 1), low = word & 65535u, high = word >> 16;
       return type == MOI_BF16 ? vec2(moi_bf16_value(low), moi_bf16_value(high))
                               : vec2(moi_f16_value(low), moi_f16_value(high));
     }
@@ -65,7 +63,7 @@ void normaliser(uvec2 row, out float before, out float after) {
 
 void main() {
   uint n_tokens = push.n_tokens, t = gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
-  if (moi_has(push.n_tokens_device)) n_tokens = min(n_tokens, Words(push.n_tokens_device).v[0]);
+  if (moi_has(push.n_tokens_device)) n_tokens = min(n_tokens, WORD(push.n_tokens_device, 0));
   if (t >= n_tokens) return;
   uvec2 row = moi_add(push.x, moi_mul(moi_mul(moi_element_bytes(INPUT_TYPE), push.stride), t));
   uvec2 to = moi_add(push.rows, moi_mul(moi_mul(4u, push.kp), t));
@@ -75,6 +73,6 @@ void main() {
     vec2 x = pair(INPUT_TYPE, row, i);
     if (NORM_TYPE != 0u) x = x * before * after * pair(NORM_TYPE, push.norm_weight, i) * push.scale;
     if (i + 1u >= push.hidden) x = vec2(i < push.hidden ? x.x : 0.0, 0.0); /* 0 * infinity is no zero */
-    Pairs(to).v[i >> 1] = x;
+    SET_PAIR(to, i >> 1, x);
   }
 }

@@ -10,6 +10,7 @@
  * two tokens, and no step is quadratic in what can be large. */
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
+#define MOI_COHERENT coherent
 #include "common.glsl"
 
 layout(local_size_x_id = 0) in;                     /* a power of two, 4 to 128 */
@@ -45,8 +46,6 @@ const bool BIAS = (FLAGS & 1u) != 0u, SELECT_BIAS = (FLAGS & 2u) != 0u, SELECT_B
 #define AFTER_TOPK (SCORE == TOPK_SOFTMAX || SCORE == TOPK_SIGMOID)
 /* Every score is monotone in the logit: where nothing is added to it the logits themselves are compared. */
 #define SCORED (SELECT_BIAS || (GROUPS > 1u && GROUP_SCORE == TOP2_SUM))
-
-layout(buffer_reference, std430, buffer_reference_align = 4) coherent buffer Scratch { uint v[]; };
 
 shared uint class_keys[CLASSES];   /* of the values that are compared; 0 once chosen */
 shared uint class_logits[CLASSES]; /* keys of the logits, where those are others */
@@ -87,15 +86,15 @@ void sync() {
 uint token() { return gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x; }
 
 uvec2 scratch_at(uint row) { return moi_add(push.scratch, moi_mul(moi_mul(4u, push.n_class), 2u * token() + row)); }
-uint key_at(uint i) { return CLASSES > 1u ? class_keys[i] : Scratch(scratch_at(0u)).v[i]; }
+uint key_at(uint i) { return CLASSES > 1u ? class_keys[i] : SEEN(scratch_at(0u), i); }
 void set_key(uint i, uint key) {
   if (CLASSES > 1u) class_keys[i] = key;
-  else Scratch(scratch_at(0u)).v[i] = key;
+  else SEEN(scratch_at(0u), i) = key;
 }
-uint logit_at(uint i) { return CLASSES > 1u ? class_logits[i] : Scratch(scratch_at(1u)).v[i]; }
+uint logit_at(uint i) { return CLASSES > 1u ? class_logits[i] : SEEN(scratch_at(1u), i); }
 void set_logit(uint i, uint key) {
   if (CLASSES > 1u) class_logits[i] = key;
-  else Scratch(scratch_at(1u)).v[i] = key;
+  else SEEN(scratch_at(1u), i) = key;
 }
 
 /* ---- reductions over the workgroup; every invocation gets the result */
@@ -256,7 +255,7 @@ void select(uint t) {
   uint best = 0u, best_at = NONE;
   for (uint i = lane; i < n; i += size) {
     float l = logit_of(row, i);
-    if (moi_has(push.logits_out)) Floats(logits_out).v[i] = l;
+    if (moi_has(push.logits_out)) SET_FLOAT(logits_out, i, l);
     uint key = min(key_of(l), 0xff7fffffu); /* +infinity counts as the largest finite value */
     if (SCORED) set_logit(i, key);
     else set_key(i, key);
@@ -288,7 +287,7 @@ void select(uint t) {
       if (key != 0u) {
         float value = value_of(key);
         if (!AFTER_TOPK) value = score_of(value, top, inverse);
-        if (SELECT_BIAS) value += Floats(bias).v[i];
+        if (SELECT_BIAS) value += FLOAT(bias, i);
         key = key_of(value);
       }
       set_key(i, key);
@@ -300,11 +299,11 @@ void select(uint t) {
   }
 
   if (HASH) {
-    uint row_at = Words(push.select_bias_alt).v[t];
+    uint row_at = WORD(push.select_bias_alt, t);
     uvec2 ids = moi_add(push.select_bias, moi_mul(4u * k, row_at));
     sync();
     for (uint j = lane; j < k; j += size) {
-      uint id = row_at < push.vocab ? Words(ids).v[j] : NONE;
+      uint id = row_at < push.vocab ? WORD(ids, j) : NONE;
       uint key = id < n ? key_at(id) : 0u;
       slot_id[j] = key != 0u ? int(id) : -1;
       slot_logit[j] = key;
@@ -359,14 +358,14 @@ void select(uint t) {
     int id = slot_id[j];
     float weight = divisor == 0.0 ? 0.0 : slot_weight[j] * factor / divisor;
     weight *= push.scale;
-    if (EXPERT_SCALE && id >= 0) weight *= Floats(push.expert_scale).v[id];
-    Ints(ids).v[j] = id;
-    Floats(weights).v[j] = id < 0 ? 0.0 : moi_round_to(WEIGHT_TYPE, weight);
+    if (EXPERT_SCALE && id >= 0) weight *= FLOAT(push.expert_scale, id);
+    SET_INT(ids, j, id);
+    SET_FLOAT(weights, j, id < 0 ? 0.0 : moi_round_to(WEIGHT_TYPE, weight));
   }
 }
 
 void main() {
   uint n_tokens = push.n_tokens, t = token();
-  if (moi_has(push.n_tokens_device)) n_tokens = min(n_tokens, Words(push.n_tokens_device).v[0]);
+  if (moi_has(push.n_tokens_device)) n_tokens = min(n_tokens, WORD(push.n_tokens_device, 0));
   if (t < n_tokens) select(t);
 }

@@ -2,6 +2,7 @@
  * one dispatch, whatever the sizes. The permutation is stable: a slot's place follows from its class and its number. */
 #version 460
 #extension GL_GOOGLE_include_directive : require
+#define MOI_COHERENT coherent
 #include "common.glsl"
 
 #define THREADS 128u /* every device has as many */
@@ -9,17 +10,14 @@ layout(local_size_x = 128) in;
 
 layout(constant_id = 0) const uint OFFSETS = 0u; /* 1: rows lie sorted, groups come as offsets */
 
-layout(buffer_reference, std430, buffer_reference_align = 4) coherent buffer Shared { uint v[]; };
-
 /* As moi_vk_sort_args of grouped.c. */
-layout(buffer_reference, std430, buffer_reference_align = 8) readonly buffer SortArgs {
-  uvec2 ids, n_tokens_device, counts, offsets, permutation, cursor;
-  uvec2 items[2];    /* for few rows and for many; absent: none are wanted */
-  uvec2 dispatch[2]; /* each: x, y, z of n_dispatch indirect dispatches, of which y is written here */
-  uvec2 ends;        /* OFFSETS: first and end row of all groups */
-  uint n_tokens, top_k, n_class, n_experts;
-  uint m_max, m_tile[2], n_dispatch;
-};
+#define SORT_ARGS(P, P2, U, U2, F, M)                                                                                  \
+  P(ids) P(n_tokens_device) P(counts) P(offsets) P(permutation) P(cursor)                                              \
+  P2(items)    /* for few rows and for many; absent: none are wanted */                                                \
+  P2(dispatch) /* each: x, y, z of n_dispatch indirect dispatches, of which y is written here */                       \
+  P(ends)      /* OFFSETS: first and end row of all groups */                                                          \
+  U(n_tokens) U(top_k) U(n_class) U(n_experts) U(m_max) U2(m_tile) U(n_dispatch)
+MOI_ARGS(SortArgs, SORT_ARGS)
 
 layout(push_constant) uniform Push { uvec2 args; };
 
@@ -54,40 +52,40 @@ uvec3 before(uint thread) {
 shared uint ids_of[THREADS];
 
 void main() {
-  SortArgs a = SortArgs(args);
+  SortArgs a = MOI_ARGS_AT(SortArgs, args);
   uint thread = gl_LocalInvocationIndex, n_tokens = a.n_tokens, n_class = a.n_class;
-  if (moi_has(a.n_tokens_device)) n_tokens = min(n_tokens, Words(a.n_tokens_device).v[0]);
+  if (moi_has(a.n_tokens_device)) n_tokens = min(n_tokens, WORD(a.n_tokens_device, 0));
   uint n_slots = n_tokens * a.top_k, all_slots = a.n_tokens * a.top_k;
-  Shared counts = Shared(a.counts), offsets = Shared(a.offsets), cursor = Shared(a.cursor);
+  uvec2 counts = a.counts, offsets = a.offsets, cursor = a.cursor;
   uint each = (n_class + THREADS - 1u) / THREADS, c0 = min(thread * each, n_class), c1 = min(c0 + each, n_class);
 
   if (OFFSETS == 0u) {
-    for (uint c = c0; c < c1; c++) counts.v[c] = 0u;
+    for (uint c = c0; c < c1; c++) SEEN(counts, c) = 0u;
     all_seen();
     for (uint s = thread; s < n_slots; s += THREADS) {
-      uint id = Words(a.ids).v[s];
-      if (id < n_class) atomicAdd(counts.v[id], 1u);
+      uint id = WORD(a.ids, s);
+      if (id < n_class) atomicAdd(SEEN(counts, id), 1u);
     }
     all_seen();
   } else { /* cursor[c] = min(max(offset, 0), rows), then group c is [max over 0..c, max over 0..c+1) */
     uint most = 0u;
     for (uint c = c0; c < c1; c++) {
-      int from = Ints(a.ids).v[c], to = Ints(a.ids).v[c + 1u];
+      int from = INT(a.ids, c), to = INT(a.ids, c + 1u);
       most = max(most, max(uint(max(from, 0)), uint(max(to, 0))));
     }
     partial[thread * 3u] = min(most, n_slots);
     partial[thread * 3u + 1u] = partial[thread * 3u + 2u] = 0u;
     uint end = scan(thread, true).x, at = before(thread).x;
     if (thread == 0u) {
-      uint first = min(uint(max(Ints(a.ids).v[0], 0)), n_slots);
-      Words(a.ends).v[0] = first;
-      Words(a.ends).v[1] = end;
+      uint first = min(uint(max(INT(a.ids, 0), 0)), n_slots);
+      WORD(a.ends, 0) = first;
+      WORD(a.ends, 1) = end;
     }
     for (uint c = c0; c < c1; c++) {
-      uint from = max(at, min(uint(max(Ints(a.ids).v[c], 0)), n_slots));
-      at = max(from, min(uint(max(Ints(a.ids).v[c + 1u], 0)), n_slots));
-      offsets.v[c] = from;
-      counts.v[c] = at - from;
+      uint from = max(at, min(uint(max(INT(a.ids, c), 0)), n_slots));
+      at = max(from, min(uint(max(INT(a.ids, c + 1u), 0)), n_slots));
+      SEEN(offsets, c) = from;
+      SEEN(counts, c) = at - from;
     }
     all_seen();
   }
@@ -95,7 +93,7 @@ void main() {
   /* where each class begins, and its items */
   uvec3 sum = uvec3(0u);
   for (uint c = c0; c < c1; c++) {
-    uint n = counts.v[c];
+    uint n = SEEN(counts, c);
     sum.x += n;
     if (c < a.n_experts) {
       if (n <= a.m_max) sum.y += (n + a.m_tile[0] - 1u) / a.m_tile[0];
@@ -106,12 +104,12 @@ void main() {
   partial[thread * 3u] = sum.x, partial[thread * 3u + 1u] = sum.y, partial[thread * 3u + 2u] = sum.z;
   uvec3 total = scan(thread, false), at = before(thread);
   for (uint c = c0; c < c1; c++) {
-    uint n = counts.v[c], first = at.x;
+    uint n = SEEN(counts, c), first = at.x;
     if (OFFSETS == 0u) {
-      offsets.v[c] = first;
-      cursor.v[c] = first;
+      SEEN(offsets, c) = first;
+      SEEN(cursor, c) = first;
     } else {
-      first = offsets.v[c];
+      first = SEEN(offsets, c);
     }
     at.x += n;
     if (c >= a.n_experts || !moi_has(a.items[0])) continue;
@@ -119,24 +117,24 @@ void main() {
     for (uint row = 0u; row < n; row += tile) {
       uint i = which == 0u ? at.y++ : at.z++;
       uvec2 item = moi_add(a.items[which], moi_mul(12u, i + 1u));
-      Words(item).v[0] = c;
-      Words(item).v[1] = first + row;
-      Words(item).v[2] = min(tile, n - row);
+      WORD(item, 0) = c;
+      WORD(item, 1) = first + row;
+      WORD(item, 2) = min(tile, n - row);
     }
   }
-  if (thread == 0u && OFFSETS == 0u) offsets.v[n_class] = total.x;
+  if (thread == 0u && OFFSETS == 0u) SEEN(offsets, n_class) = total.x;
   if (moi_has(a.items[0])) {
-    if (thread == 0u) Words(a.items[0]).v[0] = total.y, Words(a.items[1]).v[0] = total.z;
+    if (thread == 0u) WORD(a.items[0], 0) = total.y, WORD(a.items[1], 0) = total.z;
     for (uint d = thread; d < a.n_dispatch; d += THREADS) {
-      Words(a.dispatch[0]).v[3u * d + 1u] = min(total.y, 65535u);
-      Words(a.dispatch[1]).v[3u * d + 1u] = min(total.z, 65535u);
+      WORD(a.dispatch[0], 3u * d + 1u) = min(total.y, 65535u);
+      WORD(a.dispatch[1], 3u * d + 1u) = min(total.z, 65535u);
     }
   }
   if (OFFSETS != 0u) return;
 
   /* the slots, a workgroup's width at a time, each behind those of its class before it */
   for (uint s0 = 0u; s0 < n_slots; s0 += THREADS) {
-    uint s = s0 + thread, id = s < n_slots ? Words(a.ids).v[s] : 0xffffffffu;
+    uint s = s0 + thread, id = s < n_slots ? WORD(a.ids, s) : 0xffffffffu;
     if (id >= n_class) id = 0xffffffffu;
     ids_of[thread] = id;
     all_seen();
@@ -152,11 +150,11 @@ void main() {
     }
     uint place = 0u;
     if (id != 0xffffffffu) {
-      place = cursor.v[id] + rank;
-      Words(a.permutation).v[place] = s;
+      place = SEEN(cursor, id) + rank;
+      WORD(a.permutation, place) = s;
     }
     all_seen();
-    if (id != 0xffffffffu && later == 0u) cursor.v[id] = place + 1u;
+    if (id != 0xffffffffu && later == 0u) SEEN(cursor, id) = place + 1u;
   }
-  for (uint s = total.x + thread; s < all_slots; s += THREADS) Words(a.permutation).v[s] = 0xffffffffu;
+  for (uint s = total.x + thread; s < all_slots; s += THREADS) WORD(a.permutation, s) = 0xffffffffu;
 }
