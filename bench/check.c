@@ -14,6 +14,10 @@
 #include "bench/options.h"
 #include "bench/rig/device.h"
 
+#if defined(MOI_HAVE_VULKAN)
+#include <moiety_vulkan.h>
+#endif
+
 enum { MAX_KERNELS = 1024, MAX_STATS = 1024 };
 #define CHOSEN "chosen" /* not a row: what a plan without a name takes */
 
@@ -167,13 +171,28 @@ static void check_promises(check *ck, moi_case *c, const char *kernel, stat *s, 
   moi_arena_free(&arena);
 }
 
+/* Tables hold device addresses, which a Vulkan device may be without. */
+static int wants_addresses(const moi_case *c) {
+  return ((c->op == MOI_OP_GEMM ? c->gemm.flags : c->experts.flags) & MOI_EXPERTS_TABLES) != 0;
+}
+
+static int has_addresses(const check *ck) {
+#if defined(MOI_HAVE_VULKAN)
+  moi_vulkan_handles_out h = MOI_VULKAN_HANDLES_INIT;
+  if (ck->backend == MOI_BACKEND_VULKAN && !moi_vulkan_handles(ck->pool, &h)) return h.addresses != 0;
+#else
+  (void)ck;
+#endif
+  return 1;
+}
+
 static void check_kernel(check *ck, moi_case *c, const char *label, const char *kernel, const moi_outputs *expected,
                          int promises) {
   stat *s = stat_of(ck, label, kernel);
   moi_plan *plan;
   char damage[160] = "", text[600];
   moi_status status = plan_of(ck, c, kernel, 0, &plan);
-  if (status == MOI_UNSUPPORTED && strcmp(kernel, CHOSEN)) {
+  if (status == MOI_UNSUPPORTED && (strcmp(kernel, CHOSEN) || (wants_addresses(c) && !has_addresses(ck)))) {
     s->not_served++; /* the row wants other activations, say */
     return;
   }

@@ -40,6 +40,7 @@ static const char *read_cap(uint32_t *bits) {
   *bits = levels[N_LEVELS - 1].bits;
   const char *text = getenv("MOI_DEBUG");
   if (!text || !*text) return NULL;
+  if (!strcmp(text, "vulkan=sets")) return NULL; /* of no matter here */
   if (strncmp(text, "cpu=", 4) != 0) return text;
   for (size_t i = 0; i < N_LEVELS; i++) {
     if (strcmp(text + 4, levels[i].name) == 0) {

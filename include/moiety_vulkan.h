@@ -107,7 +107,7 @@ typedef struct moi_vulkan_handles_out {
   void *instance, *physical_device, *device;
   void *queue; /* VkQueue, of the context's own device, else NULL; its users must agree on turns */
   uint32_t queue_family;
-  uint32_t reserved;
+  uint32_t addresses; /* 1: bufferDeviceAddress is enabled; 0: memory by descriptors */
 } moi_vulkan_handles_out;
 #define MOI_VULKAN_HANDLES_INIT { sizeof(moi_vulkan_handles_out) }
 

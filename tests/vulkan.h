@@ -5,6 +5,7 @@
 
 #include "tests/support.h"
 
+#include <math.h>
 #include <stdatomic.h>
 
 #include <moiety_vulkan.h>
@@ -41,6 +42,7 @@ typedef struct engine {
   VkQueue queue;
   uint32_t family;
   VkPhysicalDeviceVulkan12Features features; /* as the device was made with */
+  VkPhysicalDeviceFeatures2 core;            /* the same, with what takes the place of addresses before them */
 #define X(name) PFN_vk##name name;
   ENGINE_INSTANCE_FUNCTIONS(X)
   ENGINE_DEVICE_FUNCTIONS(X)
@@ -119,8 +121,10 @@ static inline int engine_has_layer(const engine *e, const char *name) {
   return 0;
 }
 
+static const char *const engine_extension = "VK_KHR_push_descriptor";
+
 /* 0, and a line that says why, if there is no device to test on. with_addresses: whether bufferDeviceAddress is
- * enabled. */
+ * enabled; if not, VK_KHR_push_descriptor and shaderStorageBufferArrayDynamicIndexing are. */
 static inline int engine_open(engine *e, int with_addresses) {
   static const char *const validation = "VK_LAYER_KHRONOS_validation";
   static const char *const extensions[] = {"VK_EXT_debug_utils", "VK_EXT_validation_features"};
@@ -179,11 +183,21 @@ static inline int engine_open(engine *e, int with_addresses) {
                                    .pQueuePriorities = &priority};
   e->features.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES;
   e->features.bufferDeviceAddress = with_addresses ? VK_TRUE : VK_FALSE;
+  e->core.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2;
+  e->core.features.shaderStorageBufferArrayDynamicIndexing = !with_addresses;
+  e->core.pNext = &e->features;
   VkDeviceCreateInfo device = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
-                               .pNext = &e->features,
+                               .pNext = &e->core,
                                .queueCreateInfoCount = 1,
-                               .pQueueCreateInfos = &queue};
-  vk(e->CreateDevice(e->physical, &device, NULL, &e->device));
+                               .pQueueCreateInfos = &queue,
+                               .enabledExtensionCount = !with_addresses,
+                               .ppEnabledExtensionNames = &engine_extension};
+  VkResult made = e->CreateDevice(e->physical, &device, NULL, &e->device);
+  if (!with_addresses && (made == VK_ERROR_EXTENSION_NOT_PRESENT || made == VK_ERROR_FEATURE_NOT_PRESENT)) {
+    e->DestroyInstance(e->instance, NULL);
+    return print_message("the device has no descriptors to push\n"), 0;
+  }
+  vk(made);
   e->features.pNext = NULL;
 #undef X
 #define X(name)                                                                                                        \
@@ -214,6 +228,11 @@ static inline moi_vulkan_device engine_handles(const engine *e) {
   d.device = e->device;
   d.queue_family = e->family;
   d.features = &e->features;
+  if (!e->features.bufferDeviceAddress) {
+    d.features = &e->core;
+    d.n_extensions = 1;
+    d.extensions = &engine_extension;
+  }
   return d;
 }
 
@@ -221,8 +240,9 @@ static inline engine_buffer engine_take(const engine *e, size_t size) {
   engine_buffer b = {.size = (size + 3) / 4 * 4 + 4};
   VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
                              .size = b.size,
-                             .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT |
-                                      VK_BUFFER_USAGE_INDIRECT_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+                             .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_INDIRECT_BUFFER_BIT |
+                                      VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+  if (e->features.bufferDeviceAddress) info.usage |= VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT;
   vk(e->CreateBuffer(e->device, &info, NULL, &b.buffer));
   VkMemoryRequirements needs;
   VkPhysicalDeviceMemoryProperties memory;
@@ -237,7 +257,7 @@ static inline engine_buffer engine_take(const engine *e, size_t size) {
   VkMemoryAllocateFlagsInfo flags = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO,
                                      .flags = VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT};
   VkMemoryAllocateInfo allocate = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
-                                   .pNext = &flags,
+                                   .pNext = e->features.bufferDeviceAddress ? &flags : NULL,
                                    .allocationSize = needs.size,
                                    .memoryTypeIndex = type};
   vk(e->AllocateMemory(e->device, &allocate, NULL, &b.memory));
@@ -313,6 +333,35 @@ static inline moi_status layer_record(const layer *l, moi_op op, const moi_plan 
                                       const engine_commands *c) {
   const moi_queue queue = {c ? (void *)c->buffer : NULL};
   return layer_run_on(l, op, plan, workspace, queue);
+}
+
+/* ---- results */
+
+static inline void near(const float *a, const float *b, size_t n, const char *what) {
+  for (size_t i = 0; i < n; i++)
+    if (!(fabsf(a[i] - b[i]) <= 1e-4f * (1 + fabsf(b[i]))))
+      fail_msg("%s[%zu]: %g, the CPU has %g", what, i, a[i], b[i]);
+}
+
+/* What the op wrote on the device is what it writes on the CPU; `host` is the same layer there, not yet run. */
+static inline void agree(moi_op op, layer *host, const layer *device) {
+  moi_context *cpu = open_cpu(1);
+  moi_plan *plan = NULL;
+  passes(layer_plan(host, op, cpu, &plan));
+  moi_buffer workspace = take_workspace(plan);
+  passes(layer_run(host, op, plan, workspace));
+  drop_aligned(workspace.ptr);
+  moi_plan_destroy(plan);
+  moi_context_destroy(cpu);
+  if (op == MOI_OP_GEMM) near(device->product, host->product, LAYER_T * LAYER_I, "product");
+  if (op == MOI_OP_EXPERTS || op == MOI_OP_MOE) near(device->y, host->y, LAYER_T * LAYER_H, "y");
+  if (op != MOI_OP_ROUTE && op != MOI_OP_MOE) return;
+  assert_memory_equal(device->ids, host->ids, sizeof host->ids);
+  assert_memory_equal(device->counts, host->counts, sizeof host->counts);
+  assert_memory_equal(device->offsets, host->offsets, sizeof host->offsets);
+  assert_memory_equal(device->permutation, host->permutation, sizeof host->permutation);
+  near(device->ids_weights, host->ids_weights, LAYER_T * LAYER_K, "weights");
+  near(device->logits_out, host->logits_out, LAYER_T * LAYER_E, "logits");
 }
 
 #endif

@@ -21,6 +21,7 @@ static struct {
   int no_loader;
   int old_device;   /* the physical device says Vulkan 1.1 */
   int no_addresses; /* and that it has no bufferDeviceAddress */
+  int no_sets;      /* the same, nor what takes its place */
   int no_compute;   /* its queue families have no compute */
   int no_subgroups; /* no subgroup operations in compute */
   int several;      /* it is a GPU with subgroups of more sizes than one */
@@ -58,6 +59,7 @@ static int fails(const char *name) {
 PAIR(VkShaderModule, VkShaderModuleCreateInfo, CreateShaderModule, DestroyShaderModule)
 PAIR(VkPipelineLayout, VkPipelineLayoutCreateInfo, CreatePipelineLayout, DestroyPipelineLayout)
 PAIR(VkPipelineCache, VkPipelineCacheCreateInfo, CreatePipelineCache, DestroyPipelineCache)
+PAIR(VkDescriptorSetLayout, VkDescriptorSetLayoutCreateInfo, CreateDescriptorSetLayout, DestroyDescriptorSetLayout)
 
 static PFN_vkCreateComputePipelines real_CreateComputePipelines;
 static PFN_vkDestroyPipeline real_DestroyPipeline;
@@ -149,7 +151,8 @@ static void on_GetPhysicalDeviceProperties2(VkPhysicalDevice physical, VkPhysica
 static PFN_vkGetPhysicalDeviceFeatures2 real_GetPhysicalDeviceFeatures2;
 static void on_GetPhysicalDeviceFeatures2(VkPhysicalDevice physical, VkPhysicalDeviceFeatures2 *out) {
   real_GetPhysicalDeviceFeatures2(physical, out);
-  for (VkBaseOutStructure *s = out->pNext; s && layered.no_addresses; s = s->pNext)
+  if (layered.no_sets) out->features.shaderStorageBufferArrayDynamicIndexing = VK_FALSE;
+  for (VkBaseOutStructure *s = out->pNext; s && (layered.no_addresses || layered.no_sets); s = s->pNext)
     if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES)
       ((VkPhysicalDeviceVulkan12Features *)(void *)s)->bufferDeviceAddress = VK_FALSE;
 }
@@ -179,6 +182,8 @@ static PFN_vkVoidFunction replace(const char *name, PFN_vkVoidFunction function)
   OURS(DestroyPipelineLayout)
   OURS(CreatePipelineCache)
   OURS(DestroyPipelineCache)
+  OURS(CreateDescriptorSetLayout)
+  OURS(DestroyDescriptorSetLayout)
   OURS(CreateComputePipelines)
   OURS(DestroyPipeline)
   OURS(GetPipelineCacheData)
@@ -319,7 +324,7 @@ static void test_devices_that_lack_something(void **state) {
     size_t member;
     const char *name;
   } lacks[] = {{offsetof(__typeof__(layered), old_device), "1.2"},
-               {offsetof(__typeof__(layered), no_addresses), "bufferDeviceAddress"},
+               {offsetof(__typeof__(layered), no_sets), "bufferDeviceAddress"},
                {offsetof(__typeof__(layered), no_subgroups), "subgroup"}};
   for (size_t i = 0; i < sizeof lacks / sizeof lacks[0]; i++) {
     clear(state);
@@ -337,7 +342,8 @@ static void test_devices_that_lack_something(void **state) {
     int found = 0;
     moi_vulkan_requirement r = MOI_VULKAN_REQUIREMENT_INIT;
     for (uint32_t k = 0; !moi_vulkan_requirements((moi_vulkan_function)e.get, e.instance, e.physical, k, &r); k++)
-      found |= r.required && !r.supported && strstr(r.name, lacks[i].name) != NULL;
+      found |= r.required && !r.supported &&
+               strstr(r.name, layered.no_sets ? "shaderStorageBufferArrayDynamicIndexing" : lacks[i].name) != NULL;
     assert_true(found);
   }
   clear(state);
@@ -468,6 +474,44 @@ static void test_subgroups_of_another_size_than_told(void **state) {
   }
 }
 
+/* A device without addresses reaches memory by descriptors; one that has been made without what they need is refused. */
+static void test_devices_without_addresses(void **state) {
+  moi_context *c = NULL;
+  moi_plan *plan = NULL;
+  moi_vulkan_handles_out h = MOI_VULKAN_HANDLES_INIT;
+  static layer l;
+  layer_make(&l);
+  layered.no_addresses = 1;
+  uint32_t required = 0;
+  moi_vulkan_requirement r = MOI_VULKAN_REQUIREMENT_INIT;
+  for (uint32_t k = 0; !moi_vulkan_requirements((moi_vulkan_function)e.get, e.instance, e.physical, k, &r); k++) {
+    if (!r.required) continue;
+    required += strstr(r.use, "descriptors") != NULL;
+    if (!r.supported) skip(); /* it has no descriptors to push either */
+  }
+  assert_int_equal(required, 3);
+  refused(open_context(1, &c), MOI_UNSUPPORTED, "VK_KHR_push_descriptor");
+  passes(open_context(0, &c));
+  passes(moi_vulkan_handles(c, &h));
+  assert_int_equal(h.addresses, 0);
+  passes(layer_plan(&l, MOI_OP_GEMM, c, &plan));
+  assert_string_equal(moi_plan_kernel(plan), "f32-tile");
+  moi_plan_destroy(plan);
+  moi_context_destroy(c);
+  nothing_is_left();
+  layered.absent = "vkCmdPushDescriptorSetKHR";
+  refused(open_context(0, &c), MOI_NO_DEVICE, "vkCmdPushDescriptorSetKHR");
+  nothing_is_left();
+  for (int i = 0; i < N_RESULTS; i++) {
+    clear(state);
+    layered.no_addresses = 1;
+    layered.failing = "vkCreateDescriptorSetLayout";
+    layered.result = results[i].result;
+    refused(open_context(0, &c), results[i].status, "vkCreateDescriptorSetLayout");
+    nothing_is_left();
+  }
+}
+
 static void test_functions_that_are_not_there(void **state) {
   (void)state;
   static const char *const names[] = {"vkCmdDispatchIndirect", "vkGetBufferDeviceAddress", "vkCreateComputePipelines",
@@ -582,6 +626,7 @@ int main(void) {
       cmocka_unit_test_setup(test_subgroups_of_several_sizes, clear),
       cmocka_unit_test_setup(test_integer_dot_products, clear),
       cmocka_unit_test_setup(test_subgroups_of_another_size_than_told, clear),
+      cmocka_unit_test_setup(test_devices_without_addresses, clear),
       cmocka_unit_test_setup(test_functions_that_are_not_there, clear),
       cmocka_unit_test_setup(test_plans_that_cannot_be_made, clear),
       cmocka_unit_test_setup(test_the_pipeline_cache_cannot_be_read, clear),

@@ -1,5 +1,6 @@
 /* The Vulkan backend's face to core: devices, kernel list, plans, runs. */
 #include "core/choose.h"
+#include "core/format.h"
 #include "vulkan/pipelines.h"
 
 static const char *needs_text(moi_vk_needs needs) {
@@ -44,12 +45,13 @@ static const char *needs(const moi_plan *plan, uint32_t i, int asked, const void
   const moi_vulkan *v = plan->context->state;
   const moi_vk_kernel *row = &moi_vk_kernels[i];
   (void)user;
-  if (!moi_vk_shader_exists(row->shader)) return "a shader that this build has not";
+  if (!moi_vk_shader_exists(v, row->shader))
+    return v->traits.sets ? "buffer device addresses (bufferDeviceAddress)" : "a shader that this build has not";
   if (row->flags & MOI_VK_WHOLE && !v->traits.exact) return "subgroups of a certain size (subgroupSizeControl)";
   if (!asked && row->needs == MOI_VK_CPU && !v->traits.is_cpu) return "a software device";
   if (row->needs == MOI_VK_DOT && !v->traits.dot) return "integer dot products (shaderIntegerDotProduct)";
   if (!asked && row->needs == MOI_VK_DOT && !v->traits.fast_dot) return "integer dot products that are accelerated";
-  if (!asked && row->needs >= MOI_VK_GPU && v->traits.is_cpu) return "a GPU";
+  if (!asked && row->needs >= MOI_VK_GPU && v->traits.is_cpu && !v->traits.sets) return "a GPU";
   return NULL;
 }
 
@@ -118,6 +120,46 @@ static moi_status plan_op(const char *fn, moi_plan *plan) {
   return status;
 }
 
+/* Without buffer device addresses: what no storage buffer can be, and what is named by address. */
+static moi_status check_weights(const char *fn, const moi_vk_traits *t, const char *what, uint32_t flags,
+                                moi_format format, uint64_t n, uint64_t k, uint32_t n_experts) {
+  moi_format_sizes sizes;
+  if (flags & MOI_EXPERTS_TABLES)
+    return moi_fail(MOI_UNSUPPORTED, fn,
+                    "%s: MOI_EXPERTS_TABLES are device addresses, and bufferDeviceAddress is not enabled on this device",
+                    what);
+  moi_format_size(format, n, k, &sizes);
+  if (sizes.data > t->max_range / n_experts)
+    return moi_fail(MOI_UNSUPPORTED, fn,
+                    "%s: %llu bytes of weights; without bufferDeviceAddress they are a storage buffer, of %llu bytes at "
+                    "most (maxStorageBufferRange)",
+                    what, (unsigned long long)sizes.data * n_experts, (unsigned long long)t->max_range);
+  return MOI_OK;
+}
+
+static moi_status check_sets(const char *fn, const moi_plan *plan) {
+  const moi_vk_traits *t = &((const moi_vulkan *)plan->context->state)->traits;
+  const moi_gemm_desc *g = &plan->gemm;
+  moi_status status = MOI_OK;
+  if (!t->sets) return MOI_OK;
+  if (plan->op == MOI_OP_GEMM) status = check_weights(fn, t, "gemm", g->flags, g->format, g->n, g->k, g->n_experts);
+  for (uint32_t i = 0; plan->has_experts && i < 1 + plan->has_shared; i++) {
+    const moi_experts_desc *d = i ? &plan->shared : &plan->experts;
+    const char *what = i ? "shared" : "experts";
+    uint64_t both = d->gate_layout == MOI_GATE_CONCAT || d->gate_layout == MOI_GATE_INTERLEAVED;
+    if (!status)
+      status = check_weights(fn, t, what, d->flags, d->format, (uint64_t)d->intermediate << both, d->hidden, d->n_experts);
+    if (!status)
+      status = check_weights(fn, t, what, d->flags, d->down_format, d->hidden, d->intermediate, d->n_experts);
+  }
+  if (!status && plan->workspace > t->max_range)
+    status = moi_fail(MOI_UNSUPPORTED, fn,
+                      "max_tokens: a workspace of %zu bytes; without bufferDeviceAddress it is a storage buffer, of %llu "
+                      "bytes at most (maxStorageBufferRange)",
+                      plan->workspace, (unsigned long long)t->max_range);
+  return status;
+}
+
 static moi_status plan_vulkan(const char *fn, moi_plan *plan) {
   moi_vk_plan *state = moi_allocate(plan->context, sizeof *state);
   if (!state) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *state);
@@ -137,6 +179,7 @@ static moi_status plan_vulkan(const char *fn, moi_plan *plan) {
     plan->workspace = (carve.used + 3) & ~(size_t)3;
     plan->workspace_align = MOI_WORKSPACE_ALIGN;
   }
+  if (!status) status = check_sets(fn, plan);
   if (!status) status = moi_plan_say(plan, "workspace %zu bytes\n", plan->workspace);
   if (status) {
     moi_release(plan->context, state, sizeof *state);
@@ -147,33 +190,56 @@ static moi_status plan_vulkan(const char *fn, moi_plan *plan) {
 
 static void unplan_vulkan(moi_plan *plan) { moi_release(plan->context, plan->state, sizeof(moi_vk_plan)); }
 
-static moi_status run_vulkan(const char *fn, const moi_plan *plan, const moi_run *run) {
-  if (!run->queue.native)
-    return moi_fail(MOI_INVALID_ARGUMENT, fn, "queue.native: is null, must be a VkCommandBuffer that is being recorded");
-  moi_vk_record r = moi_vk_begin(plan, run);
+/* ids or weights: the engine's view, or place `at` of the workspace. */
+static uint64_t slots_address(const moi_vk_record *r, moi_buffer view, size_t at) {
+  return view.handle ? moi_vk_address(r, view) : r->workspace_address + at;
+}
+
+static void record(const moi_plan *plan, const moi_run *run, moi_vk_slots *slots) {
+  moi_vk_record r = moi_vk_begin(plan, run, slots);
   moi_carve carve = {NULL, 0, 0};
   if (plan->op == MOI_OP_ATTENTION) {
     moi_vk_attention_record(plan, run, &r, &carve);
-    return MOI_OK;
+    return;
   }
   if (plan->op == MOI_OP_GEMM) {
     moi_vk_bare_gemm_record(plan, run, &r, &carve);
+    return;
+  }
+  moi_buffer ids = run->experts.args.ids, weights = run->experts.args.weights;
+  size_t at_ids = 0, at_weights = 0;
+  if (plan->has_route) {
+    size_t slots_n = plan->has_experts ? (size_t)plan->experts.max_tokens * plan->experts.top_k
+                                       : (size_t)plan->route.max_tokens * plan->route.top_k;
+    at_ids = moi_take_at(&carve, slots_n, 4), at_weights = moi_take_at(&carve, slots_n, 4);
+    ids = run->route.ids, weights = run->route.weights;
+    moi_vk_route_record(plan, run, &r, &carve, slots_address(&r, ids, at_ids), slots_address(&r, weights, at_weights));
+    if (!plan->has_experts) return;
+    moi_vk_barrier(&r);
+    moi_vk_forget(&r);
+  }
+  moi_vk_ffn_record(plan, run, &r, &carve, slots_address(&r, ids, at_ids), slots_address(&r, weights, at_weights));
+}
+
+static moi_status run_vulkan(const char *fn, const moi_plan *plan, const moi_run *run) {
+  const moi_vulkan *v = plan->context->state;
+  if (!run->queue.native)
+    return moi_fail(MOI_INVALID_ARGUMENT, fn, "queue.native: is null, must be a VkCommandBuffer that is being recorded");
+  if (!v->traits.sets) {
+    record(plan, run, NULL);
     return MOI_OK;
   }
-  uint64_t ids = 0, weights = 0;
-  if (plan->has_route) {
-    size_t slots = plan->has_experts ? (size_t)plan->experts.max_tokens * plan->experts.top_k
-                                     : (size_t)plan->route.max_tokens * plan->route.top_k;
-    size_t at_ids = moi_take_at(&carve, slots, 4), at_weights = moi_take_at(&carve, slots, 4);
-    ids = run->route.ids.handle ? moi_vk_address(&r, run->route.ids) : r.workspace_address + at_ids;
-    weights = run->route.weights.handle ? moi_vk_address(&r, run->route.weights) : r.workspace_address + at_weights;
-    moi_vk_route_record(plan, run, &r, &carve, ids, weights);
-    if (plan->has_experts) moi_vk_barrier(&r);
-  } else {
-    ids = moi_vk_address(&r, run->experts.args.ids);
-    weights = moi_vk_address(&r, run->experts.args.weights);
-  }
-  if (plan->has_experts) moi_vk_ffn_record(plan, run, &r, &carve, ids, weights);
+  /* nothing is recorded of a run that is refused */
+  moi_vk_slots trial = {.trial = 1}, slots = {.trial = 0};
+  record(plan, run, &trial);
+  if (trial.exhausted) return moi_fail(MOI_INTERNAL, fn, "a run of more than %d views", (int)MOI_VK_COMMON);
+  if (trial.too_large)
+    return moi_fail(MOI_UNSUPPORTED, fn,
+                    "a view of %llu bytes at offset %llu: without bufferDeviceAddress a view is a storage buffer, of %llu "
+                    "bytes at most (maxStorageBufferRange)",
+                    (unsigned long long)trial.too_large, (unsigned long long)trial.too_large_at,
+                    (unsigned long long)v->traits.max_range);
+  record(plan, run, &slots);
   return MOI_OK;
 }
 

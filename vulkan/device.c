@@ -59,11 +59,14 @@ static moi_status load_instance(const char *fn, moi_vk_functions *vk, VkInstance
   return MOI_OK;
 }
 
-static moi_status load_device(const char *fn, moi_vk_functions *vk, VkDevice device) {
+static moi_status load_device(const char *fn, moi_vk_functions *vk, VkDevice device, uint32_t sets) {
 #define X(name)                                                                                                        \
   vk->name = (PFN_vk##name)vk->GetDeviceProcAddr(device, "vk" #name);                                                  \
   if (!vk->name) return moi_fail(MOI_NO_DEVICE, fn, "device: has no vk" #name);
   MOI_VK_DEVICE_FUNCTIONS(X)
+  if (sets) {
+    X(CmdPushDescriptorSetKHR)
+  }
 #undef X
   return MOI_OK;
 }
@@ -160,10 +163,12 @@ typedef struct identity {
   VkPhysicalDeviceSubgroupSizeControlFeaturesEXT size_control;
   dot_properties dots; /* the same */
   dot_features dot;
+  uint32_t push_descriptor; /* the extension is there */
 } identity;
 
 /* listed by devices of 1.3 too */
 static const char *const size_control_name = "VK_EXT_subgroup_size_control";
+static const char *const push_descriptor_name = "VK_KHR_push_descriptor";
 static const char *const dot_name = "VK_KHR_shader_integer_dot_product";
 
 static int has_device_extension(const moi_vk_functions *vk, VkPhysicalDevice device, const char *name) {
@@ -201,6 +206,7 @@ static void identify(const moi_vk_functions *vk, VkPhysicalDevice device, identi
     id->dot.pNext = id->v12.pNext;
     id->v12.pNext = &id->dot;
   }
+  id->push_descriptor = (uint32_t)has_device_extension(vk, device, push_descriptor_name);
   vk->GetPhysicalDeviceProperties2(device, &id->properties);
   id->features.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2;
   id->features.pNext = &id->v12;
@@ -226,32 +232,70 @@ static uint32_t has_size_control(const identity *id) {
   return id->size_control.subgroupSizeControl && id->sizes.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT &&
          id->sizes.minSubgroupSize <= id->v11.subgroupSize && id->v11.subgroupSize <= id->sizes.maxSubgroupSize;
 }
+/* what takes the place of addresses */
+static uint32_t has_push_descriptor(const identity *id) { return id->push_descriptor; }
+static uint32_t has_dynamic_indexing(const identity *id) {
+  return id->features.features.shaderStorageBufferArrayDynamicIndexing;
+}
+static uint32_t has_bindings(const identity *id) {
+  return id->properties.properties.limits.maxPerStageDescriptorStorageBuffers >= MOI_VK_BINDINGS;
+}
 static uint32_t has_dot(const identity *id) { return id->dot.shaderIntegerDotProduct; }
 
+enum { WISHED, REQUIRED, INSTEAD /* required where bufferDeviceAddress is not */ };
 static const struct {
   const char *kind, *name, *of, *use;
   uint32_t required;
   uint32_t (*has)(const identity *id);
 } requirements[] = {
-    {"version", "1.2", "", "the instance's and the device's", 1, has_version},
+    {"version", "1.2", "", "the instance's and the device's", REQUIRED, has_version},
     {"property", "subgroupSupportedOperations", "VkPhysicalDeviceVulkan11Properties",
-     "basic, ballot, shuffle and arithmetic in compute, subgroups of 4 to 128", 1, has_subgroups},
+     "basic, ballot, shuffle and arithmetic in compute, subgroups of 4 to 128", REQUIRED, has_subgroups},
     {"feature", "bufferDeviceAddress", "VkPhysicalDeviceVulkan12Features",
-     "all memory is reached by address: no descriptors, no bound on a buffer's size", 1, has_addresses},
+     "all memory is reached by address: every row, no descriptors, no bound on a buffer's size", WISHED, has_addresses},
+    {"extension", "VK_KHR_push_descriptor", "", "memory by descriptors, where bufferDeviceAddress is not", INSTEAD,
+     has_push_descriptor},
+    {"feature", "shaderStorageBufferArrayDynamicIndexing", "VkPhysicalDeviceFeatures",
+     "memory by descriptors, where bufferDeviceAddress is not", INSTEAD, has_dynamic_indexing},
+    {"property", "maxPerStageDescriptorStorageBuffers", "VkPhysicalDeviceLimits",
+     "19 or more: memory by descriptors, where bufferDeviceAddress is not", INSTEAD, has_bindings},
     {"feature", "subgroupSizeControl", "VkPhysicalDeviceSubgroupSizeControlFeatures",
-     "rows that need subgroups of one size, where a device has several; of 1.3 or VK_EXT_subgroup_size_control", 0,
+     "rows that need subgroups of one size, where a device has several; of 1.3 or VK_EXT_subgroup_size_control", WISHED,
      has_size_control},
     {"feature", "shaderIntegerDotProduct", "VkPhysicalDeviceShaderIntegerDotProductFeatures",
      "faster GEMM rows where integerDotProduct4x8BitPackedSignedAccelerated; of 1.3 or VK_KHR_shader_integer_dot_product",
-     0, has_dot},
+     WISHED, has_dot},
 };
 enum { N_REQUIREMENTS = sizeof requirements / sizeof requirements[0] };
+_Static_assert(MOI_VK_BINDINGS == 19, "maxPerStageDescriptorStorageBuffers in the list above, and common.glsl's moi_memory");
 
 /* NULL, or what the device lacks. */
 static const char *missing(const identity *id) {
   for (int i = 0; i < N_REQUIREMENTS; i++)
-    if (requirements[i].required && !requirements[i].has(id)) return requirements[i].name;
+    if (requirements[i].required == REQUIRED && !requirements[i].has(id)) return requirements[i].name;
   return NULL;
+}
+
+/* NULL, or what it lacks to do without bufferDeviceAddress. */
+static const char *missing_instead(const identity *id) {
+  for (int i = 0; i < N_REQUIREMENTS; i++)
+    if (requirements[i].required == INSTEAD && !requirements[i].has(id)) return requirements[i].name;
+  return NULL;
+}
+
+/* NULL, or what to call a device's lack that makes it unusable. */
+static const char *lacks_of(const identity *id) {
+  const char *lacks = missing(id);
+  return lacks || has_addresses(id) || !missing_instead(id) ? lacks : "bufferDeviceAddress";
+}
+
+/* ", and ... in its place" behind a lack of bufferDeviceAddress. */
+static const char *beside(const identity *id) {
+  if (missing(id) || has_addresses(id)) return "";
+  return !has_push_descriptor(id)    ? ", and VK_KHR_push_descriptor in its place"
+         : !has_dynamic_indexing(id) ? ", and shaderStorageBufferArrayDynamicIndexing in its place"
+         : !has_bindings(id)         ? ", and 19 storage buffers of a stage (maxPerStageDescriptorStorageBuffers) in its place"
+                                     : "";
 }
 
 moi_status moi_vulkan_requirements(moi_vulkan_function get_instance_proc_addr, void *instance, void *physical_device,
@@ -265,7 +309,7 @@ moi_status moi_vulkan_requirements(moi_vulkan_function get_instance_proc_addr, v
   r.name = requirements[index].name;
   r.of = requirements[index].of;
   r.use = requirements[index].use;
-  r.required = requirements[index].required;
+  r.required = requirements[index].required == REQUIRED;
   if (instance || physical_device) {
     if (!instance || !physical_device || !get_instance_proc_addr)
       return moi_fail(MOI_INVALID_ARGUMENT, fn,
@@ -276,6 +320,7 @@ moi_status moi_vulkan_requirements(moi_vulkan_function get_instance_proc_addr, v
     identity id;
     identify(&vk, physical_device, &id);
     r.supported = requirements[index].has(&id);
+    if (requirements[index].required == INSTEAD && has_version(&id)) r.required = !has_addresses(&id);
   }
   return moi_struct_out(fn, "out", out, sizeof r, &r);
 }
@@ -317,7 +362,7 @@ static void describe(const moi_vk_functions *vk, VkPhysicalDevice device, moi_de
   snprintf(info->name, sizeof info->name, "%.*s", (int)sizeof info->name - 1, p->deviceName);
   snprintf(info->driver, sizeof info->driver, "%.60s%s%.60s", id.driver.driverName, id.driver.driverInfo[0] ? " " : "",
            id.driver.driverInfo);
-  const char *lacks = missing(&id);
+  const char *lacks = lacks_of(&id);
   snprintf(info->features, sizeof info->features, "%s vulkan%u.%u subgroup%u%s%s%s%s%s", type_name(p->deviceType),
            VK_API_VERSION_MAJOR(p->apiVersion), VK_API_VERSION_MINOR(p->apiVersion), id.v11.subgroupSize,
            id.v12.bufferDeviceAddress ? " address" : "", id.v12.shaderFloat16 ? " f16" : "",
@@ -345,7 +390,7 @@ moi_status moi_vk_device_get(uint32_t index, moi_device_info *info) {
 
 /* ---- contexts */
 
-static void read_traits(const identity *id, int size_control, int dot, moi_vk_traits *t) {
+static void read_traits(const identity *id, int addresses, int size_control, int dot, moi_vk_traits *t) {
   const VkPhysicalDeviceProperties *p = &id->properties.properties;
   const VkPhysicalDeviceLimits *limits = &p->limits;
   t->is_cpu = p->deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
@@ -360,6 +405,9 @@ static void read_traits(const identity *id, int size_control, int dot, moi_vk_tr
                        : limits->maxComputeWorkGroupSize[0];
   t->shared_memory = p->limits.maxComputeSharedMemorySize;
   for (int i = 0; i < 3; i++) t->max_groups[i] = p->limits.maxComputeWorkGroupCount[i];
+  t->sets = !addresses;
+  t->max_range = limits->maxStorageBufferRange;
+  t->range_align = limits->minStorageBufferOffsetAlignment > 16 ? limits->minStorageBufferOffsetAlignment : 16;
 }
 
 /* Whether a chain of feature structs, as an engine gave it to vkCreateDevice, has buffer device addresses on. */
@@ -403,6 +451,16 @@ static int enabled_dot(const void *features) {
   return 0;
 }
 
+/* NULL, or what of the things that take the place of addresses an engine has not enabled. */
+static const char *disabled_instead(const moi_vulkan_device *e) {
+  int push = 0, indexing = 0;
+  for (uint32_t i = 0; i < e->n_extensions; i++) push |= !strcmp(e->extensions[i], push_descriptor_name);
+  for (const VkBaseInStructure *s = e->features; s; s = s->pNext)
+    if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2)
+      indexing |= ((const VkPhysicalDeviceFeatures2 *)(const void *)s)->features.shaderStorageBufferArrayDynamicIndexing != 0;
+  return !push ? push_descriptor_name : !indexing ? "shaderStorageBufferArrayDynamicIndexing" : NULL;
+}
+
 static moi_status check_family(const char *fn, const moi_vulkan *v, const char *what, uint32_t family) {
   VkQueueFamilyProperties list[32];
   uint32_t n = 32;
@@ -427,16 +485,20 @@ static moi_status open_engines(const char *fn, moi_vulkan *v, const moi_vulkan_d
   if (status) return status;
   identity id;
   identify(&v->vk, v->physical, &id);
-  const char *lacks = missing(&id);
-  if (lacks) return moi_fail(MOI_UNSUPPORTED, fn, "desc->next: the physical device lacks %s", lacks);
-  if (!enabled_addresses(e->features))
+  const char *lacks = lacks_of(&id);
+  if (lacks) return moi_fail(MOI_UNSUPPORTED, fn, "desc->next: the physical device lacks %s%s", lacks, beside(&id));
+  int addresses = has_addresses(&id) && enabled_addresses(e->features);
+  const char *off = addresses ? NULL : missing_instead(&id);
+  if (!addresses && !off) off = disabled_instead(e);
+  if (off)
     return moi_fail(MOI_UNSUPPORTED, fn,
-                    "desc->next: features: bufferDeviceAddress was not enabled on this device "
-                    "(moi_vulkan_requirements lists what to enable)");
-  read_traits(&id, enabled_size_control(e->features), enabled_dot(e->features), &v->traits);
+                    "desc->next: features: bufferDeviceAddress was not enabled on this device, nor is %s there in its "
+                    "place (moi_vulkan_requirements lists what to enable)",
+                    off);
+  read_traits(&id, addresses, enabled_size_control(e->features), enabled_dot(e->features), &v->traits);
   status = check_family(fn, v, "desc->next: queue_family", v->family);
   if (status) return status;
-  status = load_device(fn, &v->vk, e->device);
+  status = load_device(fn, &v->vk, e->device, v->traits.sets);
   if (!status) v->device = e->device;
   return status;
 }
@@ -463,18 +525,21 @@ static moi_status make_device(const char *fn, moi_vulkan *v) {
                                    .queueCount = 1,
                                    .pQueuePriorities = &priority};
   VkPhysicalDeviceVulkan12Features features = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES,
-                                               .bufferDeviceAddress = VK_TRUE};
+                                               .bufferDeviceAddress = !v->traits.sets};
+  VkPhysicalDeviceFeatures core = {.shaderStorageBufferArrayDynamicIndexing = v->traits.sets};
   VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
                              .pNext = &features,
                              .queueCreateInfoCount = 1,
-                             .pQueueCreateInfos = &queue};
+                             .pQueueCreateInfos = &queue,
+                             .pEnabledFeatures = &core};
   VkPhysicalDeviceSubgroupSizeControlFeaturesEXT size_control = {
       .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES_EXT, .subgroupSizeControl = VK_TRUE};
   static const char *const portability = "VK_KHR_portability_subset"; /* must be enabled where it is */
   dot_features dot = {.sType = DOT_FEATURES, .shaderIntegerDotProduct = VK_TRUE};
-  const char *extensions[3];
+  const char *extensions[4];
   info.ppEnabledExtensionNames = extensions;
   if (has_device_extension(&v->vk, v->physical, portability)) extensions[info.enabledExtensionCount++] = portability;
+  if (v->traits.sets) extensions[info.enabledExtensionCount++] = push_descriptor_name;
   if (v->traits.size_control) {
     extensions[info.enabledExtensionCount++] = size_control_name;
     features.pNext = &size_control;
@@ -490,7 +555,7 @@ static moi_status make_device(const char *fn, moi_vulkan *v) {
     v->device = VK_NULL_HANDLE;
     return moi_vk_fail(fn, "vkCreateDevice", result);
   }
-  moi_status status = load_device(fn, &v->vk, v->device);
+  moi_status status = load_device(fn, &v->vk, v->device, v->traits.sets);
   if (status) {
     destroy = (PFN_vkDestroyDevice)v->vk.GetDeviceProcAddr(v->device, "vkDestroyDevice");
     if (destroy) destroy(v->device, NULL);
@@ -513,11 +578,14 @@ static moi_status open_own(const char *fn, moi_vulkan *v, uint32_t index, const 
     identity id;
     identify(&v->vk, devices[i], &id);
     if (!agrees(&id, choice) || left--) continue;
-    const char *lacks = missing(&id);
+    const char *debug = getenv("MOI_DEBUG"), *lacks = lacks_of(&id);
+    int sets = !has_addresses(&id) || (debug && !strcmp(debug, "vulkan=sets"));
+    if (!lacks && sets) lacks = missing_instead(&id);
     if (lacks)
-      return moi_fail(MOI_UNSUPPORTED, fn, "desc->device: %s lacks %s", id.properties.properties.deviceName, lacks);
+      return moi_fail(MOI_UNSUPPORTED, fn, "desc->device: %s lacks %s%s", id.properties.properties.deviceName, lacks,
+                      beside(&id));
     v->physical = devices[i];
-    read_traits(&id, 1, 1, &v->traits);
+    read_traits(&id, !sets, 1, 1, &v->traits);
     return make_device(fn, v);
   }
   return moi_fail(MOI_NO_DEVICE, fn, "desc->device: %u, Vulkan has %u devices%s", index, count,
@@ -558,6 +626,11 @@ moi_status moi_vk_open(moi_context *context) {
   moi_status status = open_either(fn, context, v, &cache, &cache_size);
   if (!status && cache_size && !cache)
     status = moi_fail(MOI_INVALID_ARGUMENT, fn, "desc->next: pipeline_cache is null, its size is not 0");
+  if (!status && v->traits.sets)
+    moi_log_line(context, MOI_LOG_WARNING,
+                 "%s: without bufferDeviceAddress memory is reached by descriptors: fewer and slower kernels, views of %llu "
+                 "bytes at most (maxStorageBufferRange)",
+                 fn, (unsigned long long)v->traits.max_range);
   if (!status) status = moi_vk_pipelines_open(fn, context, cache, (size_t)cache_size);
   if (status) moi_vk_close(context);
   return status;
@@ -585,5 +658,6 @@ moi_status moi_vulkan_handles(const moi_context *context, moi_vulkan_handles_out
   h.device = v->device;
   h.queue = v->queue;
   h.queue_family = v->family;
+  h.addresses = !v->traits.sets;
   return moi_struct_out(fn, "out", out, sizeof h, &h);
 }

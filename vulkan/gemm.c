@@ -70,7 +70,7 @@ void moi_vk_bare_gemm_record(const moi_plan *plan, const moi_run *run, const moi
                         .n_rows = rows,
                         .bias_type = d->bias_type,
                         .rows_per_count = 1};
-  a.up = moi_vk_matrix_of(r, &run->gemm_weights, d->n, (d->flags & MOI_EXPERTS_TABLES) != 0, &aligned);
+  a.up = moi_vk_matrix_of(r, 0, &run->gemm_weights, d->n, (d->flags & MOI_EXPERTS_TABLES) != 0, &aligned);
   store_args store = {.y = a.y,
                       .output_rows = moi_vk_address(r, run->gemm.output),
                       .ends = base + m.groups.ends,
@@ -83,6 +83,7 @@ void moi_vk_bare_gemm_record(const moi_plan *plan, const moi_run *run, const moi
   uint64_t prepare_at = moi_vk_put(r, &block, &prepare, sizeof prepare), args = moi_vk_put(r, &block, &a, sizeof a);
   uint64_t store_at = moi_vk_put(r, &block, &store, sizeof store);
   moi_vk_gemm gemm = moi_vk_gemm_make(r, &state->gemm, args, &m.groups, 0, aligned, d->n, rows, (double)rows * d->n * d->k);
+  gemm.weights[0] = &run->gemm_weights;
   moi_vk_flush(r, &block);
   moi_vk_gemm_dispatches(r, &gemm);
   moi_vk_barrier(r);

@@ -36,11 +36,28 @@ moi_status moi_vk_pipelines_open(const char *fn, moi_context *context, const voi
   if (!v->pipelines) return moi_fail(MOI_OUT_OF_MEMORY, fn, "allocate: returned null for %zu bytes", sizeof *v->pipelines);
   memset(v->pipelines, 0, sizeof *v->pipelines);
   moi_lock_open(&v->pipelines->lock);
+  VkResult result;
+  if (v->traits.sets) {
+    VkDescriptorSetLayoutBinding memory = {.descriptorType = VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
+                                           .descriptorCount = MOI_VK_BINDINGS,
+                                           .stageFlags = VK_SHADER_STAGE_COMPUTE_BIT};
+    VkDescriptorSetLayoutCreateInfo set = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_SET_LAYOUT_CREATE_INFO,
+                                           .flags = VK_DESCRIPTOR_SET_LAYOUT_CREATE_PUSH_DESCRIPTOR_BIT_KHR,
+                                           .bindingCount = 1,
+                                           .pBindings = &memory};
+    result = v->vk.CreateDescriptorSetLayout(v->device, &set, NULL, &v->set);
+    if (result != VK_SUCCESS) {
+      v->set = VK_NULL_HANDLE;
+      return moi_vk_fail(fn, "vkCreateDescriptorSetLayout", result);
+    }
+  }
   VkPushConstantRange push = {.stageFlags = VK_SHADER_STAGE_COMPUTE_BIT, .size = MOI_VK_PUSH_BYTES};
   VkPipelineLayoutCreateInfo layout = {.sType = VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO,
+                                       .setLayoutCount = v->traits.sets,
+                                       .pSetLayouts = &v->set,
                                        .pushConstantRangeCount = 1,
                                        .pPushConstantRanges = &push};
-  VkResult result = v->vk.CreatePipelineLayout(v->device, &layout, NULL, &v->layout);
+  result = v->vk.CreatePipelineLayout(v->device, &layout, NULL, &v->layout);
   if (result != VK_SUCCESS) {
     v->layout = VK_NULL_HANDLE;
     return moi_vk_fail(fn, "vkCreatePipelineLayout", result);
@@ -70,18 +87,19 @@ void moi_vk_pipelines_close(moi_context *context) {
   }
   if (v->cache) v->vk.DestroyPipelineCache(v->device, v->cache, NULL);
   if (v->layout) v->vk.DestroyPipelineLayout(v->device, v->layout, NULL);
+  if (v->set) v->vk.DestroyDescriptorSetLayout(v->device, v->set, NULL);
   moi_lock_close(&v->pipelines->lock);
   moi_release(context, v->pipelines, sizeof *v->pipelines);
   v->pipelines = NULL;
 }
 
-static const moi_vk_shader *shader_find(const char *name) {
+static const moi_vk_shader *shader_find(const moi_vulkan *v, const char *name) {
   for (uint32_t i = 0; i < moi_vk_shader_count; i++)
-    if (!strcmp(moi_vk_shaders[i].name, name)) return &moi_vk_shaders[i];
+    if (moi_vk_shaders[i].sets == v->traits.sets && !strcmp(moi_vk_shaders[i].name, name)) return &moi_vk_shaders[i];
   return NULL;
 }
 
-int moi_vk_shader_exists(const char *shader) { return shader_find(shader) != NULL; }
+int moi_vk_shader_exists(const moi_vulkan *v, const char *shader) { return shader_find(v, shader) != NULL; }
 
 static int same(const moi_vk_key *a, const moi_vk_key *b) {
   return a->shader == b->shader && a->n == b->n && a->subgroup == b->subgroup &&
@@ -161,7 +179,7 @@ static void keep(const moi_context *context, moi_vk_pipeline *p) {
 static moi_status want(const char *fn, const moi_plan *plan, const char *name, uint32_t subgroup,
                        const uint32_t *constants, uint32_t n, VkPipeline *out) {
   moi_vk_wants *wants = ((moi_vk_plan *)plan->state)->wants;
-  moi_vk_key key = {.shader = shader_find(name), .n = n, .subgroup = subgroup};
+  moi_vk_key key = {.shader = shader_find(plan->context->state, name), .n = n, .subgroup = subgroup};
   if (!key.shader || n > MOI_VK_MAX_CONSTANTS) return moi_fail(MOI_INTERNAL, fn, "this build has no shader '%s'", name);
   if (wants->n == MOI_VK_MAX_WANTS) return moi_fail(MOI_INTERNAL, fn, "a plan of more than %u pipelines", wants->n);
   if (n) memcpy(key.constants, constants, n * sizeof *constants);

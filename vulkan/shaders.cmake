@@ -3,8 +3,9 @@
 # Rows of integer dot products (dot_*.comp) use an instruction by GL_EXT_spirv_intrinsics. A compiler that does not know it
 # makes a library without them.
 #
-# moi_spirv(OUT_C <file> SHADERS <file.comp>... [FORMATS <name>...]): files called gemm_*.comp are compiled for each format,
-# with MOI_FORMAT_<NAME> defined, the others once.
+# moi_spirv(OUT_C <file> SHADERS <file.comp>... [FORMATS <name>...] [SETS <name>...]): files called gemm_*.comp are compiled
+# for each format, with MOI_FORMAT_<NAME> defined, the others once. Those of the names in SETS are compiled once more, with
+# MOI_SETS, for devices without bufferDeviceAddress.
 
 function(moi_formats out) # the formats of moiety.h's MOI_FORMAT_MAP, as NAME=name
   file(READ "${PROJECT_SOURCE_DIR}/include/moiety.h" text)
@@ -36,7 +37,7 @@ function(moi_glslc_knows_intrinsics out)
 endfunction()
 
 function(moi_spirv)
-  cmake_parse_arguments(A "" "OUT_C;PREFIX" "SHADERS;FORMATS" ${ARGN})
+  cmake_parse_arguments(A "" "OUT_C;PREFIX" "SHADERS;FORMATS;SETS" ${ARGN})
   set(folder "${CMAKE_CURRENT_BINARY_DIR}/spirv")
   file(MAKE_DIRECTORY "${folder}")
   set(dots ${A_SHADERS})
@@ -57,24 +58,35 @@ function(moi_spirv)
     if(stem MATCHES "^gemm_")
       set(variants ${A_FORMATS})
     endif()
+    set(ways 0)
+    if(stem IN_LIST A_SETS)
+      set(ways 0 1)
+    endif()
     foreach(variant ${variants})
       string(REGEX REPLACE "=.*" "" format "${variant}")
       string(REGEX REPLACE ".*=" "" name "${variant}")
-      set(full "${stem}")
-      set(define)
-      if(format)
-        set(full "${stem}_${name}")
-        set(define -DMOI_FORMAT_${format} "-DMOI_AT=MOI_AT_${format}")
-      endif()
-      set(output "${folder}/${full}.inc")
-      add_custom_command(OUTPUT "${output}" VERBATIM
-                         COMMAND "${MOI_GLSLC}" -Os --target-env=vulkan1.2 -mfmt=num ${define}
-                                 -I "${PROJECT_SOURCE_DIR}/vulkan/shaders" -MD -MF "${output}.d" -MT "${output}"
-                                 -o "${output}" "${shader}"
-                         DEPENDS "${shader}" DEPFILE "${output}.d" COMMENT "SPIR-V ${full}")
-      list(APPEND outputs "${output}")
-      string(APPEND text "static const uint32_t ${full}[] = {\n#include \"${output}\"\n};\n")
-      string(APPEND table "    {\"${full}\", ${full}, sizeof ${full} / 4},\n")
+      foreach(sets ${ways})
+        set(full "${stem}")
+        set(define)
+        if(format)
+          set(full "${stem}_${name}")
+          set(define -DMOI_FORMAT_${format} "-DMOI_AT=MOI_AT_${format}")
+        endif()
+        set(array "${full}")
+        if(sets)
+          set(array "${full}_sets")
+          list(APPEND define -DMOI_SETS)
+        endif()
+        set(output "${folder}/${array}.inc")
+        add_custom_command(OUTPUT "${output}" VERBATIM
+                           COMMAND "${MOI_GLSLC}" -Os --target-env=vulkan1.2 -mfmt=num ${define}
+                                   -I "${PROJECT_SOURCE_DIR}/vulkan/shaders" -MD -MF "${output}.d" -MT "${output}"
+                                   -o "${output}" "${shader}"
+                           DEPENDS "${shader}" DEPFILE "${output}.d" COMMENT "SPIR-V ${array}")
+        list(APPEND outputs "${output}")
+        string(APPEND text "static const uint32_t ${array}[] = {\n#include \"${output}\"\n};\n")
+        string(APPEND table "    {\"${full}\", ${array}, sizeof ${array} / 4, ${sets}},\n")
+      endforeach()
     endforeach()
   endforeach()
   string(APPEND text "\nconst moi_vk_shader ${A_PREFIX}shaders[] = {\n${table}};\nconst uint32_t ${A_PREFIX}shader_count = "

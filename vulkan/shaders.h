@@ -9,6 +9,7 @@ typedef struct moi_vk_shader {
   const char *name; /* of the file, for those that are compiled for each format with _<format> behind it */
   const uint32_t *words;
   size_t n_words;
+  uint32_t sets; /* 1: the variant for devices without buffer device addresses (common.glsl: MOI_SETS) */
 } moi_vk_shader;
 
 extern const moi_vk_shader moi_vk_shaders[];

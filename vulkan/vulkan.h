@@ -24,7 +24,8 @@
 #define MOI_VK_DEVICE_FUNCTIONS(X)                                                                                     \
   X(DestroyDevice) X(GetDeviceQueue) X(CreateShaderModule) X(DestroyShaderModule) X(CreatePipelineLayout)              \
   X(DestroyPipelineLayout) X(CreatePipelineCache) X(DestroyPipelineCache) X(GetPipelineCacheData)                      \
-  X(CreateComputePipelines) X(DestroyPipeline) X(GetBufferDeviceAddress) X(CmdBindPipeline) X(CmdPushConstants)        \
+  X(CreateComputePipelines) X(DestroyPipeline) X(CreateDescriptorSetLayout) X(DestroyDescriptorSetLayout)               \
+  X(GetBufferDeviceAddress) X(CmdBindPipeline) X(CmdPushConstants)        \
   X(CmdDispatch) X(CmdDispatchIndirect) X(CmdPipelineBarrier) X(CmdUpdateBuffer)
 
 typedef struct moi_vk_functions {
@@ -33,6 +34,7 @@ typedef struct moi_vk_functions {
   MOI_VK_INSTANCE_FUNCTIONS(X)
   MOI_VK_DEVICE_FUNCTIONS(X)
 #undef X
+  PFN_vkCmdPushDescriptorSetKHR CmdPushDescriptorSetKHR; /* where traits.sets */
 } moi_vk_functions;
 
 /* What kernels are chosen by. */
@@ -45,6 +47,9 @@ typedef struct moi_vk_traits {
   uint32_t max_threads;   /* of a workgroup along x; at least 128 */
   uint32_t shared_memory; /* bytes of a workgroup */
   uint32_t max_groups[3]; /* maxComputeWorkGroupCount */
+  uint32_t sets;          /* no buffer device addresses: memory by descriptors (moi_vk_slots) */
+  uint64_t max_range;     /* bytes of a storage buffer, if sets */
+  uint64_t range_align;   /* of its begin: a power of two, at least 16 */
 } moi_vk_traits;
 
 typedef struct moi_vk_pipeline moi_vk_pipeline; /* pipelines.c */
@@ -59,7 +64,8 @@ typedef struct moi_vulkan {
   VkQueue queue; /* of a device of its own */
   uint32_t family, owns;
   moi_vk_traits traits;
-  VkPipelineLayout layout; /* push constants alone */
+  VkDescriptorSetLayout set; /* if traits.sets */
+  VkPipelineLayout layout;   /* push constants, and that set */
   VkPipelineCache cache;
   struct moi_vk_pipelines *pipelines;
 } moi_vulkan;
@@ -90,10 +96,25 @@ moi_status moi_vk_row_want(const char *function, const moi_plan *plan, const moi
                            const uint32_t *constants, uint32_t n, VkPipeline *out);
 /* Makes what was asked for, several at a time: the most of a plan's time is the driver's compiler. */
 moi_status moi_vk_pipelines_make(const char *function, const moi_plan *plan);
-/* 1 if the build has this shader. */
-int moi_vk_shader_exists(const char *shader);
+/* 1 if the build has this shader for the device: with traits.sets, its variant for them. */
+int moi_vk_shader_exists(const moi_vulkan *v, const char *shader);
 
 /* ---- recording (record.c) */
+
+/* Without buffer device addresses: the storage buffers that a dispatch reaches, pushed before it. An address is then
+ * slot << 32 | offset, the slot's number being the index in common.glsl's moi_memory: 1 to MOI_VK_COMMON are given to the
+ * views as they come, those of one VkBuffer share one where its range allows it; the rest are the streams of a GEMM's two
+ * matrices, bound for that GEMM alone. 0 is never given: an address of 0 is an absent view. */
+enum { MOI_VK_STREAMS = 5, MOI_VK_COMMON = 16, MOI_VK_FFN_COMMON = 8, MOI_VK_SLOTS = 18, MOI_VK_BINDINGS = MOI_VK_SLOTS + 1 };
+typedef struct moi_vk_slots {
+  VkDescriptorBufferInfo list[MOI_VK_BINDINGS];
+  uint32_t used;      /* of the common ones */
+  uint32_t changed;   /* since they were pushed */
+  uint32_t trial;     /* 1: nothing is recorded, the views are looked at */
+  uint32_t since;     /* what was recorded since the last barrier (record.c) */
+  uint32_t exhausted; /* a run of more views than there are slots */
+  uint64_t too_large, too_large_at; /* size and offset of a view that no storage buffer can be; 0: none */
+} moi_vk_slots;
 
 /* A run being recorded. */
 typedef struct moi_vk_record {
@@ -101,12 +122,18 @@ typedef struct moi_vk_record {
   VkCommandBuffer commands;
   VkBuffer workspace; /* with its offset and address */
   uint64_t workspace_offset, workspace_address;
+  moi_vk_slots *slots; /* NULL: addresses are the device's */
 } moi_vk_record;
 
-/* Begins a run: the entry barrier. */
-moi_vk_record moi_vk_begin(const moi_plan *plan, const moi_run *run);
-/* Device address of a view's first byte; 0 if it is absent. */
+/* Begins a run: the entry barrier. slots: zeroed, or NULL where device addresses are there. */
+moi_vk_record moi_vk_begin(const moi_plan *plan, const moi_run *run, moi_vk_slots *slots);
+/* Address of a view's first byte; 0 if it is absent. */
 uint64_t moi_vk_address(const moi_vk_record *r, moi_buffer view);
+/* Forgets the views but the workspace: their addresses are no longer valid. */
+void moi_vk_forget(const moi_vk_record *r);
+/* Address of stream 0..MOI_VK_STREAMS-1 of a GEMM's matrix 0 or 1, valid in dispatches behind moi_vk_bind_matrix. */
+uint64_t moi_vk_stream_address(const moi_vk_record *r, uint32_t matrix, uint32_t stream, moi_buffer view);
+void moi_vk_bind_matrix(const moi_vk_record *r, uint32_t matrix, const moi_weights *weights);
 /* What came before is finished and seen by what comes after: compute, indirect counts, transfers. */
 void moi_vk_barrier(const moi_vk_record *r);
 /* Writes arguments (a multiple of 4 bytes) to workspace + at; a barrier must follow before a shader reads them. Returns

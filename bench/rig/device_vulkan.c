@@ -197,9 +197,9 @@ static moi_status make_chunk(device *d, size_t size, VkMemoryPropertyFlags wante
                              moi_chunk *c) {
   VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
                              .size = size,
-                             .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT |
-                                      VK_BUFFER_USAGE_INDIRECT_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT |
-                                      VK_BUFFER_USAGE_TRANSFER_SRC_BIT};
+                             .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_INDIRECT_BUFFER_BIT |
+                                      VK_BUFFER_USAGE_TRANSFER_DST_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT};
+  if (d->handles.addresses) info.usage |= VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT;
   VkBuffer buffer;
   VkDeviceMemory memory;
   TRY_VK(d->CreateBuffer(d->device, &info, NULL, &buffer), "vkCreateBuffer");
@@ -209,7 +209,7 @@ static moi_status make_chunk(device *d, size_t size, VkMemoryPropertyFlags wante
   VkMemoryAllocateFlagsInfo flags = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO,
                                      .flags = VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT};
   VkMemoryAllocateInfo allocate = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
-                                   .pNext = &flags,
+                                   .pNext = d->handles.addresses ? &flags : NULL,
                                    .allocationSize = needs.size,
                                    .memoryTypeIndex = memory_type(d, needs.memoryTypeBits, wanted, liked)};
   if (allocate.memoryTypeIndex == UINT32_MAX)
@@ -224,7 +224,7 @@ static moi_status make_chunk(device *d, size_t size, VkMemoryPropertyFlags wante
     c->mapped = mapped;
   }
   VkBufferDeviceAddressInfo address = {.sType = VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO, .buffer = buffer_of(c)};
-  c->address = d->GetBufferDeviceAddress(d->device, &address);
+  if (d->handles.addresses) c->address = d->GetBufferDeviceAddress(d->device, &address);
   c->size = size;
   return MOI_OK;
 }
@@ -325,6 +325,8 @@ static const moi_vk_shader *shader_of(const char *name) {
 
 static moi_status open_peaks(device *d) {
   if (d->stretch) return MOI_OK;
+  if (!d->handles.addresses)
+    return moi_fail(MOI_UNSUPPORTED, "the rig", "peaks are measured by device addresses, which this device has not");
   VkPushConstantRange range = {.stageFlags = VK_SHADER_STAGE_COMPUTE_BIT, .size = sizeof(peak_push)};
   VkPipelineLayoutCreateInfo layout = {.sType = VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO,
                                        .pushConstantRangeCount = 1,
