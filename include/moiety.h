@@ -27,7 +27,8 @@
  *
  * Environment. One variable, MOI_DEBUG, caps what the backends use so that one machine tests the lesser paths:
  * MOI_DEBUG=cpu=scalar|avx2|avxvnni|avx512|avx512vnni|avx512bf16, on AArch64 cpu=scalar|neon|dotprod|i8mm|neonbf16 (read
- * at context creation; what is not a level of this architecture is not understood and warns). */
+ * at context creation; what is not a level of this architecture is not understood and warns); MOI_DEBUG=vulkan=sets: a
+ * Vulkan context that makes its own device does so without bufferDeviceAddress. */
 #ifndef MOIETY_H
 #define MOIETY_H
 

@@ -14,13 +14,23 @@
  * maxStorageBufferRange nor 4 GiB is a bound. A buffer's size must be a multiple of 4: memory is read in words.
  * Tables of MOI_EXPERTS_TABLES hold VkDeviceAddress values; an expert whose entry is 0 adds nothing.
  *
+ * Without bufferDeviceAddress, or where an engine has not enabled it, memory is reached by descriptors, which a run pushes:
+ * VK_KHR_push_descriptor and shaderStorageBufferArrayDynamicIndexing must be enabled in its place. A context says so in a
+ * warning. Every op, format and model runs, by one row for each, which is slower. Buffers need STORAGE_BUFFER, the workspace
+ * the two others, and no SHADER_DEVICE_ADDRESS. A view must fit maxStorageBufferRange, counted from its offset rounded down
+ * to minStorageBufferOffsetAlignment; so must the workspace; of weights each expert, and those of a GEMM 15 times as much.
+ * MOI_UNSUPPORTED, with the figure, where one does not: of a plan whose weights or workspace cannot, of a run for its views,
+ * and then nothing of it is recorded. MOI_EXPERTS_TABLES is MOI_UNSUPPORTED.
+ *
  * Runs record into the VkCommandBuffer in moi_queue.native: of a queue family with compute, in the recording state,
  * outside a render pass. They allocate nothing, submit nothing and read nothing back: what depends on routing is dispatched
  * indirectly. The command buffer may be submitted any number of times, with new contents in the same buffers each time.
- * The bound compute pipeline and push constants are disturbed, descriptor sets are not.
+ * The bound compute pipeline and push constants are disturbed; descriptor sets are only without bufferDeviceAddress: those
+ * of compute.
  *   entry   a run begins with a barrier from COMPUTE_SHADER and TRANSFER to COMPUTE_SHADER, DRAW_INDIRECT and TRANSFER:
  *           it sees what earlier compute and transfer commands of the queue wrote, and what the host wrote before the
  *           submission. What other stages wrote is the engine's to make visible to COMPUTE_SHADER.
+ *           Without bufferDeviceAddress there are more barriers inside a run.
  *   exit    outputs and workspace are written by COMPUTE_SHADER (SHADER_WRITE); no barrier follows. Another run needs none;
  *           every other reader is the engine's to wait for.
  *
@@ -52,7 +62,7 @@ typedef struct moi_vulkan_device {
   void *physical_device; /* VkPhysicalDevice */
   void *device;          /* VkDevice */
   uint32_t queue_family; /* of the command buffers that runs record into; needs VK_QUEUE_COMPUTE_BIT */
-  uint32_t n_extensions; /* device extensions that were enabled: none is used yet, only the pointer is checked */
+  uint32_t n_extensions; /* device extensions that were enabled: VK_KHR_push_descriptor is looked for */
   const char *const *extensions;
   const void *features;  /* VkPhysicalDeviceFeatures2 with its chain, or the first struct of such a chain, as given to
                             vkCreateDevice: what is not found in it counts as not enabled */
@@ -90,7 +100,8 @@ typedef struct moi_vulkan_requirement {
   const char *name;   /* "1.2", "subgroupSupportedOperations", "bufferDeviceAddress", "VK_KHR_..." */
   const char *of;     /* of a property or feature: its struct, "VkPhysicalDeviceVulkan12Features"; else "" */
   const char *use;    /* what it is for */
-  uint32_t required;  /* 1: moi_context_create refuses without it; 0: more rows, or faster ones, with it */
+  uint32_t required;  /* 1: moi_context_create refuses without it; 0: more rows, or faster ones, with it. What takes the
+                         place of bufferDeviceAddress is required of a physical device that has not that */
   uint32_t supported; /* 1: this physical device has it */
 } moi_vulkan_requirement;
 #define MOI_VULKAN_REQUIREMENT_INIT { sizeof(moi_vulkan_requirement) }

@@ -113,7 +113,7 @@ static void test_what_is_refused(void **state) {
   engine_buffer workspace = engine_take(&e, size);
   engine_commands commands = engine_begin(&e);
   moi_buffer was = l.up_w.data;
-  l.up_w.data.size = most + 4;
+  l.up_w.data.size = 16 * most; /* experts may lie in several, not in so many */
   refused(layer_record(&l, MOI_OP_GEMM, plan, engine_view(&workspace), &commands), MOI_UNSUPPORTED,
           "maxStorageBufferRange");
   l.up_w.data = was;
@@ -141,11 +141,57 @@ static void test_what_is_refused(void **state) {
   refused(layer_plan(&l, MOI_OP_GEMM, context, &plan), MOI_UNSUPPORTED, "bufferDeviceAddress");
   l.gemm.kernel = NULL;
   l.gemm.n = l.gemm.k = 1u << 14;
-  l.gemm.n_experts = (uint32_t)(most >> 30) + 1;
+  l.gemm.n_experts = 15 * ((uint32_t)(most >> 30) + 1) + 1;
   refused(layer_plan(&l, MOI_OP_GEMM, context, &plan), MOI_UNSUPPORTED, "maxStorageBufferRange");
   layer_make(&l);
   l.gemm.max_rows = 1u << 24, l.gemm.n = l.gemm.k = 256;
   refused(layer_plan(&l, MOI_OP_GEMM, context, &plan), MOI_UNSUPPORTED, "maxStorageBufferRange");
+}
+
+/* Experts that one storage buffer has no room for (where it has 2^27 bytes, as is guaranteed), not at its begin. */
+static void test_experts_in_several_buffers(void **state) {
+  (void)state;
+  enum { N = 4096, K = 3840, EXPERTS = 4, BEFORE = 36 };
+  const size_t each = (size_t)N * K;
+  engine_buffer w = engine_take(&e, BEFORE + EXPERTS * each * 4);
+  engine_buffer rows = engine_take(&e, (size_t)EXPERTS * (K + N) * 4), begins = engine_take(&e, (EXPERTS + 1) * 4);
+  float *matrix = (float *)(void *)((uint8_t *)w.mapped + BEFORE), *x = rows.mapped, *y = x + EXPERTS * K;
+  int32_t *offsets = begins.mapped;
+  memset(matrix, 0, EXPERTS * each * 4);
+  layer_fill(x, EXPERTS * K, 3);
+  for (size_t i = 0; i < EXPERTS; i++) {
+    offsets[i] = (int32_t)i;
+    for (size_t n = 0; n < N; n++) matrix[i * each + n * K + n % K] = (float)(i + 1);
+  }
+  offsets[EXPERTS] = EXPERTS;
+  moi_gemm_desc d = MOI_GEMM_DESC_INIT;
+  d.max_rows = d.n_experts = EXPERTS, d.n = N, d.k = K, d.format = MOI_FORMAT_F32;
+  moi_weights weights = MOI_WEIGHTS_INIT;
+  weights.data = engine_view(&w);
+  weights.data.offset = BEFORE, weights.data.size = EXPERTS * each * 4;
+  moi_gemm_args a = MOI_GEMM_ARGS_INIT;
+  a.n_rows = EXPERTS;
+  a.weights = &weights;
+  a.input = a.output = engine_view(&rows);
+  a.input.size = EXPERTS * K * 4;
+  a.output.offset = a.input.size, a.output.size = EXPERTS * N * 4;
+  a.offsets = engine_view(&begins);
+  moi_plan *plan = NULL;
+  passes(moi_gemm_plan(context, &d, &plan));
+  size_t align, size = moi_plan_workspace(plan, &align);
+  engine_buffer workspace = engine_take(&e, size);
+  engine_commands commands = engine_begin(&e);
+  passes(moi_gemm_run(plan, &a, engine_view(&workspace), (moi_queue){commands.buffer}));
+  engine_end(&e, &commands);
+  engine_submit(&e, &commands);
+  for (size_t i = 0; i < EXPERTS; i++)
+    for (size_t n = 0; n < N; n++) assert_true(y[i * N + n] == (float)(i + 1) * x[i * K + n % K]);
+  engine_forget(&e, &commands);
+  moi_plan_destroy(plan);
+  engine_drop(&e, &workspace);
+  engine_drop(&e, &begins);
+  engine_drop(&e, &rows);
+  engine_drop(&e, &w);
 }
 
 /* An engine that has enabled neither addresses nor what takes their place. */
@@ -167,6 +213,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_one_buffer),
       cmocka_unit_test(test_a_buffer_for_each_view),
+      cmocka_unit_test(test_experts_in_several_buffers),
       cmocka_unit_test(test_what_is_refused),
       cmocka_unit_test(test_refused_devices),
   };

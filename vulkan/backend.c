@@ -120,20 +120,24 @@ static moi_status plan_op(const char *fn, moi_plan *plan) {
   return status;
 }
 
-/* Without buffer device addresses: what no storage buffer can be, and what is named by address. */
+/* Without buffer device addresses: weights that storage buffers cannot be (what a run's views cannot be besides is told
+ * there), and those that are named by address. matrices: how many of them a GEMM reads. */
 static moi_status check_weights(const char *fn, const moi_vk_traits *t, const char *what, uint32_t flags,
-                                moi_format format, uint64_t n, uint64_t k, uint32_t n_experts) {
+                                moi_format format, uint64_t n, uint64_t k, uint32_t n_experts, uint32_t matrices) {
   moi_format_sizes sizes;
   if (flags & MOI_EXPERTS_TABLES)
     return moi_fail(MOI_UNSUPPORTED, fn,
                     "%s: MOI_EXPERTS_TABLES are device addresses, and bufferDeviceAddress is not enabled on this device",
                     what);
   moi_format_size(format, n, k, &sizes);
-  if (sizes.data > t->max_range / n_experts)
+  uint64_t whole = (uint64_t)sizes.data * n_experts, per = moi_vk_experts_of_part(t, 0, sizes.data);
+  uint64_t parts = whole <= t->max_range ? 1 : per ? (n_experts + per - 1) / per : UINT32_MAX;
+  if (parts * matrices > MOI_VK_STREAMS)
     return moi_fail(MOI_UNSUPPORTED, fn,
-                    "%s: %llu bytes of weights; without bufferDeviceAddress they are a storage buffer, of %llu bytes at "
-                    "most (maxStorageBufferRange)",
-                    what, (unsigned long long)sizes.data * n_experts, (unsigned long long)t->max_range);
+                    "%s: an expert of %llu bytes, %llu of all; without bufferDeviceAddress weights are whole experts in at "
+                    "most %d storage buffers of %llu bytes (maxStorageBufferRange)",
+                    what, (unsigned long long)sizes.data, (unsigned long long)whole, (int)MOI_VK_STREAMS / (int)matrices,
+                    (unsigned long long)t->max_range);
   return MOI_OK;
 }
 
@@ -142,15 +146,16 @@ static moi_status check_sets(const char *fn, const moi_plan *plan) {
   const moi_gemm_desc *g = &plan->gemm;
   moi_status status = MOI_OK;
   if (!t->sets) return MOI_OK;
-  if (plan->op == MOI_OP_GEMM) status = check_weights(fn, t, "gemm", g->flags, g->format, g->n, g->k, g->n_experts);
+  if (plan->op == MOI_OP_GEMM) status = check_weights(fn, t, "gemm", g->flags, g->format, g->n, g->k, g->n_experts, 1);
   for (uint32_t i = 0; plan->has_experts && i < 1 + plan->has_shared; i++) {
     const moi_experts_desc *d = i ? &plan->shared : &plan->experts;
     const char *what = i ? "shared" : "experts";
     uint64_t both = d->gate_layout == MOI_GATE_CONCAT || d->gate_layout == MOI_GATE_INTERLEAVED;
     if (!status)
-      status = check_weights(fn, t, what, d->flags, d->format, (uint64_t)d->intermediate << both, d->hidden, d->n_experts);
+      status = check_weights(fn, t, what, d->flags, d->format, (uint64_t)d->intermediate << both, d->hidden, d->n_experts,
+                             d->gate_layout == MOI_GATE_SPLIT ? 2 : 1);
     if (!status)
-      status = check_weights(fn, t, what, d->flags, d->down_format, d->hidden, d->intermediate, d->n_experts);
+      status = check_weights(fn, t, what, d->flags, d->down_format, d->hidden, d->intermediate, d->n_experts, 1);
   }
   if (!status && plan->workspace > t->max_range)
     status = moi_fail(MOI_UNSUPPORTED, fn,
@@ -233,6 +238,11 @@ static moi_status run_vulkan(const char *fn, const moi_plan *plan, const moi_run
   moi_vk_slots trial = {.trial = 1}, slots = {.trial = 0};
   record(plan, run, &trial);
   if (trial.exhausted) return moi_fail(MOI_INTERNAL, fn, "a run of more than %d views", (int)MOI_VK_COMMON);
+  if (trial.too_many)
+    return moi_fail(MOI_UNSUPPORTED, fn,
+                    "weights: without bufferDeviceAddress those of a GEMM are at most %d storage buffers of %llu bytes "
+                    "(maxStorageBufferRange)",
+                    (int)MOI_VK_STREAMS, (unsigned long long)v->traits.max_range);
   if (trial.too_large)
     return moi_fail(MOI_UNSUPPORTED, fn,
                     "a view of %llu bytes at offset %llu: without bufferDeviceAddress a view is a storage buffer, of %llu "

@@ -258,7 +258,7 @@ static const struct {
     {"feature", "shaderStorageBufferArrayDynamicIndexing", "VkPhysicalDeviceFeatures",
      "memory by descriptors, where bufferDeviceAddress is not", INSTEAD, has_dynamic_indexing},
     {"property", "maxPerStageDescriptorStorageBuffers", "VkPhysicalDeviceLimits",
-     "19 or more: memory by descriptors, where bufferDeviceAddress is not", INSTEAD, has_bindings},
+     "24 or more: memory by descriptors, where bufferDeviceAddress is not", INSTEAD, has_bindings},
     {"feature", "subgroupSizeControl", "VkPhysicalDeviceSubgroupSizeControlFeatures",
      "rows that need subgroups of one size, where a device has several; of 1.3 or VK_EXT_subgroup_size_control", WISHED,
      has_size_control},
@@ -267,7 +267,7 @@ static const struct {
      WISHED, has_dot},
 };
 enum { N_REQUIREMENTS = sizeof requirements / sizeof requirements[0] };
-_Static_assert(MOI_VK_BINDINGS == 19, "maxPerStageDescriptorStorageBuffers in the list above, and common.glsl's moi_memory");
+_Static_assert(MOI_VK_BINDINGS == 24, "maxPerStageDescriptorStorageBuffers in the list above, and common.glsl's moi_memory");
 
 /* NULL, or what the device lacks. */
 static const char *missing(const identity *id) {
@@ -294,7 +294,7 @@ static const char *beside(const identity *id) {
   if (missing(id) || has_addresses(id)) return "";
   return !has_push_descriptor(id)    ? ", and VK_KHR_push_descriptor in its place"
          : !has_dynamic_indexing(id) ? ", and shaderStorageBufferArrayDynamicIndexing in its place"
-         : !has_bindings(id)         ? ", and 19 storage buffers of a stage (maxPerStageDescriptorStorageBuffers) in its place"
+         : !has_bindings(id)         ? ", and 24 storage buffers of a stage (maxPerStageDescriptorStorageBuffers) in its place"
                                      : "";
 }
 

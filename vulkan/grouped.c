@@ -53,18 +53,20 @@ moi_status moi_vk_gemm_choose(const char *fn, moi_plan *plan, const char *what, 
 
 moi_vk_matrix moi_vk_matrix_of(const moi_vk_record *r, uint32_t which, const moi_weights *w, uint32_t rows,
                                uint32_t tables, int *aligned) {
-  moi_vk_matrix m = {.data = moi_vk_stream_address(r, which, 0, w->data),
-                     .scales = moi_vk_stream_address(r, which, 1, w->scales),
-                     .zeros = moi_vk_stream_address(r, which, 2, w->zeros),
-                     .bias = moi_vk_stream_address(r, which, 3, w->bias),
-                     .data_stride = w->data_stride,
+  moi_vk_matrix m = {.data_stride = w->data_stride,
                      .scales_stride = w->scales_stride,
                      .zeros_stride = w->zeros_stride,
                      .bias_stride = w->bias_stride,
-                     .global_scale = moi_vk_stream_address(r, which, 4, w->global_scale),
                      .tables = tables,
                      .rows = rows,
                      .row_mul = 1};
+  uint64_t none = 0;
+  if (!which) moi_vk_first_stream(r);
+  m.data = moi_vk_next_stream(r, w->data, &m.data_stride);
+  m.scales = moi_vk_next_stream(r, w->scales, &m.scales_stride);
+  m.zeros = moi_vk_next_stream(r, w->zeros, &m.zeros_stride);
+  m.bias = moi_vk_next_stream(r, w->bias, &m.bias_stride);
+  m.global_scale = moi_vk_next_stream(r, w->global_scale, &none);
   if (tables || ((m.data | m.data_stride) & 3)) *aligned = 0;
   return m;
 }
@@ -172,7 +174,7 @@ void moi_vk_gemm_record(const moi_vk_record *r, const moi_vk_gemm *g) {
   const moi_vk_pick *pick = &g->state->pick;
   push p = {.args = g->args};
   uint32_t begin;
-  for (uint32_t i = 0; i < 2; i++) moi_vk_bind_matrix(r, i, g->weights[i]);
+  moi_vk_bind_streams(r, g->weights);
   if (!g->groups) {
     int list = g->n_rows <= pick->few->m_max ? 0 : 1;
     p.m_tile = list ? pick->many->m_tile : pick->few->m_tile;

@@ -34,7 +34,7 @@ typedef struct moi_vk_prepare_args {
 } moi_vk_prepare_args;
 
 /* A matrix's addresses out of the views of a run. rows: N; bias_type 0: none. *aligned becomes 0 if a stream of an expert
- * may begin inside a word. which: 0 or 1, among the GEMM's; it is bound as moi_vk_gemm's weights[which]. */
+ * may begin inside a word. which: 0, then 1 if the GEMM has two; it is bound as moi_vk_gemm's weights[which]. */
 moi_vk_matrix moi_vk_matrix_of(const moi_vk_record *r, uint32_t which, const moi_weights *w, uint32_t rows,
                                uint32_t tables, int *aligned);
 
@@ -62,7 +62,7 @@ typedef struct moi_vk_gemm {
   const moi_vk_groups *groups; /* NULL: one expert, all rows */
   uint32_t which;              /* 0 or 1: its place in the groups' dispatches */
   uint32_t aligned, columns, n_rows, parts;
-  const moi_weights *weights[2]; /* NULL: it has no such matrix, or that is a common view */
+  const moi_weights *weights[2]; /* NULL: it has no such matrix; in [0], it is a common view */
 } moi_vk_gemm;
 
 /* columns: to fill (moi_vk_gemm_args.ldy of a gate and up, else n); work: multiplications of all rows. */

@@ -49,27 +49,59 @@ uint64_t moi_vk_address(const moi_vk_record *r, moi_buffer view) {
   return r->v->vk.GetBufferDeviceAddress(r->v->device, &info) + view.offset;
 }
 
-static uint32_t slot_of(uint32_t matrix, uint32_t stream) {
-  return MOI_VK_SLOTS - 2 * MOI_VK_STREAMS + 1 + matrix * MOI_VK_STREAMS + stream;
+uint64_t moi_vk_experts_of_part(const moi_vk_traits *t, uint64_t skip, uint64_t stride) {
+  uint64_t low = stride & (~stride + 1), step = low < t->range_align ? t->range_align / low : 1; /* parts begin alike */
+  return stride ? (t->max_range - skip - 3) / stride / step * step : 0;
 }
 
-uint64_t moi_vk_stream_address(const moi_vk_record *r, uint32_t matrix, uint32_t stream, moi_buffer view) {
-  VkDescriptorBufferInfo range;
-  if (!r->slots || !view.handle) return moi_vk_address(r, view);
-  return range_of(r, view, &range) ? (uint64_t)slot_of(matrix, stream) << 32 | (view.offset - range.offset) : 0;
-}
-
-void moi_vk_bind_matrix(const moi_vk_record *r, uint32_t matrix, const moi_weights *w) {
+/* A stream's address, from s->next on; binds it too, if so. */
+static uint64_t place(const moi_vk_record *r, moi_buffer view, uint64_t *stride, int bind) {
   moi_vk_slots *s = r->slots;
-  if (!s || !w) return;
+  const moi_vk_traits *t = &r->v->traits;
+  uint64_t begin = view.offset & ~(t->range_align - 1), skip = view.offset - begin, per = 0, done = 0;
+  uint32_t first = s->next;
+  if (!view.handle) return 0;
+  if (view.size > t->max_range - skip - 3) {
+    per = moi_vk_experts_of_part(t, skip, *stride);
+    if (!per || per > UINT32_MAX) {
+      s->too_large = view.size;
+      s->too_large_at = view.offset;
+      return 0;
+    }
+  }
+  do {
+    uint64_t size = per && view.size - done > per * *stride ? per * *stride : view.size - done;
+    if (s->next == MOI_VK_BINDINGS) {
+      s->too_many = 1;
+      return 0;
+    }
+    VkDescriptorBufferInfo range = {(VkBuffer)(uintptr_t)view.handle, begin + done, round_up(skip + (size ? size : 4), 4)};
+    VkDescriptorBufferInfo *b = &s->list[s->next++];
+    if (bind && (b->buffer != range.buffer || b->offset != range.offset || b->range != range.range)) *b = range, s->changed = 1;
+    done += size;
+  } while (done < view.size);
+  *stride = (*stride & UINT32_MAX) | per << 32;
+  return (uint64_t)first << 32 | skip;
+}
+
+void moi_vk_first_stream(const moi_vk_record *r) {
+  if (r->slots) r->slots->next = MOI_VK_FFN_COMMON + 1;
+}
+
+uint64_t moi_vk_next_stream(const moi_vk_record *r, moi_buffer view, uint64_t *stride) {
+  return r->slots ? place(r, view, stride, 0) : moi_vk_address(r, view);
+}
+
+void moi_vk_bind_streams(const moi_vk_record *r, const moi_weights *const matrices[2]) {
+  moi_vk_slots *s = r->slots;
+  if (!s || !matrices[0]) return;
   if (s->used > MOI_VK_FFN_COMMON) s->exhausted = 1;
-  const moi_buffer streams[MOI_VK_STREAMS] = {w->data, w->scales, w->zeros, w->bias, w->global_scale};
-  for (uint32_t i = 0; i < MOI_VK_STREAMS; i++) {
-    VkDescriptorBufferInfo *b = &s->list[slot_of(matrix, i)], range = {0};
-    if (streams[i].handle && !range_of(r, streams[i], &range)) continue;
-    if (b->buffer == range.buffer && b->offset == range.offset && b->range == range.range) continue;
-    *b = range;
-    s->changed = 1;
+  moi_vk_first_stream(r);
+  for (int i = 0; i < 2 && matrices[i]; i++) {
+    const moi_weights *w = matrices[i];
+    uint64_t strides[5] = {w->data_stride, w->scales_stride, w->zeros_stride, w->bias_stride, 0};
+    const moi_buffer streams[5] = {w->data, w->scales, w->zeros, w->bias, w->global_scale};
+    for (int k = 0; k < 5; k++) place(r, streams[k], &strides[k], 1);
   }
 }
 

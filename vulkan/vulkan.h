@@ -102,17 +102,24 @@ int moi_vk_shader_exists(const moi_vulkan *v, const char *shader);
 /* ---- recording (record.c) */
 
 /* Without buffer device addresses: the storage buffers that a dispatch reaches, pushed before it. An address is then
- * slot << 32 | offset, the slot's number being the index in common.glsl's moi_memory: 1 to MOI_VK_COMMON are given to the
- * views as they come, those of one VkBuffer share one where its range allows it; the rest are the streams of a GEMM's two
- * matrices, bound for that GEMM alone. 0 is never given: an address of 0 is an absent view. */
-enum { MOI_VK_STREAMS = 5, MOI_VK_COMMON = 16, MOI_VK_FFN_COMMON = 8, MOI_VK_SLOTS = 18, MOI_VK_BINDINGS = MOI_VK_SLOTS + 1 };
+ * slot << 32 | offset, the slot's number being the index in common.glsl's moi_memory: the first are given to the views as they
+ * come, those of one VkBuffer share one where its range allows it; the rest are the streams of a GEMM's matrices, bound for
+ * that GEMM alone. 0 is never given: an address of 0 is an absent view. */
+enum {
+  MOI_VK_BINDINGS = 24,
+  MOI_VK_COMMON = 16,    /* views of a run, at most */
+  MOI_VK_FFN_COMMON = 8, /* of one with such matrices */
+  MOI_VK_STREAMS = MOI_VK_BINDINGS - 1 - MOI_VK_FFN_COMMON
+};
 typedef struct moi_vk_slots {
   VkDescriptorBufferInfo list[MOI_VK_BINDINGS];
   uint32_t used;      /* of the common ones */
   uint32_t changed;   /* since they were pushed */
   uint32_t trial;     /* 1: nothing is recorded, the views are looked at */
   uint32_t since;     /* what was recorded since the last barrier (record.c) */
+  uint32_t next;      /* slot of a stream */
   uint32_t exhausted; /* a run of more views than there are slots */
+  uint32_t too_many;  /* ... of streams */
   uint64_t too_large, too_large_at; /* size and offset of a view that no storage buffer can be; 0: none */
 } moi_vk_slots;
 
@@ -131,9 +138,14 @@ moi_vk_record moi_vk_begin(const moi_plan *plan, const moi_run *run, moi_vk_slot
 uint64_t moi_vk_address(const moi_vk_record *r, moi_buffer view);
 /* Forgets the views but the workspace: their addresses are no longer valid. */
 void moi_vk_forget(const moi_vk_record *r);
-/* Address of stream 0..MOI_VK_STREAMS-1 of a GEMM's matrix 0 or 1, valid in dispatches behind moi_vk_bind_matrix. */
-uint64_t moi_vk_stream_address(const moi_vk_record *r, uint32_t matrix, uint32_t stream, moi_buffer view);
-void moi_vk_bind_matrix(const moi_vk_record *r, uint32_t matrix, const moi_weights *weights);
+/* Address of the next stream of a GEMM's matrices, valid in dispatches behind moi_vk_bind_streams with the same matrices in
+ * the same order, from moi_vk_first_stream on. Where a stream of experts is larger than a storage buffer it is cut into
+ * several, and *stride says how (gemm.glsl). */
+void moi_vk_first_stream(const moi_vk_record *r);
+uint64_t moi_vk_next_stream(const moi_vk_record *r, moi_buffer view, uint64_t *stride);
+void moi_vk_bind_streams(const moi_vk_record *r, const moi_weights *const matrices[2]);
+/* Experts of `stride` bytes that fit a storage buffer, if the first begins `skip` bytes behind its begin. */
+uint64_t moi_vk_experts_of_part(const moi_vk_traits *t, uint64_t skip, uint64_t stride);
 /* What came before is finished and seen by what comes after: compute, indirect counts, transfers. */
 void moi_vk_barrier(const moi_vk_record *r);
 /* Writes arguments (a multiple of 4 bytes) to workspace + at; a barrier must follow before a shader reads them. Returns

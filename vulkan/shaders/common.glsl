@@ -20,7 +20,7 @@
 #ifndef MOI_COHERENT /* `coherent` where SEEN is used */
 #define MOI_COHERENT
 #endif
-layout(set = 0, binding = 0, std430) MOI_COHERENT buffer Memory { uint v[]; } moi_memory[19]; /* MOI_VK_SLOTS */
+layout(set = 0, binding = 0, std430) MOI_COHERENT buffer Memory { uint v[]; } moi_memory[24]; /* MOI_VK_BINDINGS */
 
 /* element i of those that begin at address a; WORD and SEEN may be written to, the others by SET_ */
 #define WORD(a, i) moi_memory[(a).y].v[((a).x >> 2) + (i)]

@@ -58,12 +58,19 @@ uint slot_of(GemmArgs a, uint position) {
   return moi_has(a.permutation) ? WORD(a.permutation, position) : position;
 }
 
+#ifdef MOI_SETS /* stride.y: experts of a buffer, behind which the next one begins as this did; 0: all are in one */
+uvec2 expert_address(uvec2 base, uvec2 stride, uint tables, uint e) {
+  uint part = stride.y != 0u ? e / stride.y : 0u;
+  return moi_has(base) ? uvec2(base.x + stride.x * (e - part * stride.y), base.y + part) : base;
+}
+#else
 uvec2 expert_address(uvec2 base, uvec2 stride, uint tables, uint e) {
   if (tables == 0u) return moi_has(base) ? moi_add(base, moi_mul(stride, e)) : base;
   if (!moi_has(base)) return base;
   uvec2 entry = moi_add(base, moi_mul(8u, e));
   return uvec2(WORD(entry, 0), WORD(entry, 1));
 }
+#endif
 
 /* One expert's streams. An expert without an address has no rows to be multiplied: its results are 0. */
 struct Streams {
