@@ -54,14 +54,20 @@ shared uvec2 shared_q_row[16];
 shared float shared_scale[16], shared_most[16], shared_sum[16], shared_keep[16], shared_add[16];
 shared uint shared_begin[16], shared_end[16];
 
-/* Rows in shared memory: which buffer they lie in, arguments say (MOI_IN), and a key that is not there has a row of zeros. A
- * storage buffer of its own cannot have those: then its row is at NOWHERE. */
+/* Rows in shared memory: arguments say which buffer they lie in (MOI_IN). A key that is not there has a row of zeros; in a
+ * storage buffer of the engine's there is none, and its row is at NOWHERE: the buffer's first is read in its place, and what
+ * was read is zeroed. */
 uvec2 k_in, v_in, q_in;
 #ifdef MOI_SETS
 const uint NOWHERE = 0xfffffff0u;
-#define OR_ZERO(row, zero, e) ((row).x == NOWHERE ? zero : e)
+#define FIND(row, first)                                                                                               \
+  bool there = row.x != NOWHERE;                                                                                       \
+  if (!there) row.x = first.x;
+#define ZERO_UNLESS_THERE(w, zero)                                                                                     \
+  if (!there) w = zero;
 #else
-#define OR_ZERO(row, zero, e) e
+#define FIND(row, first)
+#define ZERO_UNLESS_THERE(w, zero)
 #endif
 
 /* Elements of a word. */
@@ -75,9 +81,6 @@ float element_of(uint format, uint word, uint i) {
 /* Element e of a row of the cache that begins anywhere. */
 float element(uint format, uvec2 row, uint e) {
   Stream s = moi_stream(row);
-#ifdef MOI_SETS
-  if (s.words.x == NOWHERE) return 0.0;
-#endif
   if (format == MOI_F32) return uintBitsToFloat(moi_u32(s, 4u * e));
   if (format == KV_FP8) return moi_e4m3_value(moi_u8(s, e));
   uint h = moi_u16(s, 2u * e);
@@ -95,7 +98,9 @@ void fetch_keys(uint c, uint dk) {
       [[unroll]] for (uint n = 0u; n < TOGETHER; n++) {
         uint i = (turn + n) * T + thread;
         uvec2 row = MOI_IN(shared_k_row[i / QUADS], k_in);
-        w[n] = OR_ZERO(row, uvec4(0u), QUAD(row, min(first + i % QUADS, last)));
+        FIND(row, k_in)
+        w[n] = QUAD(row, min(first + i % QUADS, last));
+        ZERO_UNLESS_THERE(w[n], uvec4(0u))
       }
       [[unroll]] for (uint n = 0u; n < TOGETHER; n++) {
         uint i = (turn + n) * T + thread, at = i / QUADS * KS + 4u * (i % QUADS);
@@ -109,8 +114,11 @@ void fetch_keys(uint c, uint dk) {
       uint w[KN];
       [[unroll]] for (uint n = 0u; n < KN; n++) {
         uint i = min(turn + n * T + thread, N * KW - 1u);
-        Stream s = moi_stream(MOI_IN(shared_k_row[i / KW], k_in));
-        w[n] = OR_ZERO(s.words, 0u, WORD(s.words, min(((s.at + from) >> 2) + i % KW, (s.at + bytes - 1u) >> 2)));
+        uvec2 row = MOI_IN(shared_k_row[i / KW], k_in);
+        FIND(row, k_in)
+        Stream s = moi_stream(row);
+        w[n] = WORD(s.words, min(((s.at + from) >> 2) + i % KW, (s.at + bytes - 1u) >> 2));
+        ZERO_UNLESS_THERE(w[n], 0u)
       }
       [[unroll]] for (uint n = 0u; n < KN; n++) {
         uint i = min(turn + n * T + thread, N * KW - 1u);
@@ -144,16 +152,19 @@ void add_values(uint slot, uint unit, uint k0, uint dv) {
   uint w[VN], d[VN], more[VN];
   [[unroll]] for (uint n = 0u; n < VN; n++) {
     uvec2 row = MOI_IN(shared_v_row[k0 + n * PHASES], v_in);
+    FIND(row, v_in)
     if (V_FORMAT == KV_Q8_0) {
       uvec2 base = uvec2(row.x & ~3u, row.y);
       uint block = (row.x & 2u) + 34u * (at >> 3), byte = block + 2u + 4u * (at & 7u);
-      d[n] = OR_ZERO(base, 0u, WORD(base, block >> 2)) >> (8u * (block & 2u));
-      w[n] = OR_ZERO(base, 0u, WORD(base, byte >> 2));
-      more[n] = OR_ZERO(base, 0u, WORD(base, (byte + 2u) >> 2));
+      d[n] = WORD(base, block >> 2) >> (8u * (block & 2u));
+      w[n] = WORD(base, byte >> 2);
+      more[n] = WORD(base, (byte + 2u) >> 2);
       w[n] = (byte & 2u) != 0u ? (w[n] >> 16) | (more[n] << 16) : w[n];
     } else if (words) {
-      w[n] = OR_ZERO(row, 0u, WORD(row, at));
+      w[n] = WORD(row, at);
     }
+    ZERO_UNLESS_THERE(d[n], 0u)
+    ZERO_UNLESS_THERE(w[n], 0u)
   }
   [[unroll]] for (uint n = 0u; n < VN; n++) {
     uint k = k0 + n * PHASES;
@@ -163,7 +174,12 @@ void add_values(uint slot, uint unit, uint k0, uint dv) {
       float f = 0.0;
       if (V_FORMAT == KV_Q8_0) f = moi_f16_value(d[n] & 65535u) * float(int(w[n] << (24u - 8u * i)) >> 24);
       else if (words) f = element_of(V_FORMAT, w[n], i);
-      else f = element(V_FORMAT, MOI_IN(shared_v_row[k], v_in), min(first * VE + i, dv - 1u));
+      else {
+        uvec2 row = MOI_IN(shared_v_row[k], v_in);
+        FIND(row, v_in)
+        f = element(V_FORMAT, row, min(first * VE + i, dv - 1u));
+        ZERO_UNLESS_THERE(f, 0.0)
+      }
       bool odd = (floatBitsToUint(f) & 0x7f800000u) == 0x7f800000u; /* then what weighs 0 is left out */
       [[unroll]] for (uint r = 0u; r < R; r++) {
         float weight = p[r / 4u][r % 4u];
