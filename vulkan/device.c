@@ -456,8 +456,9 @@ static const char *disabled_instead(const moi_vulkan_device *e) {
   int push = 0, indexing = 0;
   for (uint32_t i = 0; i < e->n_extensions; i++) push |= !strcmp(e->extensions[i], push_descriptor_name);
   for (const VkBaseInStructure *s = e->features; s; s = s->pNext)
-    if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2)
-      indexing |= ((const VkPhysicalDeviceFeatures2 *)(const void *)s)->features.shaderStorageBufferArrayDynamicIndexing != 0;
+    if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2 &&
+        ((const VkPhysicalDeviceFeatures2 *)(const void *)s)->features.shaderStorageBufferArrayDynamicIndexing)
+      indexing = 1;
   return !push ? push_descriptor_name : !indexing ? "shaderStorageBufferArrayDynamicIndexing" : NULL;
 }
 

@@ -75,9 +75,11 @@ static uint64_t place(const moi_vk_record *r, moi_buffer view, uint64_t *stride,
       s->too_many = 1;
       return 0;
     }
-    VkDescriptorBufferInfo range = {(VkBuffer)(uintptr_t)view.handle, begin + done, round_up(skip + (size ? size : 4), 4)};
+    VkDescriptorBufferInfo range = {(VkBuffer)(uintptr_t)view.handle, begin + done,
+                                    round_up(skip + (size ? size : 4), 4)};
     VkDescriptorBufferInfo *b = &s->list[s->next++];
-    if (bind && (b->buffer != range.buffer || b->offset != range.offset || b->range != range.range)) *b = range, s->changed = 1;
+    int other = b->buffer != range.buffer || b->offset != range.offset || b->range != range.range;
+    if (bind && other) *b = range, s->changed = 1;
     done += size;
   } while (done < view.size);
   *stride = (*stride & UINT32_MAX) | per << 32;
