@@ -78,8 +78,8 @@ float temperature_at(float temperature, uint temperature_floor, uint after) {
   return 1.0 + temperature * moi_log(float(after / temperature_floor + 1u));
 }
 
-/* Which page and token key j is; false if the cache has no such place. */
-bool place_of(uvec2 places, uint page_size, uint page_entries, uint capacity, uint max_kv, uint seq, uint j,
+/* Which page and token key j is; false if the cache has no such place. readable: any address that may be read. */
+bool place_of(uvec2 places, uvec2 readable, uint page_size, uint page_entries, uint capacity, uint max_kv, uint seq, uint j,
               out uint page, out uint token) {
   if (page_size != 0u) {
     uint entry = j / page_size;
@@ -89,8 +89,8 @@ bool place_of(uvec2 places, uint page_size, uint page_entries, uint capacity, ui
   }
   page = 0u;
   uint start, high = 0u;
-  if (moi_has(places)) start = WORD(places, seq);
-  else umulExtended(seq, max_kv, high, start);
+  umulExtended(seq, max_kv, high, start);
+  start = moi_word_or(places, readable, seq, start);
   token = start + j;
   /* a start that is given is signed */
   bool inside = moi_has(places) ? int(start) >= 0 || int(token) >= 0 : high == 0u && token >= start;

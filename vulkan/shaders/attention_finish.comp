@@ -52,7 +52,7 @@ void main() {
       }
     }
   }
-  float v_scale = moi_has(a.v_scale) ? FLOAT(a.v_scale, kv_head) : 1.0;
+  float v_scale = FLOAT_OR(a.v_scale, kv_head, 1.0);
   uvec2 y = moi_add(a.y, moi_mul(moi_mul(moi_element_bytes(OUTPUT), a.y_stride), row));
   y = moi_add(y, moi_mul(moi_element_bytes(OUTPUT), kv_head * group * dv));
   uint step = a.n_kv_heads * tile; /* rows between parts */

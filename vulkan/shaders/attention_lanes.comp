@@ -270,7 +270,7 @@ void main() {
   uint input_type = a.input_type, dk = a.head_dim, dv = a.v_head_dim;
   uint causal = a.causal, window = a.window, chunk = a.chunk, temperature_floor = a.temperature_floor;
   float temperature = a.temperature, scale = a.scale, softcap = a.softcap;
-  if (moi_has(a.k_scale)) scale *= Floats(a.k_scale).v[head];
+  scale *= FLOAT_OR(a.k_scale, head, 1.0);
   uint q_bytes = moi_element_bytes(input_type);
   uvec2 q_base = a.q, q_row = moi_mul(q_bytes, a.q_stride), q_head = moi_mul(q_bytes, a.q_head_stride);
   uint begin = 0xffffffffu, end = 0u;
@@ -339,7 +339,7 @@ void main() {
         [[dont_unroll]] for (uint t = 0u; t < KT; t++) {
           uint j = j0 + t * SG, page, token;
           uvec2 k_row = zeros, v_row = zeros;
-          if (j >= from && j < to && place_of(places, page_size, page_entries, capacity, max_kv, seq, j, page, token)) {
+          if (j >= from && j < to && place_of(places, args, page_size, page_entries, capacity, max_kv, seq, j, page, token)) {
             k_row = row_at(k_base, k_page, k_token, page, token);
             v_row = row_at(v_base, v_page, v_token, page, token);
           }

@@ -40,7 +40,7 @@ void main() {
   for (uint s = first; s < last; s++) end = max(end, clamp_to(WORD(offsets, s + 1u), 0u, n_rows));
   shared_end[i] = end;
   barrier();
-  uint row = n_seqs > 0u ? clamp_to(WORD(offsets, 0), 0u, n_rows) : n_rows;
+  uint row = n_seqs > 0u ? clamp_to(WORD_OR(offsets, 0u, 0u), 0u, n_rows) : n_rows;
   for (uint before = 0u; before < i; before++) row = max(row, shared_end[before]);
   uint few = 0u, many = 0u, begin = row;
   for (uint s = first; s < last; s++) {
@@ -66,8 +66,8 @@ void main() {
     uint rows = end - row, len = clamp_to(WORD(lens, s), 0u, reach), at = s * SEQ_WORDS;
     WORD(seqs, at + SEQ_ROW) = row;
     WORD(seqs, at + SEQ_ROWS) = rows;
-    WORD(seqs, at + SEQ_POSITION) = moi_has(starts) ? WORD(starts, s) : len - rows;
-    WORD(seqs, at + SEQ_BEGIN) = moi_has(begins) ? clamp_to(WORD(begins, s), 0u, len) : 0u;
+    WORD(seqs, at + SEQ_POSITION) = WORD_OR(starts, s, len - rows);
+    WORD(seqs, at + SEQ_BEGIN) = clamp_to(WORD_OR(begins, s, 0u), 0u, len);
     WORD(seqs, at + SEQ_LEN) = len;
     WORD(seqs, at + SEQ_FEW) = few;
     WORD(seqs, at + SEQ_MANY) = many;

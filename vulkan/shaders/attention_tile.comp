@@ -213,7 +213,7 @@ void main() {
     shared_begin[thread] = span.x;
     shared_end[thread] = span.y;
     float scale = a.scale * temperature_at(a.temperature, a.temperature_floor, after);
-    shared_scale[thread] = moi_has(a.k_scale) ? scale * FLOAT(a.k_scale, head) : scale;
+    shared_scale[thread] = scale * FLOAT_OR(a.k_scale, head, 1.0);
   }
   barrier();
   uint begin = 0xffffffffu, end = 0u;
@@ -278,7 +278,7 @@ void main() {
       if (thread < N) {
         uint j = step + thread, page, token;
         uvec2 k_row = zeros, v_row = zeros;
-        if (j >= from && j < to && place_of(places, page_size, page_entries, capacity, max_kv, seq, j, page, token)) {
+        if (j >= from && j < to && place_of(places, args, page_size, page_entries, capacity, max_kv, seq, j, page, token)) {
           k_row = row_at(k_base, k_page, k_token, page, token);
           v_row = row_at(v_base, v_page, v_token, page, token);
         }

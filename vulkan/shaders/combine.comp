@@ -24,7 +24,7 @@ shared float weight_of[64];
 void main() {
   CombineArgs a = MOI_ARGS_AT(CombineArgs, args);
   uint thread = gl_LocalInvocationIndex, n_tokens = a.n_tokens, k = a.top_k;
-  if (moi_has(a.n_tokens_device)) n_tokens = min(n_tokens, WORD(a.n_tokens_device, 0));
+  n_tokens = min(n_tokens, WORD_OR(a.n_tokens_device, 0u, n_tokens));
   for (uint t = gl_WorkGroupID.y; t < n_tokens; t += gl_NumWorkGroups.y) {
     barrier();
     if (thread < k) {
@@ -60,7 +60,7 @@ void main() {
       }
       if (moi_has(a.shared_o)) {
         uvec2 row = moi_add(a.shared_o, moi_mul(moi_mul(a.shared_ldo, 4u), t));
-        float gate = moi_has(a.shared_gate) ? FLOAT(a.shared_gate, t) : 1.0;
+        float gate = FLOAT_OR(a.shared_gate, t, 1.0);
         sum += gate * vec2(FLOAT(row, at), both ? FLOAT(row, at + 1u) : 0.0);
       }
       sum *= a.scale;

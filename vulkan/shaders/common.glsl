@@ -118,6 +118,24 @@ uvec2 moi_mul(uvec2 stride, uint i) {
 
 bool moi_has(uvec2 a) { return (a.x | a.y) != 0u; }
 
+/* Element i of a view that may be absent, and what stands for it then. MOI_READABLE: an address that may be read in any
+ * case. Nothing is read at address 0, not even in vain: lavapipe of Mesa 26 executes a load whose address is the same for all
+ * invocations whether they take that branch or not. So it stands outside of any, and what it reads is chosen. */
+#ifndef MOI_READABLE
+#define MOI_READABLE args
+#endif
+uvec2 moi_instead(uvec2 a, uvec2 readable) { return moi_has(a) ? a : readable; }
+uint moi_word_or(uvec2 a, uvec2 readable, uint i, uint none) {
+#ifdef MOI_SETS
+  return moi_has(a) ? WORD(a, i) : none;
+#else
+  uint there = WORD(moi_instead(a, readable), moi_has(a) ? i : 0u);
+  return moi_has(a) ? there : none;
+#endif
+}
+#define WORD_OR(a, i, none) moi_word_or(a, MOI_READABLE, i, none)
+#define FLOAT_OR(a, i, none) uintBitsToFloat(moi_word_or(a, MOI_READABLE, i, floatBitsToUint(none)))
+
 uvec2 moi_add(uvec2 a, uint b) { return moi_add(a, uvec2(b, 0u)); }
 uvec2 moi_mul(uint stride, uint i) { return moi_mul(uvec2(stride, 0u), i); }
 

@@ -40,22 +40,20 @@ struct Item {
 
 uint item_count(GemmArgs a, out uint n_rows) {
   n_rows = a.n_rows;
-  if (moi_has(a.n_rows_device)) {
-    uint n = WORD(a.n_rows_device, 0);
-    n_rows = n < n_rows / a.rows_per_count ? n * a.rows_per_count : n_rows;
-  }
-  return moi_has(items) ? WORD(items, 0) : (n_rows + m_tile - 1u) / m_tile;
+  uint counted = WORD_OR(a.n_rows_device, 0u, 0xffffffffu);
+  n_rows = counted < n_rows / a.rows_per_count ? counted * a.rows_per_count : n_rows;
+  return WORD_OR(items, 0u, (n_rows + m_tile - 1u) / m_tile);
 }
 
 Item item_at(uint i, uint n_rows) {
   if (!moi_has(items)) return Item(0u, i * m_tile, min(m_tile, n_rows - i * m_tile));
-  uvec2 at = moi_add(items, moi_mul(12u, i + 1u));
+  uvec2 at = moi_add(moi_instead(items, args), moi_mul(12u, i + 1u));
   return Item(WORD(at, 0), WORD(at, 1), WORD(at, 2));
 }
 
 /* Slot of a sorted position. */
 uint slot_of(GemmArgs a, uint position) {
-  return moi_has(a.permutation) ? WORD(a.permutation, position) : position;
+  return WORD_OR(a.permutation, position, position);
 }
 
 #ifdef MOI_SETS /* stride.y: experts of a buffer, behind which the next one begins as this did; 0: all are in one */
@@ -87,7 +85,7 @@ Streams streams_of(Matrix m, uint e, uint bias_type) {
   r.there = moi_has(d) && (!moi_has(m.scales) || moi_has(s)) && (!moi_has(m.zeros) || moi_has(z)) &&
             (bias_type == 0u || moi_has(r.bias));
   r.d = moi_stream(d), r.s = moi_stream(s), r.z = moi_stream(z);
-  r.global_scale = moi_has(m.global_scale) ? FLOAT(m.global_scale, e) : 1.0;
+  r.global_scale = FLOAT_OR(m.global_scale, e, 1.0);
   return r;
 }
 
@@ -143,7 +141,7 @@ void finish(GemmArgs a, Streams su, Streams sg, uint slot, uint j, float u, floa
       if (a.bias_type != 0u && sg.there) g += moi_load(a.bias_type, sg.bias, j * a.gate.row_mul + a.gate.row_add);
     }
     u = activate(a, g, u);
-    if (moi_has(a.weights)) u *= FLOAT(a.weights, slot);
+    if (moi_has(a.weights)) u *= FLOAT_OR(a.weights, slot, 1.0);
     u = moi_round_to(a.mid_type, u);
   }
   SET_FLOAT(row, j, u);

@@ -2,6 +2,7 @@
  * The bytes are those of the CPU: divisions are exact, rounding is done in integers. */
 #version 460
 #extension GL_GOOGLE_include_directive : require
+#define MOI_READABLE kv_lens
 #include "common.glsl"
 #include "attention.glsl"
 
@@ -139,10 +140,10 @@ void main() {
   uint first = shared_row, end = clamp_to(WORD(q_offsets, seq + 1u));
   if (row < first) return;
   uint len = min(uint(max(int(WORD(kv_lens, seq)), 0)), reach);
-  uint after = position_after(moi_has(q_start) ? WORD(q_start, seq) : len - (end - first), row - first);
+  uint after = position_after(WORD_OR(q_start, seq, len - (end - first)), row - first);
   uint page, token;
   if (after == 0u || after > reach) return;
-  if (!place_of(places, page_size, page_entries, capacity, max_kv, seq, after - 1u, page, token)) return;
+  if (!place_of(places, kv_lens, page_size, page_entries, capacity, max_kv, seq, after - 1u, page, token)) return;
 
   uvec2 to = row_at(cache, page_stride, token_stride, page, token);
   uint element = FORMAT == MOI_F32 ? 4u : FORMAT == KV_FP8 ? 1u : 2u, each = 4u / element;
@@ -153,7 +154,7 @@ void main() {
     uint head = at / units, unit = at - head * units;
     uvec2 from = moi_add(x_row, moi_mul(moi_mul(moi_element_bytes(INPUT), x_head_stride), head));
     uvec2 to_head = moi_add(to, moi_mul(head_stride, head));
-    uint scale = moi_has(scales) ? WORD(scales, head) : 0u;
+    uint scale = WORD_OR(scales, head, 0u);
     if (FORMAT == KV_Q8_0) {
       store_block(from, 32u * unit, scale, moi_add(to_head, 34u * unit));
     } else {

@@ -92,21 +92,19 @@ void store_integers(uint form, uint thread, uvec2 row, uint k0, uint ldx, int q,
 void main() {
   PrepareArgs a = MOI_ARGS_AT(PrepareArgs, args);
   uint thread = gl_LocalInvocationIndex, n_rows = a.n_rows;
-  if (moi_has(a.n_rows_device)) {
-    uint n = WORD(a.n_rows_device, 0);
-    n_rows = n < n_rows / a.rows_per_count ? n * a.rows_per_count : n_rows;
-  }
+  uint counted = WORD_OR(a.n_rows_device, 0u, 0xffffffffu);
+  n_rows = counted < n_rows / a.rows_per_count ? counted * a.rows_per_count : n_rows;
   for (uint row = gl_WorkGroupID.x; row < n_rows; row += gl_NumWorkGroups.x) {
     uvec2 from = moi_add(a.input_rows, moi_mul(moi_mul(a.input_stride, moi_element_bytes(a.input_type)), row / a.row_div));
     uvec2 to = moi_add(a.x, moi_mul(moi_mul(a.ldx, 4u), row));
-    float weight = moi_has(a.weights) ? FLOAT(a.weights, row) : 1.0, dot = 0.0;
+    float weight = FLOAT_OR(a.weights, row, 1.0), dot = 0.0;
     for (uint k0 = 0u; k0 < a.ldx; k0 += THREADS) { /* 128: groups of act_quant */
       uint k = k0 + thread;
       float v = 0.0, d = 0.0;
       int q = 0;
       if (k < a.k) {
         v = moi_load(a.input_type, from, k);
-        if (moi_has(a.gate)) dot = fma(v, moi_load(a.gate_type, a.gate, k), dot);
+        if (moi_has(a.gate)) dot = fma(v, moi_load(a.gate_type, moi_instead(a.gate, args), moi_has(a.gate) ? k : 0u), dot);
         if (moi_has(a.weights)) v = moi_round_to(a.input_type, v * weight);
       }
       if (a.act_quant == 3u) { /* INT8_32 */

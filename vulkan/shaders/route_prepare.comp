@@ -3,6 +3,7 @@
  * (MOI_ROUTE_INPUT_NORM), zero from hidden to kp. One workgroup for each token. */
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
+#define MOI_READABLE push.x
 #include "common.glsl"
 
 layout(local_size_x_id = 0) in; /* at most 128 */
@@ -63,7 +64,7 @@ void normaliser(uvec2 row, out float before, out float after) {
 
 void main() {
   uint n_tokens = push.n_tokens, t = gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x;
-  if (moi_has(push.n_tokens_device)) n_tokens = min(n_tokens, WORD(push.n_tokens_device, 0));
+  n_tokens = min(n_tokens, WORD_OR(push.n_tokens_device, 0u, n_tokens));
   if (t >= n_tokens) return;
   uvec2 row = moi_add(push.x, moi_mul(moi_mul(moi_element_bytes(INPUT_TYPE), push.stride), t));
   uvec2 to = moi_add(push.rows, moi_mul(moi_mul(4u, push.kp), t));

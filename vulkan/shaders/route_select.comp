@@ -11,6 +11,7 @@
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
 #define MOI_COHERENT coherent
+#define MOI_READABLE push.ids
 #include "common.glsl"
 
 layout(local_size_x_id = 0) in;                     /* a power of two, 4 to 128 */
@@ -366,6 +367,6 @@ void select(uint t) {
 
 void main() {
   uint n_tokens = push.n_tokens, t = token();
-  if (moi_has(push.n_tokens_device)) n_tokens = min(n_tokens, WORD(push.n_tokens_device, 0));
+  n_tokens = min(n_tokens, WORD_OR(push.n_tokens_device, 0u, n_tokens));
   if (t < n_tokens) select(t);
 }

@@ -54,7 +54,7 @@ shared uint ids_of[THREADS];
 void main() {
   SortArgs a = MOI_ARGS_AT(SortArgs, args);
   uint thread = gl_LocalInvocationIndex, n_tokens = a.n_tokens, n_class = a.n_class;
-  if (moi_has(a.n_tokens_device)) n_tokens = min(n_tokens, WORD(a.n_tokens_device, 0));
+  n_tokens = min(n_tokens, WORD_OR(a.n_tokens_device, 0u, n_tokens));
   uint n_slots = n_tokens * a.top_k, all_slots = a.n_tokens * a.top_k;
   uvec2 counts = a.counts, offsets = a.offsets, cursor = a.cursor;
   uint each = (n_class + THREADS - 1u) / THREADS, c0 = min(thread * each, n_class), c1 = min(c0 + each, n_class);
