@@ -138,19 +138,12 @@ function(moi_cuda_images)
       endif()
       set(output "${folder}/${full}.fatbin")
       set(which ${stem_code})
-      set(checks ${strict})
-      # registers too many: two in three kernels of attention_mma on sm_86 and sm_89, up to 42 in two of attention_split's for
-      # caches of mixed types on sm_100 and sm_120; in gemm_int8's of two digits on sm_120 some that are wanted before and
-      # behind the loop over k, not in it
-      if(stem MATCHES "^(attention_mma|attention_split|gemm_int8)$")
-        set(checks)
-      endif()
       if(one_in_quick OR (MOI_CUDA_QUICK AND stem MATCHES "^attention_(tile|mma|split|split_mma)$"))
         set(which ${stem_one})
       endif()
       # -fmad=false: the same source gives the same bits as from every other compiler; what wants FMA says so
       add_custom_command(OUTPUT "${output}" VERBATIM
-                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -diag-suppress=550,177 ${checks} ${which} ${define}
+                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -diag-suppress=550,177 ${strict} ${which} ${define}
                                  -I "${PROJECT_SOURCE_DIR}" -MD -MF "${output}.d" -MT "${output}"
                                  -o "${output}" "${kernel}"
                          DEPENDS "${kernel}" DEPFILE "${output}.d" COMMENT "CUDA ${full}")
