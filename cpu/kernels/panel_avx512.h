@@ -1,4 +1,4 @@
-/* What the AVX-512 panel kernels share. Turning costs about as much as one token's products; so these are rows for many. */
+/* What the AVX-512 panel kernels share. Turning costs as much as the products of a few tokens; so these are rows for more. */
 #ifndef MOI_CPU_KERNELS_PANEL_AVX512_H
 #define MOI_CPU_KERNELS_PANEL_AVX512_H
 
