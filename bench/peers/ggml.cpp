@@ -33,7 +33,8 @@ constexpr int MAX_SETS = 16;
 constexpr int POOL = 251; // rows that matrices are made of, each expert's from another one on
 
 struct Options {
-  std::string preset = "qwen3-30b-a3b", op = "experts", format = "q4_k,q8_0,bf16", tokens = "1,8,64,512", device = "CPU";
+  std::string preset = "qwen3-30b-a3b", op = "experts", format = "q4_k,q8_0,bf16", tokens = "1,8,64,512",
+              device = "CPU";
   std::string presets, peaks, json, command = "ggml-peer";
   int threads = 0, experts = 0, repetitions = 3;
   double min_time = 0.2;
@@ -59,7 +60,8 @@ struct Free {
 template <class T> using Owned = std::unique_ptr<T, Free>;
 
 Owned<ggml_context> context(size_t tensors, size_t graphs = 0) {
-  return Owned<ggml_context>(ggml_init({ggml_tensor_overhead() * tensors + ggml_graph_overhead() * graphs, nullptr, true}));
+  return Owned<ggml_context>(
+      ggml_init({ggml_tensor_overhead() * tensors + ggml_graph_overhead() * graphs, nullptr, true}));
 }
 
 std::vector<std::string> split(const std::string &list) {
@@ -72,13 +74,12 @@ std::vector<std::string> split(const std::string &list) {
 int number(const std::string &option, const std::string &text, int least = 1) {
   char *end;
   const long n = std::strtol(text.c_str(), &end, 10);
-  if (text.empty() || *end || n < least || n > 1 << 20) die(option + ": '" + text + "' is no number of " + std::to_string(least) + " to 1048576");
+  if (text.empty() || *end || n < least || n > 1 << 20)
+    die(option + ": '" + text + "' is no number of " + std::to_string(least) + " to 1048576");
   return int(n);
 }
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // ---- JSON
 
@@ -108,7 +109,7 @@ void put(cJSON *object, const char *name, const std::string &value) {
 
 // Rows as moiety bench writes them. peaks: a result of it on this machine, from the same run: of whose limits the fractions are.
 class Results {
- public:
+public:
   int failed = 0;
 
   Results(const Options &o, ggml_backend_dev_t device) : o_(o), rows_(cJSON_CreateArray()) {
@@ -162,8 +163,8 @@ class Results {
   }
 
   // times: of each repetition, of a call; bytes and flops of a call.
-  void add(const std::string &name, ggml_type type, const std::vector<double> &times, double bytes, double flops, double error,
-           double tolerance) {
+  void add(const std::string &name, ggml_type type, const std::vector<double> &times, double bytes, double flops,
+           double error, double tolerance) {
     std::string label;
     const double read = peak("read_gbs"), ops = compute(type, &label);
     std::vector<double> sorted = times;
@@ -182,11 +183,18 @@ class Results {
       }
       put(row, "time_unit", "us");
       put(row, "label", label);
-      const std::pair<const char *, double> numbers[] = {
-          {"iterations", 1}, {"real_time", t * 1e6}, {"cpu_time", t * 1e6}, {"bytes_per_second", bytes / t},
-          {"flops_per_second", flops / t}, {"bandwidth_fraction", memory}, {"compute_fraction", compute},
-          {"roof_fraction", std::max(memory, compute)}, {"read_peak", read}, {"compute_peak", ops}, {"error", error},
-          {"tolerance", tolerance}};
+      const std::pair<const char *, double> numbers[] = {{"iterations", 1},
+                                                         {"real_time", t * 1e6},
+                                                         {"cpu_time", t * 1e6},
+                                                         {"bytes_per_second", bytes / t},
+                                                         {"flops_per_second", flops / t},
+                                                         {"bandwidth_fraction", memory},
+                                                         {"compute_fraction", compute},
+                                                         {"roof_fraction", std::max(memory, compute)},
+                                                         {"read_peak", read},
+                                                         {"compute_peak", ops},
+                                                         {"error", error},
+                                                         {"tolerance", tolerance}};
       for (const auto &n : numbers) cJSON_AddNumberToObject(row, n.first, n.second);
     }
     std::printf("%s: %.1f us, %.2f GB/s, %.1f GFLOP/s, off by %.2g\n", name.c_str(), median * 1e6, bytes / median / 1e9,
@@ -206,7 +214,7 @@ class Results {
     if (bad) die(path + ": cannot be written", 1);
   }
 
- private:
+private:
   cJSON *entry(const std::string &name, int index) {
     cJSON *row = cJSON_CreateObject();
     cJSON_AddItemToArray(rows_.get(), row);
@@ -237,7 +245,8 @@ Shape shape_of(const Options &o, const cJSON *presets, const std::string &name) 
     if (!cJSON_IsString(n) || name != n->valuestring) continue;
     if (!cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(p, "plain_swiglu")))
       throw LeftOut("its experts are no plain SwiGLU without biases, which is what is computed here");
-    Shape s = {int(number_of(p, "hidden")), int(number_of(p, "intermediate")), int(number_of(p, "experts")), int(number_of(p, "top_k"))};
+    Shape s = {int(number_of(p, "hidden")), int(number_of(p, "intermediate")), int(number_of(p, "experts")),
+               int(number_of(p, "top_k"))};
     if (o.experts) s.experts = std::min(s.experts, o.experts);
     if (s.top_k > s.experts) die("--experts: " + name + " chooses " + std::to_string(s.top_k) + " of them");
     return s;
@@ -254,7 +263,8 @@ ggml_type type_of(const std::string &format, bool cpu) {
     if (!n || name.size() != std::strlen(n) ||
         !std::equal(name.begin(), name.end(), n, [](char a, char b) { return a == std::tolower(b); }))
       continue;
-    if (format.find(':') != std::string::npos && (format.substr(format.find(':')) != ":int8_32" || !cpu || !ggml_is_quantized(ggml_type(t))))
+    if (format.find(':') != std::string::npos &&
+        (format.substr(format.find(':')) != ":int8_32" || !cpu || !ggml_is_quantized(ggml_type(t))))
       break;
     return ggml_type(t);
   }
@@ -268,7 +278,8 @@ struct Pool {
   std::vector<char> rows;
   std::vector<float> values;
 
-  Pool(ggml_type type, int columns, uint64_t seed) : row_bytes(ggml_row_size(type, columns)), k(columns), rows(row_bytes * POOL), values(size_t(k) * POOL) {
+  Pool(ggml_type type, int columns, uint64_t seed)
+      : row_bytes(ggml_row_size(type, columns)), k(columns), rows(row_bytes * POOL), values(size_t(k) * POOL) {
     for (int r = 0; r < POOL; r++)
       for (int i = 0; i < k; i++) values[size_t(r) * k + i] = moi_random_normal(seed + r, i) / std::sqrt(float(k));
     ggml_quantize_chunk(type, values.data(), rows.data(), 0, POOL, k, nullptr);
@@ -305,7 +316,9 @@ struct Layer {
     ggml_backend_dev_memory(device, &free, &total);
     const double each = expert_bytes * s.experts, room = std::floor(double(free) / 2 / each);
     const int n = int(std::min({std::ceil(COLD_BYTES / each), room, double(MAX_SETS)}));
-    if (n < 1) throw LeftOut("one copy of the layer is " + std::to_string(each / 1e9) + " GB, half of the device's free memory is less");
+    if (n < 1)
+      throw LeftOut("one copy of the layer is " + std::to_string(each / 1e9) +
+                    " GB, half of the device's free memory is less");
     ctx = context(3 * n);
     for (int i = 0; i < n; i++)
       sets.push_back({{ggml_new_tensor_3d(ctx.get(), type, s.hidden, s.inter, s.experts),
@@ -332,7 +345,9 @@ struct Layer {
 
 // Of a result's norm. Where weights are of few bits, ggml makes activations 8-bit, in blocks as long as those of the weights:
 // these, with elements that are several times larger, come to 2 % with blocks of 32 and 4 to 6 % with blocks of 256.
-double tolerance_of(ggml_type type) { return !ggml_is_quantized(type) ? 0.01 : ggml_blck_size(type) < 256 ? 0.04 : 0.1; }
+double tolerance_of(ggml_type type) {
+  return !ggml_is_quantized(type) ? 0.01 : ggml_blck_size(type) < 256 ? 0.04 : 0.1;
+}
 
 // ---- calls: the numbers of bench/rig/operands.c
 
@@ -345,7 +360,8 @@ struct Variant {
   Owned<ggml_context> ctx;
   ggml_cgraph *graph;
 
-  Variant(const Layer &l, int tokens, int v, ggml_context *inputs) : set(v % int(l.sets.size())), x(size_t(tokens) * l.s.hidden) {
+  Variant(const Layer &l, int tokens, int v, ggml_context *inputs)
+      : set(v % int(l.sets.size())), x(size_t(tokens) * l.s.hidden) {
     const Shape &s = l.s;
     const uint64_t seed = (10 + uint64_t(v)) * 5;
     for (int t = 0; t < tokens; t++)
@@ -361,7 +377,8 @@ struct Variant {
         if (std::find(ids.begin() + first, ids.end(), e) == ids.end()) ids.push_back(e);
       }
     }
-    for (size_t i = 0; i < ids.size(); i++) weights.push_back((0.25f + moi_random_uniform(seed + 3, i)) / std::sqrt(float(s.top_k)));
+    for (size_t i = 0; i < ids.size(); i++)
+      weights.push_back((0.25f + moi_random_uniform(seed + 3, i)) / std::sqrt(float(s.top_k)));
     // as bench_layer.c counts them: activations of bf16
     bytes = l.expert_bytes * double(std::set<int32_t>(ids.begin(), ids.end()).size()) + 4.0 * tokens * s.hidden;
     tx = ggml_new_tensor_3d(inputs, GGML_TYPE_F32, s.hidden, 1, tokens);
@@ -396,7 +413,8 @@ struct Variant {
     ggml_backend_tensor_get(out, result.data(), 0, result.size() * 4);
     double worst = 0;
     for (int t : std::set<int>{0, tokens / 2, tokens - 1}) {
-      const std::vector<double> row(&x[size_t(t) * s.hidden], &x[size_t(t) * s.hidden] + s.hidden), wide = l.wide.times(row);
+      const std::vector<double> row(&x[size_t(t) * s.hidden], &x[size_t(t) * s.hidden] + s.hidden),
+          wide = l.wide.times(row);
       std::vector<double> truth(s.hidden), mid(s.inter);
       for (int k = 0; k < s.top_k; k++) {
         const int e = ids[size_t(t) * s.top_k + k];
@@ -405,7 +423,8 @@ struct Variant {
           mid[i] = g / (1 + std::exp(-g)) * wide[pool_row(set, 1, e, i)];
         }
         const std::vector<double> y = l.narrow.times(mid);
-        for (int h = 0; h < s.hidden; h++) truth[h] += double(weights[size_t(t) * s.top_k + k]) * y[pool_row(set, 2, e, h)];
+        for (int h = 0; h < s.hidden; h++)
+          truth[h] += double(weights[size_t(t) * s.top_k + k]) * y[pool_row(set, 2, e, h)];
       }
       double off = 0, norm = 0;
       for (int h = 0; h < s.hidden; h++) {
@@ -420,16 +439,19 @@ struct Variant {
 };
 
 // One shape of calls: the names of its rows, which differ in the format that they stand beside.
-void measure(const Options &o, ggml_backend_t backend, const Layer &l, int tokens, const std::vector<std::string> &names, Results *results) {
+void measure(const Options &o, ggml_backend_t backend, const Layer &l, int tokens,
+             const std::vector<std::string> &names, Results *results) {
   const int n = std::max(tokens <= 4 ? 64 : tokens <= 16 ? 32 : tokens <= 64 ? 8 : 2, int(l.sets.size()));
   Owned<ggml_context> inputs = context(3 * n);
   std::vector<Variant> calls;
   for (int v = 0; v < n; v++) calls.emplace_back(l, tokens, v, inputs.get());
   for (int i = 0; i < ggml_graph_n_nodes(calls[0].graph); i++)
     if (!ggml_backend_supports_op(backend, ggml_graph_node(calls[0].graph, i)))
-      throw LeftOut(std::string("this device has no ") + ggml_op_name(ggml_graph_node(calls[0].graph, i)->op) + " of it");
+      throw LeftOut(std::string("this device has no ") + ggml_op_name(ggml_graph_node(calls[0].graph, i)->op) +
+                    " of it");
   Owned<ggml_backend_buffer> buffer(ggml_backend_alloc_ctx_tensors(inputs.get(), backend));
-  Owned<ggml_gallocr> memory(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend))); // shared by all: one runs at a time
+  Owned<ggml_gallocr> memory(
+      ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend))); // shared by all: one runs at a time
   if (!buffer || !memory) throw LeftOut("the activations do not fit");
   for (const Variant &v : calls) {
     if (!ggml_gallocr_alloc_graph(memory.get(), v.graph)) throw LeftOut("the activations do not fit");
@@ -437,7 +459,8 @@ void measure(const Options &o, ggml_backend_t backend, const Layer &l, int token
   }
   const auto call = [&](int i) {
     const double start = seconds();
-    if (ggml_backend_graph_compute(backend, calls[i % n].graph) != GGML_STATUS_SUCCESS) throw std::runtime_error("ggml_backend_graph_compute failed");
+    if (ggml_backend_graph_compute(backend, calls[i % n].graph) != GGML_STATUS_SUCCESS)
+      throw std::runtime_error("ggml_backend_graph_compute failed");
     return seconds() - start;
   };
   double error = 0, bytes = 0;
@@ -447,7 +470,9 @@ void measure(const Options &o, ggml_backend_t backend, const Layer &l, int token
   }
   for (const Variant &v : calls) bytes += v.bytes / n;
   const double tolerance = tolerance_of(l.type);
-  if (!(error <= tolerance)) throw std::runtime_error("wrong result: off by " + std::to_string(error) + " of its norm, " + std::to_string(tolerance) + " allowed");
+  if (!(error <= tolerance))
+    throw std::runtime_error("wrong result: off by " + std::to_string(error) + " of its norm, " +
+                             std::to_string(tolerance) + " allowed");
   std::vector<double> times;
   for (int r = 0; r < o.repetitions; r++) {
     double sum = 0;
@@ -465,7 +490,8 @@ const char *const usage =
     "ggml-peer: ggml's MoE layer on the work of moiety bench --op experts; rows are experts/ggml/mul_mat_id/...\n\n"
     "  --preset NAME,...   models (default: qwen3-30b-a3b), those whose experts are plain SwiGLU\n"
     "  --op experts        the one there is\n"
-    "  --format NAME,...   moiety's names of weight formats (default: q4_k,q8_0,bf16). Names of one ggml type are measured\n"
+    "  --format NAME,...   moiety's names of weight formats (default: q4_k,q8_0,bf16). Names of one ggml type are "
+    "measured\n"
     "                      once and have a row each: q4_k:int8_32 stands beside moiety's row of quantised activations\n"
     "  --tokens N,...      of a call (default: 1,8,64,512)\n"
     "  --threads N         of the CPU (default: one for each core)\n"
@@ -479,9 +505,11 @@ const char *const usage =
 
 Options parse(int argc, char **argv) {
   Options o;
-  const std::pair<const char *, std::string *> texts[] = {{"--preset", &o.preset}, {"--op", &o.op}, {"--format", &o.format}, {"--tokens", &o.tokens},
-                                                         {"--device", &o.device}, {"--presets", &o.presets}, {"--peaks", &o.peaks}, {"--json", &o.json}};
-  const std::pair<const char *, int *> numbers[] = {{"--threads", &o.threads}, {"--experts", &o.experts}, {"--repetitions", &o.repetitions}};
+  const std::pair<const char *, std::string *> texts[] = {
+      {"--preset", &o.preset}, {"--op", &o.op},           {"--format", &o.format}, {"--tokens", &o.tokens},
+      {"--device", &o.device}, {"--presets", &o.presets}, {"--peaks", &o.peaks},   {"--json", &o.json}};
+  const std::pair<const char *, int *> numbers[] = {
+      {"--threads", &o.threads}, {"--experts", &o.experts}, {"--repetitions", &o.repetitions}};
   for (int i = 1; i < argc; i++) o.command += std::string(" ") + argv[i];
   for (int i = 1; i < argc; i++) {
     const std::string arg = argv[i];
@@ -503,7 +531,8 @@ Options parse(int argc, char **argv) {
     if (arg == "--min-time") {
       char *end;
       o.min_time = std::strtod(value.c_str(), &end);
-      if (value.empty() || *end || !(o.min_time >= 0 && o.min_time < 1e6)) die("--min-time: '" + value + "' is no time in seconds");
+      if (value.empty() || *end || !(o.min_time >= 0 && o.min_time < 1e6))
+        die("--min-time: '" + value + "' is no time in seconds");
       known = true;
     }
     if (!known) die("no option " + arg + "; --help lists what there is");
@@ -514,7 +543,9 @@ Options parse(int argc, char **argv) {
   return o;
 }
 
-template <class F> F proc(ggml_backend_reg_t reg, const char *name) { return F(ggml_backend_reg_get_proc_address(reg, name)); }
+template <class F> F proc(ggml_backend_reg_t reg, const char *name) {
+  return F(ggml_backend_reg_get_proc_address(reg, name));
+}
 
 // Threads that stay between calls, where ggml was built without OpenMP.
 void set_threads(ggml_backend_t backend, int threads) {
@@ -528,7 +559,8 @@ void set_threads(ggml_backend_t backend, int threads) {
 }
 
 ggml_backend_buffer_type_t repacked(ggml_backend_dev_t device) {
-  auto extra = proc<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts");
+  auto extra = proc<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_dev_backend_reg(device),
+                                                        "ggml_backend_dev_get_extra_bufts");
   for (auto b = extra ? extra(device) : nullptr; b && *b; b++)
     if (!std::strcmp(ggml_backend_buft_name(*b), "CPU_REPACK")) return *b;
   die("--repack: this ggml has no interleaved layout", 1);
@@ -542,13 +574,15 @@ int main(int argc, char **argv) {
   Owned<ggml_backend> backend(ggml_backend_init_by_name(o.device.c_str(), nullptr));
   if (!backend) {
     std::string all;
-    for (size_t i = 0; i < ggml_backend_dev_count(); i++) all += std::string(i ? ", " : "") + ggml_backend_dev_name(ggml_backend_dev_get(i));
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++)
+      all += std::string(i ? ", " : "") + ggml_backend_dev_name(ggml_backend_dev_get(i));
     die("--device: no '" + o.device + "'; there are " + all);
   }
   const bool cpu = o.device == "CPU";
   ggml_backend_dev_t device = ggml_backend_get_device(backend.get());
   if (cpu) set_threads(backend.get(), o.threads);
-  const ggml_backend_buffer_type_t where = o.repack ? repacked(device) : ggml_backend_get_default_buffer_type(backend.get());
+  const ggml_backend_buffer_type_t where =
+      o.repack ? repacked(device) : ggml_backend_get_default_buffer_type(backend.get());
   std::string who = cpu ? o.repack ? "ggml-repack" : "ggml" : "ggml-" + o.device;
   for (char &c : who) c = char(std::tolower(c));
 
@@ -561,7 +595,8 @@ int main(int argc, char **argv) {
   const std::vector<std::string> formats = split(o.format);
   std::vector<ggml_type> types; // each once, as they are asked for
   for (const std::string &f : formats)
-    if (const ggml_type t = type_of(f, cpu); std::find(types.begin(), types.end(), t) == types.end()) types.push_back(t);
+    if (const ggml_type t = type_of(f, cpu); std::find(types.begin(), types.end(), t) == types.end())
+      types.push_back(t);
   std::vector<int> tokens;
   for (const std::string &t : split(o.tokens)) tokens.push_back(number("--tokens", t));
 
@@ -571,13 +606,15 @@ int main(int argc, char **argv) {
       const std::string title = who + "/" + ggml_type_name(type) + "/" + preset;
       try {
         const Shape s = shape_of(o, presets.get(), preset);
-        if (s.hidden % ggml_blck_size(type) || s.inter % ggml_blck_size(type)) throw LeftOut("rows are no whole blocks of it");
+        if (s.hidden % ggml_blck_size(type) || s.inter % ggml_blck_size(type))
+          throw LeftOut("rows are no whole blocks of it");
         if (ggml_quantize_requires_imatrix(type)) throw LeftOut("to make weights of it takes an importance matrix");
         const Layer layer(s, type, device, where, o.repack);
         for (int n : tokens) {
           std::vector<std::string> names;
           for (const std::string &f : formats)
-            if (type_of(f, cpu) == type) names.push_back("experts/" + who + "/mul_mat_id/" + f + "/" + preset + "/tokens:" + std::to_string(n));
+            if (type_of(f, cpu) == type)
+              names.push_back("experts/" + who + "/mul_mat_id/" + f + "/" + preset + "/tokens:" + std::to_string(n));
           try {
             measure(o, backend.get(), layer, n, names, &results);
           } catch (const LeftOut &) {
