@@ -17,6 +17,12 @@ static void formats(const moi_preset *p, char *out, size_t size) {
   else snprintf(out, size, "%s/%s", format, moi_format_name(down));
 }
 
+/* No biases, no limit, no experts that compute nothing, weights on the output: what peers compute too (bench/peers). */
+static int plain_swiglu(const moi_experts_desc *d) {
+  return d->activation == MOI_ACT_SWIGLU && d->act_limit == 0 && d->weight_on == MOI_WEIGHT_ON_OUTPUT && !d->bias_type &&
+         !d->n_identity;
+}
+
 static double scale_of(const moi_attention_desc *d) { return d->scale != 0 ? d->scale : 1 / sqrt(d->head_dim); }
 
 static void add_attention(cJSON *preset, const moi_preset *p) {
@@ -106,6 +112,7 @@ static int print_json(void) {
     cJSON_AddNumberToObject(o, "top_k", p->experts->top_k);
     cJSON_AddNumberToObject(o, "shared_intermediate", p->shared ? p->shared->intermediate : 0);
     cJSON_AddStringToObject(o, "format", format);
+    cJSON_AddBoolToObject(o, "plain_swiglu", plain_swiglu(p->experts));
     cJSON_AddNumberToObject(o, "layer_bytes", (double)moi_ffn_weights_bytes(p->experts));
     cJSON_AddNumberToObject(o, "token_bytes", moi_preset_bytes(p));
     cJSON_AddNumberToObject(o, "token_flops", moi_preset_flops(p));
