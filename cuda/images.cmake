@@ -5,7 +5,7 @@
 # compiled for each format, with MOI_FORMAT_<NAME> defined, the others once. Without MACHINE_CODE the images are empty: the
 # host's side alone, for tests that run the kernels elsewhere.
 
-option(MOI_CUDA_QUICK "most weight formats, and the largest kernels of attention, for the last architecture alone, or not at all where the kernel is for few: for tests of the build" OFF)
+option(MOI_CUDA_QUICK "most weight formats, and the largest kernels of attention, for the last architecture alone, as PTX where the kernel is for one: for tests of the build" OFF)
 set(MOI_CUDA_ARCHITECTURES 75 80 86 89 90 100 120 CACHE STRING "architectures of the CUDA kernels; PTX of the last serves newer ones")
 
 # Formats whose rows do not lie along k: order K of MOI_FORMAT_MAP.
@@ -129,17 +129,14 @@ function(moi_cuda_images)
         string(APPEND table "    {\"${full}\", (const uint8_t *)\"\"},\n")
         continue()
       endif()
-      set(one_in_quick OFF)
-      if(MOI_CUDA_QUICK AND format AND NOT format MATCHES "^(BF16|Q4_K|MXFP4|FP8_B128)$")
-        set(one_in_quick ON)
-        if(MOI_CUDA_ONLY_${stem})
-          continue()
-        endif()
-      endif()
       set(output "${folder}/${full}.fatbin")
       set(which ${stem_code})
-      if(one_in_quick OR (MOI_CUDA_QUICK AND stem MATCHES "^attention_(tile|mma|split|split_mma)$"))
+      if(MOI_CUDA_QUICK AND (stem MATCHES "^attention_(tile|mma|split|split_mma)$" OR
+                             (format AND NOT format MATCHES "^(BF16|Q4_K|MXFP4|FP8_B128)$")))
         set(which ${stem_one})
+        if(MOI_CUDA_ONLY_${stem})
+          string(REPLACE "code=sm_" "code=compute_" which "${which}")
+        endif()
       endif()
       # -fmad=false: the same source gives the same bits as from every other compiler; what wants FMA says so
       add_custom_command(OUTPUT "${output}" VERBATIM
