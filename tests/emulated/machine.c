@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
 #define ASAN 1
 #else
 #define ASAN 0
@@ -57,6 +57,7 @@ typedef struct shared {
 } shared;
 
 static _Thread_local struct machine {
+  struct machine *next;
   fiber fibers[MAX_THREADS], scheduler;
   const fiber *before; /* whose turn was before this one's */
   const void *scheduler_stack;
@@ -99,7 +100,11 @@ __asm__(".text\n.globl moi_emulated_switch\n.hidden moi_emulated_switch\n.type m
 
 static void prepare(fiber *f) {
   /* tops at the same place of a page would all want the same lines of a cache */
-  void **top = (void **)(void *)(f->stack + STACK - (size_t)(f - m->fibers) * 320 % 4096);
+  unsigned char *end = f->stack + STACK - (size_t)(f - m->fibers) * 320 % 4096;
+#if ASAN
+  __asan_unpoison_memory_region(end - 4096, 4096); /* frames of the thread that ended here, which nobody has left */
+#endif
+  void **top = (void **)(void *)end;
   *--top = NULL; /* the return address of fiber_main, and the alignment that a call leaves */
   *--top = (void *)(uintptr_t)fiber_main;
   for (int i = 0; i < 6; i++) *--top = NULL;
@@ -376,10 +381,18 @@ static struct {
           .work = PTHREAD_COND_INITIALIZER,
           .done = PTHREAD_COND_INITIALIZER};
 
+/* All there are: LeakSanitizer does not find what such a thread-local pointer holds. */
+static struct machine *machines;
+static pthread_mutex_t machines_lock = PTHREAD_MUTEX_INITIALIZER;
+
 static void be_machine(const moi_emulated_kernel *kernel, const void *args, unsigned threads, unsigned asked) {
   if (!m) {
     m = calloc(1, sizeof *m);
     if (!m) abort();
+    pthread_mutex_lock(&machines_lock);
+    m->next = machines;
+    machines = m;
+    pthread_mutex_unlock(&machines_lock);
   }
   m->kernel = kernel;
   m->args = args;
