@@ -387,16 +387,16 @@ int parse_numbers(const char *option, const char *list, unsigned long most, std:
 int parse_ops(const char *list, std::vector<std::pair<moi_op, std::string>> *out) {
   const std::vector<std::pair<moi_op, std::string>> all = {
       {MOI_OP_ROUTE, "route"}, {MOI_OP_EXPERTS, "experts"}, {MOI_OP_MOE, "moe"}, {MOI_OP_ATTENTION, "attention"},
-      {MOI_OP_GEMM, "gemm"}};
+      {MOI_OP_GEMM, "gemm"}, {MOI_OP_ROUTE, "select"}};
   for (const std::string &word : split(list)) {
     bool found = false;
     for (const auto &op : all)
-      if (word == op.second || (word == "all" && op.first != MOI_OP_GEMM)) {
+      if (word == op.second || (word == "all" && op.second != "gemm" && op.second != "select")) {
         out->push_back(op);
         found = true;
       }
     if (!found)
-      return moi_usage_error("bench", "--op: no '%s'; there are route, experts, moe, attention, gemm, all", word.c_str());
+      return moi_usage_error("bench", "--op: no '%s'; there are route, experts, moe, attention, gemm, select, all", word.c_str());
   }
   return 0;
 }
@@ -521,13 +521,14 @@ int parse(int argc, char **argv, Settings *s) {
       "is a graph that is launched again, as engines do it; with --launches it is launched kernel by kernel.\n"
       "Attention has rows for each kind of layer: prompts of --tokens above 16, and decodes of one token for each of\n"
       "--batch sequences of --kv keys. bytes: the keys and values that a call sees, queries and output.\n"
-      "gemm is one expert's up projection as a bare GEMM, another expert's in every iteration.\n",
+      "gemm is one expert's up projection as a bare GEMM, another expert's in every iteration; select is route from the\n"
+      "router's logits, without the router.\n",
       nullptr};
   moi_option options[] = {
       {"--preset", MOI_OPTION_TEXT, &s->preset, "NAME,...", "models, see moiety presets (default: qwen3-30b-a3b)", 0},
       {"--weights", MOI_OPTION_TEXT, &s->weights, "FILE", "a GGUF or safetensors checkpoint instead of a preset", 0},
       {"--layer", MOI_OPTION_UINT, &s->layer, "N", "the checkpoint's layer (default: 0)", 0},
-      {"--op", MOI_OPTION_TEXT, &s->op, "OP,...", "of route, experts, moe, attention, gemm; all but gemm (default: moe)", 0},
+      {"--op", MOI_OPTION_TEXT, &s->op, "OP,...", "of route, experts, moe, attention, gemm, select; all but the last two (default: moe)", 0},
       {"--tokens", MOI_OPTION_TEXT, &s->tokens, "N,...", "tokens of a call (default: 1,8,64,512)", 0},
       {"--backend", MOI_OPTION_TEXT, &s->backend, "NAME,...", "of cpu, cuda, vulkan; all that are here (default)", 0},
       {"--format", MOI_OPTION_TEXT, &s->format, "NAME,...", "weight formats, or native: the preset's own (default); q4_k:int8_32: with activations quantised", 0},
@@ -719,7 +720,8 @@ extern "C" int moi_command_bench(int argc, char **argv) {
       for (size_t b = 0; b < opened.size() && op.first != MOI_OP_ATTENTION; b++)
         for (uint32_t n : tokens) {
           moi_bench_row *row = nullptr;
-          if (moi_bench_row_open(layer.get(), op.first, n, contexts[b].get(), reference.get(), s.kernel, &row)) {
+          if (moi_bench_row_open(layer.get(), op.first, op.second == "select", n, contexts[b].get(), reference.get(), s.kernel,
+                                 &row)) {
             std::fprintf(stderr, "moiety bench: %s, %s, %s: %s\n", moi_bench_layer_name(layer.get()), op.second.c_str(),
                          moi_backend_name(opened[b]), moi_last_error());
             failed = true;

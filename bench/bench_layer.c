@@ -39,6 +39,7 @@ struct moi_bench_row {
   moi_bench_layer *layer;
   moi_context *context, *reference;
   moi_op op;
+  int from_logits;
   uint32_t tokens, n_variants, n_sets;
   moi_plan *plan;
   char kernel[128], serving[64], needs[32];
@@ -279,15 +280,22 @@ static void set_tokens(moi_case *c, moi_op op, uint32_t tokens) {
   c->operands.route.n_tokens = c->operands.experts.n_tokens = c->gemm_args.n_rows = tokens;
 }
 
-moi_status moi_bench_row_open(moi_bench_layer *layer, moi_op op, uint32_t tokens, moi_context *context,
+static void take_logits(moi_case *c) {
+  c->route.hidden = 0;
+  c->route.flags &= ~(uint32_t)MOI_ROUTE_INPUT_NORM;
+}
+
+moi_status moi_bench_row_open(moi_bench_layer *layer, moi_op op, int from_logits, uint32_t tokens, moi_context *context,
                               moi_context *reference, const char *kernel, moi_bench_row **out) {
   moi_bench_row *row = allocate(sizeof *row);
   moi_case c = layer->proto;
+  if (from_logits) take_logits(&c);
   set_tokens(&c, op, tokens);
   row->layer = layer;
   row->context = context;
   row->reference = reference;
   row->op = op;
+  row->from_logits = from_logits;
   row->tokens = tokens;
   moi_status status = moi_case_plan(&c, context, kernel, 0, &row->plan);
   if (status) {
@@ -351,7 +359,8 @@ static void account(moi_bench_row *row, uint32_t v, const int32_t *ids) {
   if (row->op != MOI_OP_EXPERTS) {
     double classes = r->n_experts + r->n_identity;
     bytes += (double)r->hidden * classes * moi_element_bytes(r->router_type);
-    bytes += row->op == MOI_OP_ROUTE ? t * (r->hidden * moi_element_bytes(r->input_type) + 8.0 * r->top_k) : 0;
+    double row_in = (r->hidden ? r->hidden : classes) * moi_element_bytes(moi_or(r->input_type, MOI_FORMAT_F32));
+    bytes += row->op == MOI_OP_ROUTE ? t * (row_in + 8.0 * r->top_k) : 0;
     flops += 2.0 * t * r->hidden * classes;
   }
   if (c->has_shared) {
@@ -397,6 +406,7 @@ static void make_variant(moi_bench_row *row, uint32_t v) {
   weight_set *s = &l->sets[v % row->n_sets];
   moi_case *c = &row->variants[v];
   *c = l->proto;
+  if (row->from_logits) take_logits(c);
   moi_moe_operands *o = &c->operands;
   moi_make_experts(&row->arena, &c->experts, row->tokens, MOI_TRAFFIC_RANDOM, 0, 10 + v, &s->weights, &o->experts);
   o->route = s->route;
@@ -430,14 +440,17 @@ static void make_variant(moi_bench_row *row, uint32_t v) {
   o->args.shared_gate = s->shared_gate;
 }
 
-/* The reference on the first tokens of variant 0, once for each op of a layer. */
+/* Rows of one kind have the same results; ops count from 1. */
+static int kind_of(const moi_bench_row *row) { return row->from_logits ? 0 : (int)row->op; }
+
+/* The reference on the first tokens of variant 0, once for each kind of a layer's rows. */
 static int make_reference(moi_bench_row *row, char *error, size_t error_size) {
   moi_bench_layer *l = row->layer;
   uint32_t want = MAX_CHECKED;
   double active = ffn_flops(&l->proto.experts) / 2 * l->proto.experts.top_k;
   while (want > 1 && row->op != MOI_OP_ROUTE && active * want > 2e8) want--; /* the reference is slow */
   if (want > row->tokens) want = row->tokens;
-  if (l->n_checked[row->op] >= want) return 0;
+  if (l->n_checked[kind_of(row)] >= want) return 0;
   moi_case c = row->variants[0];
   set_tokens(&c, row->op, want);
   if (c.operands.args.route) c.operands.args.route = &c.operands.route;
@@ -456,8 +469,8 @@ static int make_reference(moi_bench_row *row, char *error, size_t error_size) {
     snprintf(error, error_size, "the reference refuses: %s", moi_last_error());
     return 1;
   }
-  l->reference[row->op] = out;
-  l->n_checked[row->op] = want;
+  l->reference[kind_of(row)] = out;
+  l->n_checked[kind_of(row)] = want;
   return 0;
 }
 
@@ -502,7 +515,7 @@ static int write_operands(const moi_bench_row *row, const moi_outputs *out, char
 
 static int verify(moi_bench_row *row, char *error, size_t error_size) {
   moi_bench_layer *l = row->layer;
-  uint32_t n = l->n_checked[row->op] < row->tokens ? l->n_checked[row->op] : row->tokens;
+  uint32_t n = l->n_checked[kind_of(row)] < row->tokens ? l->n_checked[kind_of(row)] : row->tokens;
   moi_arena arena = {0};
   moi_outputs out = moi_case_outputs(&row->variants[0], &arena);
   if (moi_case_run(&row->variants[0], row->plan, &out, row->workspace)) {
@@ -519,7 +532,7 @@ static int verify(moi_bench_row *row, char *error, size_t error_size) {
   memset(&out.route.counts, 0, sizeof out.route.counts);
   memset(&out.route.offsets, 0, sizeof out.route.offsets);
   memset(&out.route.permutation, 0, sizeof out.route.permutation);
-  moi_verdict v = moi_case_compare(&c, row->context->desc.backend, row->kernel, &out, &l->reference[row->op]);
+  moi_verdict v = moi_case_compare(&c, row->context->desc.backend, row->kernel, &out, &l->reference[kind_of(row)]);
   row->error = v.error;
   row->allowed = v.allowed;
   if (!v.ok) snprintf(error, error_size, "wrong result: %s", v.text);

@@ -32,8 +32,9 @@ const char *moi_bench_layer_name(const moi_bench_layer *layer);   /* preset or f
 const char *moi_bench_layer_format(const moi_bench_layer *layer); /* "q4_k", "q4_k+q6_k", "q4_k:int8_32" */
 uint64_t moi_bench_layer_expert_bytes(const moi_bench_layer *layer);
 
-/* Plans; NULL with MOI_UNSUPPORTED or another status and moi_last_error() if there is no kernel. kernel may be NULL. */
-moi_status moi_bench_row_open(moi_bench_layer *layer, moi_op op, uint32_t tokens, moi_context *context,
+/* Plans; NULL with MOI_UNSUPPORTED or another status and moi_last_error() if there is no kernel. kernel may be NULL.
+ * from_logits: a route without the router's product. */
+moi_status moi_bench_row_open(moi_bench_layer *layer, moi_op op, int from_logits, uint32_t tokens, moi_context *context,
                               moi_context *reference, const char *kernel, moi_bench_row **out);
 void moi_bench_row_free(moi_bench_row *row);
 /* What the plan says of its kernels: "a", or "a+b" where few and many tokens have their own. */
