@@ -11,6 +11,16 @@ INLINE uint32_t group_of(int f) {
   return is_superblock(f) || block_of(f) == 16 ? 256 : 512;
 }
 
+/* Words of four rows: v[j] = word j of each 128 bits of all rows, afterwards. */
+INLINE void turn_in_lanes(__m512i v[4]) {
+  const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
+  const __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
+  v[0] = _mm512_unpacklo_epi64(a, c);
+  v[1] = _mm512_unpackhi_epi64(a, c);
+  v[2] = _mm512_unpacklo_epi64(b, d);
+  v[3] = _mm512_unpackhi_epi64(b, d);
+}
+
 /* ---- scales */
 
 INLINE __mmask16 first(uint32_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }

@@ -2,24 +2,19 @@
 #ifndef MOI_CPU_KERNELS_PANEL_AVX512_H
 #define MOI_CPU_KERNELS_PANEL_AVX512_H
 
+#include "cpu/kernels/int_avx512.h"
 #include "cpu/kernels/panel.h"
 
 /* 16 bytes of each of 16 rows, row r's at from + r * stride: v[j] = 32-bit word j of all rows. */
 static inline __attribute__((always_inline)) void panel_words(const uint8_t *from, size_t stride, __m512i w[4]) {
-  __m512i v[4];
-  for (int j = 0; j < 4; j++) { /* quarter q of v[j] is row 4q + j */
+  for (int j = 0; j < 4; j++) { /* quarter q of w[j] is row 4q + j */
     const uint8_t *at = from + (size_t)j * stride;
-    v[j] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)at));
-    v[j] = _mm512_inserti32x4(v[j], _mm_loadu_si128((const __m128i *)(const void *)(at + 4 * stride)), 1);
-    v[j] = _mm512_inserti32x4(v[j], _mm_loadu_si128((const __m128i *)(const void *)(at + 8 * stride)), 2);
-    v[j] = _mm512_inserti32x4(v[j], _mm_loadu_si128((const __m128i *)(const void *)(at + 12 * stride)), 3);
+    w[j] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)at));
+    w[j] = _mm512_inserti32x4(w[j], _mm_loadu_si128((const __m128i *)(const void *)(at + 4 * stride)), 1);
+    w[j] = _mm512_inserti32x4(w[j], _mm_loadu_si128((const __m128i *)(const void *)(at + 8 * stride)), 2);
+    w[j] = _mm512_inserti32x4(w[j], _mm_loadu_si128((const __m128i *)(const void *)(at + 12 * stride)), 3);
   }
-  const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
-  const __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
-  w[0] = _mm512_unpacklo_epi64(a, c);
-  w[1] = _mm512_unpackhi_epi64(a, c);
-  w[2] = _mm512_unpacklo_epi64(b, d);
-  w[3] = _mm512_unpackhi_epi64(b, d);
+  turn_in_lanes(w);
 }
 
 /* The same for pieces of 16 bytes: out[4 * i + j] = 32-bit word j of piece i of all rows, at a distance of COLUMNS words. */
