@@ -5,25 +5,15 @@
  *
  * Products are exact, but the sums of 128 k may not be fp32's: measurements that others published say that tensor cores
  * keep about 14 bits of E4M3 sums. docs/cuda.md says what follows. */
-#include "cuda/device/copy.h"
-#include "cuda/kernels/codes.h"
-#define MOI_ROW_SCALE(a, slot) 1.0f
-#include "cuda/kernels/gemm_mma.h"
+#include "cuda/kernels/gemm_e4m3.h"
 
 #if defined(MOI_FORMAT_FP8) || defined(MOI_FORMAT_FP8_B128)
 
-#define THREADS 256
-#define CHUNK 128u
-#define LINES 128u
-#define PLANE MOI_CU_E4M3_STAGE
 #ifdef MOI_FORMAT_FP8_B128
 #define BLOCKS_OF_W 1
 #else
 #define BLOCKS_OF_W 0
 #endif
-
-/* Where 16 bytes of k lie in a plane of rows of 128 bytes: eight rows of one segment are in all banks. */
-MOI_DEVICE unsigned at(unsigned row, unsigned segment) { return row * 128u + ((segment ^ (row & 7u)) << 4); }
 
 /* acc[tile][column group] += x W of a stage. w, x: where a lane's matrices begin; two segments further is an exclusive or.
  * scales: of the lines of W, then of the rows of x. */
@@ -67,22 +57,17 @@ MOI_DEVICE void multiply(const unsigned char *stage_w, const unsigned char *stag
 }
 
 /* What a thread copies: a segment of each fourth of the rows of x and of the lines of W, and one scale. */
-#define NO_ROW 0xffffffffu
 typedef struct part {
   moi_streams m;         /* of the lines */
   unsigned lines[4];     /* their rows of W */
-  unsigned rows[4];      /* of x, in units of 16 bytes, the segment included; or NO_ROW */
+  unsigned rows[4];      /* of rows_of_x */
   const float *scales;   /* of the thread's line or row, one for each chunk; null: 0 */
   int async;             /* 16 bytes of W may be copied at once */
 } part;
 
 MOI_DEVICE void copy(const moi_cu_gemm_args *a, const part *p, unsigned chunk, unsigned char *w, unsigned char *x) {
   unsigned segment = moi_thread() & 7u, line = moi_thread() >> 3, k = chunk * CHUNK + segment * 16u, K = a->k;
-  MOI_UNROLL
-  for (unsigned i = 0; i < 4u; i++)
-    moi_copy16_async(x + at(line, segment) + i * 4096u,
-                     (const moi_u4 *)(const void *)a->x + (p->rows[i] == NO_ROW ? 0u : p->rows[i] + chunk * 8u),
-                     p->rows[i] == NO_ROW ? 0 : 16);
+  copy_x(a, p->rows, chunk, x);
   if (p->async) {
     MOI_UNROLL
     for (unsigned i = 0; i < 4u; i++)
@@ -101,14 +86,6 @@ MOI_DEVICE void copy(const moi_cu_gemm_args *a, const part *p, unsigned chunk, u
   moi_copy_commit();
 }
 
-/* The row of W that a line is; *gate: whose. */
-MOI_DEVICE unsigned row_of_line(const moi_cu_gemm_args *a, int two, unsigned j0, unsigned line, int *gate) {
-  *gate = two && line & 8u;
-  unsigned column = j0 + (two ? (line >> 4) * 8u + (line & 7u) : line);
-  if (column >= a->n) column = a->n - 1u;
-  return *gate ? column * a->gate.row_mul + a->gate.row_add : column * a->up.row_mul + a->up.row_add;
-}
-
 MOI_DEVICE void fp8(const moi_cu_gemm_args *a, const int gate_up) {
   MOI_SHARED_ASKED(tiles);
   MOI_SHARED(float, scales, 2 * 256);
@@ -125,13 +102,7 @@ MOI_DEVICE void fp8(const moi_cu_gemm_args *a, const int gate_up) {
     if (two) sg = moi_streams_of(&a->gate, item.expert, a->bias_type);
     unsigned chunks = su.there && sg.there ? n_chunks : 0u;
     part p;
-    MOI_UNROLL
-    for (unsigned r = 0; r < 4u; r++) {
-      unsigned row = (thread >> 3) + 32u * r;
-      p.rows[r] = NO_ROW;
-      if (row < item.rows)
-        p.rows[r] = moi_slot_of(a, item.first + row) / a->x_div * (x_row / 16u) + (thread & 7u);
-    }
+    rows_of_x(a, &item, p.rows);
     for (unsigned j0 = moi_block_x() * n_tile; j0 < columns; j0 += moi_grid_x() * n_tile) {
       int gate;
       MOI_UNROLL

@@ -3,20 +3,10 @@
  * of both, each an exponent: W's of 32 k, x's of 128. Up to 128 rows x 128 columns a block (64 of a gate and an up), 128 k
  * at a time, whose sums are added up in fp32: how many bits hardware keeps of them is not known, as for gemm_fp8mma.cu,
  * whose tiles these are. Two stages; the warps' parts are gemm_mma.h's. */
-#include "cuda/device/copy.h"
-#include "cuda/kernels/codes.h"
-#define MOI_ROW_SCALE(a, slot) 1.0f
-#include "cuda/kernels/gemm_mma.h"
+#include "cuda/kernels/gemm_e4m3.h"
 
 #if defined(MOI_FORMAT_MXFP4) || defined(MOI_FORMAT_MXFP4_GGUF)
 
-#define THREADS 256
-#define CHUNK 128u
-#define LINES 128u
-#define PLANE MOI_CU_E4M3_STAGE
-
-/* Where 16 bytes of k lie in a plane of rows of 128 bytes: eight rows of one segment are in all banks. */
-MOI_DEVICE unsigned at(unsigned row, unsigned segment) { return row * 128u + ((segment ^ (row & 7u)) << 4); }
 
 /* 16 k of W, a byte each: a code lies in bits 2 to 5 of it. */
 MOI_DEVICE moi_u4 widened(const moi_raw *r) {
@@ -68,23 +58,12 @@ MOI_DEVICE void multiply(const unsigned char *stage_w, const unsigned char *stag
 }
 
 /* What a thread copies: a segment of each fourth of the rows of x and of the lines of W, and one row's scale. */
-#define NO_ROW 0xffffffffu
 typedef struct part {
   moi_streams m;       /* of the lines */
   unsigned lines[4];   /* their rows of W */
-  unsigned rows[4];    /* of x, in units of 16 bytes, the segment included; or NO_ROW */
+  unsigned rows[4];    /* of rows_of_x */
   const float *scales; /* of the thread's row, one for each chunk; null: 0 */
 } part;
-
-MOI_DEVICE void copy_x(const moi_cu_gemm_args *a, const part *p, unsigned chunk, unsigned char *x) {
-  unsigned segment = moi_thread() & 7u, line = moi_thread() >> 3;
-  MOI_UNROLL
-  for (unsigned i = 0; i < 4u; i++)
-    moi_copy16_async(x + at(line, segment) + i * 4096u,
-                     (const moi_u4 *)(const void *)a->x + (p->rows[i] == NO_ROW ? 0u : p->rows[i] + chunk * 8u),
-                     p->rows[i] == NO_ROW ? 0 : 16);
-  moi_copy_commit();
-}
 
 MOI_DEVICE void load_w(const moi_cu_gemm_args *a, const part *p, unsigned chunk, moi_raw *raw) {
   unsigned k = chunk * CHUNK + (moi_thread() & 7u) * 16u;
@@ -107,14 +86,6 @@ MOI_DEVICE void store_w(const moi_raw *raw, unsigned char *w, unsigned *scales) 
   }
 }
 
-/* The row of W that a line is; *gate: whose. */
-MOI_DEVICE unsigned row_of_line(const moi_cu_gemm_args *a, int two, unsigned j0, unsigned line, int *gate) {
-  *gate = two && line & 8u;
-  unsigned column = j0 + (two ? (line >> 4) * 8u + (line & 7u) : line);
-  if (column >= a->n) column = a->n - 1u;
-  return *gate ? column * a->gate.row_mul + a->gate.row_add : column * a->up.row_mul + a->up.row_add;
-}
-
 MOI_DEVICE void mx(const moi_cu_gemm_args *a, const int gate_up) {
   MOI_SHARED_ASKED(tiles);
   MOI_SHARED(unsigned, scales, 2 * 256);
@@ -134,13 +105,7 @@ MOI_DEVICE void mx(const moi_cu_gemm_args *a, const int gate_up) {
     p.scales = NULL;
     if (thread < item.rows && thread < LINES)
       p.scales = a->x_scales + (uint64_t)(moi_slot_of(a, item.first + thread) / a->x_div) * (x_row >> 7);
-    MOI_UNROLL
-    for (unsigned r = 0; r < 4u; r++) {
-      unsigned row = (thread >> 3) + 32u * r;
-      p.rows[r] = NO_ROW;
-      if (row < item.rows)
-        p.rows[r] = moi_slot_of(a, item.first + row) / a->x_div * (x_row / 16u) + (thread & 7u);
-    }
+    rows_of_x(a, &item, p.rows);
     for (unsigned j0 = moi_block_x() * n_tile; j0 < columns; j0 += moi_grid_x() * n_tile) {
       int gate;
       moi_raw raw[4];
@@ -153,7 +118,8 @@ MOI_DEVICE void mx(const moi_cu_gemm_args *a, const int gate_up) {
       MOI_UNROLL
       for (int c = 0; c < 64; c++) acc[c] = 0.0f;
       if (chunks) {
-        copy_x(a, &p, 0, x_tiles);
+        copy_x(a, p.rows, 0, x_tiles);
+        moi_copy_commit();
         load_w(a, &p, 0, raw);
         store_w(raw, w_tiles, scales);
         if (thread < LINES) scales[LINES + thread] = p.scales ? moi_f32_bits(p.scales[0]) >> 23 : 0u;
@@ -163,7 +129,8 @@ MOI_DEVICE void mx(const moi_cu_gemm_args *a, const int gate_up) {
       for (unsigned c = 0; c < chunks; c++) {
         unsigned now = c & 1u, next = now ^ 1u;
         if (c + 1u < chunks) {
-          copy_x(a, &p, c + 1u, x_tiles + next * PLANE);
+          copy_x(a, p.rows, c + 1u, x_tiles + next * PLANE);
+          moi_copy_commit();
           load_w(a, &p, c + 1u, raw);
           scale = p.scales ? p.scales[c + 1u] : 0.0f;
         }
