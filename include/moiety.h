@@ -791,7 +791,9 @@ MOI_API moi_format moi_pack_preferred(moi_backend backend, moi_format format);
  * global_scale are not touched, gaps neither. Views may begin at any byte. */
 MOI_API moi_status moi_pack(const moi_pack_desc *desc, const moi_weights *src, const moi_weights *dst);
 /* The same where the context computes: on the CPU by its workers, on CUDA in the device's memory on the caller's stream,
- * which a graph may capture. No workspace. Views and strides are aligned as moi_weights says. Vulkan: MOI_UNSUPPORTED. */
+ * which a graph may capture. The plan is the caller's to destroy and needs no workspace; the weights stay the caller's. Views
+ * and strides are aligned as moi_weights says: MOI_INVALID_ARGUMENT where they are not, are absent or too small, or
+ * overlap. MOI_UNSUPPORTED: a pair that is not listed, and Vulkan. */
 MOI_API moi_status moi_pack_plan(moi_context *context, const moi_pack_desc *desc, moi_plan **out);
 MOI_API moi_status moi_pack_run(const moi_plan *plan, const moi_weights *src, const moi_weights *dst, moi_queue queue);
 
