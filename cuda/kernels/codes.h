@@ -217,10 +217,13 @@ CODES {
 LOAD {
   const uint16_t *p = (const uint16_t *)(const void *)m->d + (uint64_t)k0 * N + n;
   MOI_UNROLL
-  for (unsigned c = 0; c < 8u; c++) {
+  for (unsigned c = 0; c < 8u; c++) { /* one address that goes on: sixteen would be registers that sm_90 has not left */
     unsigned k = k0 + 2u * c;
-    r->q[c] = (k < K ? (unsigned)p[(uint64_t)(2u * c) * N] : 0u) |
-              (k + 1u < K ? (unsigned)p[(uint64_t)(2u * c + 1u) * N] << 16 : 0u);
+    unsigned first = k < K ? (unsigned)*p : 0u;
+    p += N;
+    unsigned second = k + 1u < K ? (unsigned)*p : 0u;
+    p += N;
+    r->q[c] = first | second << 16;
   }
 }
 CODES {
