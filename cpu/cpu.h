@@ -47,15 +47,15 @@ typedef struct moi_elementwise {
 } moi_elementwise;
 const moi_elementwise *moi_elementwise_for(uint32_t isa);
 
-/* Classes of which a selection knows the largest key, and int32s that it needs for its keys. */
-#define MOI_SELECT_BLOCK 32
-#define MOI_SELECT_KEYS(n_class) (((n_class) + MOI_SELECT_BLOCK - 1) / MOI_SELECT_BLOCK * (MOI_SELECT_BLOCK + 1))
+/* int32s that a selection needs for its keys. */
+#define MOI_SELECT_BLOCK 64
+#define MOI_SELECT_KEYS(n_class) (((n_class) + MOI_SELECT_BLOCK - 1) / MOI_SELECT_BLOCK * MOI_SELECT_BLOCK)
 
-/* Top-k selection for one token (route.c and kernels.def's ROUTE rows). `logits` is scratch: it is overwritten.
- * scores (n_class) and keys (MOI_SELECT_KEYS) are scratch. */
+/* Top-k selection for one token (route.c and kernels.def's ROUTE rows). scores (n_class) and keys (MOI_SELECT_KEYS) are
+ * scratch. */
 typedef struct moi_select_in {
   const moi_route_desc *desc;
-  float *logits;
+  const float *logits;
   const float *select_bias, *expert_scale; /* [n_class] or NULL */
   const int32_t *hash_row;                 /* [top_k] or NULL */
   float *scores;
@@ -96,7 +96,7 @@ typedef struct moi_cpu_plan {
 /* Drivers. Each has a _count that asks the same carve for the memory its run will bind. */
 /* routing; ids and weights [t, top_k] are always written */
 void moi_cpu_route(const moi_plan *plan, const moi_run *run, moi_carve *carve, int32_t *ids, float *weights,
-                         uint32_t n_tokens);
+                   uint32_t n_tokens);
 void moi_cpu_route_count(const moi_plan *plan, moi_carve *carve);
 
 /* routed (+ shared) experts of n_tokens tokens */

@@ -13,12 +13,13 @@ typedef struct route_work {
   moi_select_fn select;
   const moi_cpu_kernel *router;
   uint32_t n_tokens, n_class, token_blocks, select_tokens;
+  int as_given; /* the caller's logits are those that are selected by */
   /* memory */
   uint8_t *x;     /* [tokens] prepared rows */
-  float *logits;  /* [tokens, n_class] */
+  float *logits;  /* [tokens, n_class], the router's */
   float *norm;    /* [h] norm weight in fp32 */
   uint32_t *rows; /* [tokens] identity */
-  float *lanes;   /* for each worker: a row, or scores and values */
+  float *lanes;   /* for each worker: a row of hidden, or scores, keys and a row of logits */
   size_t lane_floats;
   uint8_t *scratch; /* for each worker */
   size_t scratch_bytes;
@@ -33,13 +34,13 @@ static void carve(const moi_plan *plan, moi_carve *c, route_work *w) {
   size_t workers = plan->context->desc.n_workers, t = d->max_tokens;
   size_t n_class = d->n_experts + d->n_identity, hp = MOI_FORM_KP(d->hidden);
   w->n_class = (uint32_t)n_class;
-  w->lane_floats = moi_max_size(hp, MOI_FORM_KP(n_class + MOI_SELECT_KEYS(n_class)));
-  w->logits = moi_take(c, t * n_class, 4);
+  w->lane_floats = moi_max_size(hp, MOI_FORM_KP(2 * n_class + MOI_SELECT_KEYS(n_class)));
   w->lanes = moi_take(c, workers * w->lane_floats, 4);
   w->counts = moi_take(c, n_class, 4);
   w->offsets = moi_take(c, n_class + 1, 4);
   if (!d->hidden) return;
   w->router = state->route.router.many;
+  w->logits = moi_take(c, t * n_class, 4);
   w->x = moi_take(c, t, moi_form_bytes(w->router->form, d->hidden));
   w->rows = moi_take(c, t, 4);
   w->norm = moi_take(c, hp, 4);
@@ -97,24 +98,34 @@ static void select_token(const route_work *w, uint32_t lane, uint32_t t) {
   const moi_route_desc *d = &w->plan->route;
   const moi_route_args *a = &w->run->route;
   uint32_t n = w->n_class, k = d->top_k;
-  float *l = w->logits + (size_t)t * n;
+  if (w->as_given && t + 1 < w->n_tokens) { /* the next token's: one token takes less time than they do */
+    const float *next = (const float *)moi_view(a->logits) + (size_t)(t + 1) * a->hidden_stride;
+    for (uint32_t i = 0; i < n; i += 16) __builtin_prefetch(next + i);
+  }
+  float *scores = w->lanes + lane * w->lane_floats;
+  int32_t *keys = (int32_t *)(scores + n);
+  float *l = d->hidden ? w->logits + (size_t)t * n : scores + n + MOI_SELECT_KEYS(n);
+  const float *logits = l;
   if (!d->hidden) {
     const uint8_t *in = moi_view(a->logits);
-    w->ew->load(d->input_type, in + (size_t)t * a->hidden_stride * (d->input_type == MOI_FORMAT_F32 ? 4 : 2), l, n);
+    in += (size_t)t * a->hidden_stride * (d->input_type == MOI_FORMAT_F32 ? 4 : 2);
+    if (w->as_given) logits = (const float *)(const void *)in;
+    else w->ew->load(d->input_type, in, l, n);
   }
   if (d->flags & MOI_ROUTE_BIAS)
     for (uint32_t i = 0; i < n; i++) l[i] += moi_dense_load(d->router_type, moi_view(a->router_bias), i);
-  if (d->logits_type != MOI_FORMAT_F32)
-    for (uint32_t i = 0; i < n; i++) l[i] = moi_round_to(d->logits_type, l[i]);
+  if (d->logits_type != MOI_FORMAT_F32) {
+    w->ew->store(d->logits_type, l, 1.0f, scores, n);
+    w->ew->load(d->logits_type, scores, l, n);
+  }
   if (d->logit_scale != 1.0f)
     for (uint32_t i = 0; i < n; i++) l[i] *= d->logit_scale;
   if (d->logit_softcap > 0)
     for (uint32_t i = 0; i < n; i++) l[i] = d->logit_softcap * tanhf(l[i] / d->logit_softcap);
   float *out = moi_view(a->logits_out);
-  if (out) memcpy(out + (size_t)t * n, l, n * sizeof *l);
+  if (out) memcpy(out + (size_t)t * n, logits, n * sizeof *l);
   const uint8_t *alt = d->flags & MOI_ROUTE_SELECT_BIAS_ALT ? moi_view(a->alt_mask) : NULL;
-  float *scores = w->lanes + lane * w->lane_floats;
-  moi_select_in in = {.desc = d, .logits = l, .scores = scores, .keys = (int32_t *)(scores + n)};
+  moi_select_in in = {.desc = d, .logits = logits, .scores = scores, .keys = keys};
   in.ids = w->ids + (size_t)t * k;
   in.weights = w->weights + (size_t)t * k;
   if (d->flags & MOI_ROUTE_SELECT_BIAS) in.select_bias = moi_view(alt && alt[t] ? a->select_bias_alt : a->select_bias);
@@ -132,7 +143,8 @@ static void select_token(const route_work *w, uint32_t lane, uint32_t t) {
 
 static void select_tokens(void *arg, uint32_t lane, uint32_t i) {
   const route_work *w = arg;
-  for (uint32_t t = i * w->select_tokens; t < w->n_tokens && t < (i + 1) * w->select_tokens; t++) select_token(w, lane, t);
+  for (uint32_t t = i * w->select_tokens; t < w->n_tokens && t < (i + 1) * w->select_tokens; t++)
+    select_token(w, lane, t);
 }
 
 void moi_cpu_route(const moi_plan *plan, const moi_run *run, moi_carve *c, int32_t *ids, float *weights,
@@ -145,8 +157,11 @@ void moi_cpu_route(const moi_plan *plan, const moi_run *run, moi_carve *c, int32
   w.select = (moi_select_fn)state->route.select->fn;
   w.ids = ids;
   w.weights = weights;
+  w.as_given = !d->hidden && d->input_type == MOI_FORMAT_F32 && !(d->flags & MOI_ROUTE_BIAS) &&
+               d->logits_type == MOI_FORMAT_F32 && d->logit_scale == 1.0f && !(d->logit_softcap > 0);
   if (d->hidden && n_tokens) {
-    if (d->flags & MOI_ROUTE_INPUT_NORM) w.ew->load(d->router_type, moi_view(run->route.norm_weight), w.norm, d->hidden);
+    if (d->flags & MOI_ROUTE_INPUT_NORM)
+      w.ew->load(d->router_type, moi_view(run->route.norm_weight), w.norm, d->hidden);
     w.token_blocks = (n_tokens + TOKENS - 1) / TOKENS;
     moi_pool_run(plan->context, n_tokens, prepare_row, &w);
     moi_pool_run(plan->context, w.token_blocks * ((w.n_class + CLASSES - 1) / CLASSES), router_tile, &w);
