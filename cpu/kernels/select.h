@@ -227,12 +227,12 @@ static inline void two_largest(const int32_t *key, uint32_t n, int32_t *first, i
     b = MOST4(b, LEAST4(a, x));
     a = MOST4(a, x);
   }
-  x = __builtin_shufflevector(a, a, 2, 3, 2, 3);
-  y = __builtin_shufflevector(b, b, 2, 3, 2, 3);
+  x = (quad){a[2], a[3], a[2], a[3]};
+  y = (quad){b[2], b[3], b[2], b[3]};
   b = MOST4(MOST4(b, y), LEAST4(a, x));
   a = MOST4(a, x);
-  x = __builtin_shufflevector(a, a, 1, 1, 1, 1);
-  y = __builtin_shufflevector(b, b, 1, 1, 1, 1);
+  x = (quad){a[1], a[1], a[1], a[1]};
+  y = (quad){b[1], b[1], b[1], b[1]};
   b = MOST4(MOST4(b, y), LEAST4(a, x));
   a = MOST4(a, x);
   *first = a[0];
