@@ -58,15 +58,22 @@ static void awq_to_int4z(streams src, streams dst, const shape *s) {
     }
 }
 
-/* 32 codes: even/odd order to GGUF's halves and back. */
+/* 32 codes, byte j of them: even/odd order to GGUF's halves and back. */
+static uint8_t half_byte(const uint8_t *in, uint32_t j) {
+  return (uint8_t)(moi_nibble_even_odd(in[j / 2], j) | moi_nibble_even_odd(in[j / 2 + 8], j) << 4);
+}
+static uint8_t even_odd_byte(const uint8_t *in, uint32_t j) {
+  uint32_t even = 2 * j, odd = 2 * j + 1;
+  return (uint8_t)(moi_nibble_half(in[even & 15], even) | moi_nibble_half(in[odd & 15], odd) << 4);
+}
+
 static void mxfp4_to_gguf(streams src, streams dst, const shape *s) {
   size_t blocks = s->k / 32;
   for (size_t b = s->begin * blocks; b < s->end * blocks; b++) {
     uint8_t *out = dst.data + b * 17;
     const uint8_t *in = src.data + b * 16;
     out[0] = src.scales[b];
-    for (uint32_t j = 0; j < 16; j++)
-      out[1 + j] = (uint8_t)(moi_nibble_even_odd(in[j / 2], j) | moi_nibble_even_odd(in[j / 2 + 8], j) << 4);
+    for (uint32_t j = 0; j < 16; j++) out[1 + j] = half_byte(in, j);
   }
 }
 
@@ -76,12 +83,43 @@ static void gguf_to_mxfp4(streams src, streams dst, const shape *s) {
     const uint8_t *in = src.data + b * 17;
     uint8_t *out = dst.data + b * 16;
     dst.scales[b] = in[0];
-    for (uint32_t j = 0; j < 16; j++) {
-      uint32_t even = 2 * j, odd = 2 * j + 1;
-      out[j] = (uint8_t)(moi_nibble_half(in[1 + (even & 15)], even) | moi_nibble_half(in[1 + (odd & 15)], odd) << 4);
-    }
+    for (uint32_t j = 0; j < 16; j++) out[j] = even_odd_byte(in + 1, j);
   }
 }
+
+/* Blocks of 32 codes that follow `head` bytes of scale, or MXFP4's (head 0), into 16 rows interleaved and back. */
+static void to_r16(streams src, streams dst, const shape *s, uint32_t head) {
+  size_t blocks = s->k / 32, scale = head ? head : 1;
+  for (size_t i = s->begin; i < s->end; i++)
+    for (size_t b = 0; b < blocks; b++) {
+      const size_t from = i * blocks + b, to = i / 16 * blocks + b;
+      const uint8_t *in = src.data + from * (16 + head), *codes = in + head;
+      uint8_t halves[16], *out = dst.data + to * 256 + i % 16 * 4;
+      for (uint32_t j = 0; !head && j < 16; j++) halves[j] = half_byte(in, j);
+      for (uint32_t j = 0; j < 4; j++) memcpy(out + 64 * j, (head ? codes : halves) + 4 * j, 4);
+      memcpy(dst.scales + (to * 16 + i % 16) * scale, head ? in : src.scales + from, scale);
+    }
+}
+
+static void from_r16(streams src, streams dst, const shape *s, uint32_t head) {
+  size_t blocks = s->k / 32, scale = head ? head : 1;
+  for (size_t i = s->begin; i < s->end; i++)
+    for (size_t b = 0; b < blocks; b++) {
+      const size_t from = i / 16 * blocks + b, to = i * blocks + b;
+      const uint8_t *in = src.data + from * 256 + i % 16 * 4;
+      uint8_t halves[16], *out = dst.data + to * (16 + head);
+      for (uint32_t j = 0; j < 4; j++) memcpy((head ? out + head : halves) + 4 * j, in + 64 * j, 4);
+      for (uint32_t j = 0; !head && j < 16; j++) out[j] = even_odd_byte(halves, j);
+      memcpy(head ? out : dst.scales + to, src.scales + (from * 16 + i % 16) * scale, scale);
+    }
+}
+
+static void f16_blocks_to_r16(streams src, streams dst, const shape *s) { to_r16(src, dst, s, 2); }
+static void f16_blocks_from_r16(streams src, streams dst, const shape *s) { from_r16(src, dst, s, 2); }
+static void e8m0_blocks_to_r16(streams src, streams dst, const shape *s) { to_r16(src, dst, s, 1); }
+static void e8m0_blocks_from_r16(streams src, streams dst, const shape *s) { from_r16(src, dst, s, 1); }
+static void mxfp4_to_r16(streams src, streams dst, const shape *s) { to_r16(src, dst, s, 0); }
+static void mxfp4_from_r16(streams src, streams dst, const shape *s) { from_r16(src, dst, s, 0); }
 
 typedef struct pair {
   moi_format from, to;
@@ -96,7 +134,21 @@ static const pair pairs[] = {
     {MOI_FORMAT_AWQ_G128, MOI_FORMAT_INT4Z_G128, 128, awq_to_int4z},
     {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_GGUF, 0, mxfp4_to_gguf},
     {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4, 0, gguf_to_mxfp4},
+    {MOI_FORMAT_Q4_0, MOI_FORMAT_Q4_0_R16, 0, f16_blocks_to_r16},
+    {MOI_FORMAT_Q4_0_R16, MOI_FORMAT_Q4_0, 0, f16_blocks_from_r16},
+    {MOI_FORMAT_IQ4_NL, MOI_FORMAT_IQ4_NL_R16, 0, f16_blocks_to_r16},
+    {MOI_FORMAT_IQ4_NL_R16, MOI_FORMAT_IQ4_NL, 0, f16_blocks_from_r16},
+    {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_R16, 0, mxfp4_to_r16},
+    {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4, 0, mxfp4_from_r16},
+    {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4_R16, 0, e8m0_blocks_to_r16},
+    {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4_GGUF, 0, e8m0_blocks_from_r16},
 };
+
+moi_format moi_pack_source(moi_format format) {
+  for (size_t p = 0; p < sizeof pairs / sizeof pairs[0]; p++)
+    if (pairs[p].to == format) return pairs[p].from;
+  return format;
+}
 
 /* NULL if there is no such pair. */
 static const pair *pair_of(const moi_pack_desc *d) {

@@ -45,7 +45,12 @@ static moi_status kernel_get(uint32_t index, moi_kernel_info *info) {
 }
 
 static moi_format pack_preferred(moi_format format) {
+  const int rows_of_16 = (moi_isa_detect() & MOI_ISA_AVX512VNNI) != 0; /* whose kernels read them */
   switch (format) {
+    case MOI_FORMAT_Q4_0: return rows_of_16 ? MOI_FORMAT_Q4_0_R16 : format;
+    case MOI_FORMAT_IQ4_NL: return rows_of_16 ? MOI_FORMAT_IQ4_NL_R16 : format;
+    case MOI_FORMAT_MXFP4:
+    case MOI_FORMAT_MXFP4_GGUF: return rows_of_16 ? MOI_FORMAT_MXFP4_R16 : format;
     case MOI_FORMAT_BF16_KN: return MOI_FORMAT_BF16;
     case MOI_FORMAT_GPTQ_G32:
     case MOI_FORMAT_AWQ_G32: return MOI_FORMAT_INT4Z_G32;

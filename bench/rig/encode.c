@@ -270,6 +270,26 @@ ENCODER(IQ4_NL) {
   return 1;
 }
 
+/* 16 rows interleaved: GGUF's blocks, `head` bytes of scale before the codes, a code at a time. */
+static float encode_r16(float (*encode)(const float *w, uint32_t n, uint32_t k, moi_streams out), uint32_t head,
+                        const float *w, uint32_t n, uint32_t k, moi_streams out) {
+  uint8_t *blocks = malloc((size_t)n * k / 32 * (16 + head));
+  if (!blocks) exit(3);
+  encode(w, n, k, (moi_streams){blocks, NULL, NULL});
+  for (uint32_t i = 0; i < n; i++)
+    for (uint32_t b = 0; b < k / 32; b++) {
+      const uint8_t *block = blocks + ((size_t)i * (k / 32) + b) * (16 + head);
+      const size_t group = (size_t)(i / 16) * (k / 32) + b;
+      for (uint32_t j = 0; j < 16; j++) out.data[group * 256 + j / 4 * 64 + i % 16 * 4 + j % 4] = block[head + j];
+      for (uint32_t j = 0; j < head; j++) out.scales[(group * 16 + i % 16) * head + j] = block[j];
+    }
+  free(blocks);
+  return 1;
+}
+ENCODER(Q4_0_R16) { return encode_r16(encode_Q4_0, 2, w, n, k, out); }
+ENCODER(IQ4_NL_R16) { return encode_r16(encode_IQ4_NL, 2, w, n, k, out); }
+ENCODER(MXFP4_R16) { return encode_r16(encode_MXFP4_GGUF, 1, w, n, k, out); }
+
 /* Q4_K and Q5_K: eight sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum. */
 static void encode_k_block(const float *w, uint32_t bits, uint8_t *block) {
   float top = (float)((1u << bits) - 1), scale[8], minimum[8], max_scale = 0, max_minimum = 0;
@@ -434,6 +454,7 @@ void moi_weight_pool_make(moi_weight_pool *pool, moi_format format, uint32_t n, 
   uint64_t bytes[3] = {part.data, part.scales, part.zeros}, total[3] = {full.data, full.scales, full.zeros};
   for (int s = 0; s < 3; s++) {
     uint32_t step = s ? (row->k_major ? row->scale_k : row->scale_n) : row->k_major ? row->block_k : row->block_n;
+    if (row->interleaved) step = row->block_n; /* the scales of a block's rows are one line */
     if (!bytes[s]) continue;
     pool->pool_lines[s] = ((row->k_major ? pool_k : pool_n) + step - 1) / step;
     pool->n_lines[s] = ((row->k_major ? k : n) + step - 1) / step;

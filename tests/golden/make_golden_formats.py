@@ -209,6 +209,28 @@ def gguf_blocks(rng):
         write(name, name, "gguf", w, blocks)
 
 
+def rows_of_16(rng):
+    """moiety.h's order R, of GGUF's blocks: whatever moves bytes alone leaves the floats as they were."""
+    kinds = gguf.GGMLQuantizationType
+    for name, kind, head in (("q4_0", kinds.Q4_0, 2), ("iq4_nl", kinds.IQ4_NL, 2), ("mxfp4", kinds.MXFP4, 1)):
+        n, k = 32, 96
+        blocks = rng.integers(0, 256, (n, k // 32, 16 + head)).astype(np.uint8)
+        if head == 2:
+            d = f16_scales(rng, (n, k // 32)) * rng.choice([-1, 1], (n, k // 32))
+            d = d.astype(np.float16)
+            d[-1, -1] = np.array(0x0155, dtype=np.uint16).view(np.float16)  # subnormal
+            d[-3, 0] = 0
+            blocks[..., :2] = d[..., None].view(np.uint8)
+        else:
+            blocks[..., 0] = rng.integers(110, 136, (n, k // 32))
+            blocks[-8:, 1, 0] = [0, 1, 2, 3, 126, 127, 128, 252]
+        w = gguf.quants.dequantize(blocks.reshape(n, -1), kind)
+        assert w.shape == (n, k) and np.isfinite(w).all()
+        groups = blocks.reshape(n // 16, 16, k // 32, 16 + head)
+        codes = groups[..., head:].reshape(n // 16, 16, k // 32, 4, 4).transpose(0, 2, 3, 1, 4)
+        write(f"{name}_r16", f"{name}_r16", "gguf", w, codes, groups[..., :head].transpose(0, 2, 1, 3))
+
+
 def fp4_g16(rng):
     q, scales = all_codes(rng, 8, 96)[:, :80], rng.integers(117, 136, (8, 5))
     scales[:, 4] = [0, 1, 2, 24, 127, 128, 251, 252]
@@ -227,5 +249,5 @@ def fp8_unscaled(rng):
 if __name__ == "__main__":
     check_codes()
     for i, make in enumerate((dense, fp8, mxfp4, nvfp4, int4, gptq_awq, gguf_blocks, fp4_g16,
-                              fp8_unscaled)):
+                              fp8_unscaled, rows_of_16)):
         make(np.random.default_rng([SEED, i]))
