@@ -87,39 +87,51 @@ static void gguf_to_mxfp4(streams src, streams dst, const shape *s) {
   }
 }
 
-/* Blocks of 32 codes that follow `head` bytes of scale, or MXFP4's (head 0), into 16 rows interleaved and back. */
-static void to_r16(streams src, streams dst, const shape *s, uint32_t head) {
-  size_t blocks = s->k / 32, scale = head ? head : 1;
+/* Blocks into 16 rows interleaved and back. */
+typedef struct interleave {
+  uint32_t elements, words; /* of a block: how many it holds, and how many words of its bytes are interleaved */
+  uint32_t head;            /* bytes of scale before those */
+  int even_odd;             /* 1: MXFP4's order, and scales of one byte in a stream of their own */
+} interleave;
+
+static void to_r16(streams src, streams dst, const shape *s, interleave b) {
+  const size_t blocks = s->k / b.elements, scale = b.even_odd ? 1 : b.head;
   for (size_t i = s->begin; i < s->end; i++)
-    for (size_t b = 0; b < blocks; b++) {
-      const size_t from = i * blocks + b, to = i / 16 * blocks + b;
-      const uint8_t *in = src.data + from * (16 + head), *codes = in + head;
-      uint8_t halves[16], *out = dst.data + to * 256 + i % 16 * 4;
-      for (uint32_t j = 0; !head && j < 16; j++) halves[j] = half_byte(in, j);
-      for (uint32_t j = 0; j < 4; j++) memcpy(out + 64 * j, (head ? codes : halves) + 4 * j, 4);
-      memcpy(dst.scales + (to * 16 + i % 16) * scale, head ? in : src.scales + from, scale);
+    for (size_t j = 0; j < blocks; j++) {
+      const size_t from = i * blocks + j, to = i / 16 * blocks + j;
+      const uint8_t *in = src.data + from * (4 * b.words + b.head), *codes = in + b.head;
+      uint8_t halves[16], *out = dst.data + to * 64 * b.words + i % 16 * 4;
+      for (uint32_t c = 0; b.even_odd && c < 16; c++) halves[c] = half_byte(in, c);
+      for (uint32_t c = 0; c < b.words; c++) memcpy(out + 64 * c, (b.even_odd ? halves : codes) + 4 * c, 4);
+      if (scale) memcpy(dst.scales + (to * 16 + i % 16) * scale, b.head ? in : src.scales + from, scale);
     }
 }
 
-static void from_r16(streams src, streams dst, const shape *s, uint32_t head) {
-  size_t blocks = s->k / 32, scale = head ? head : 1;
+static void from_r16(streams src, streams dst, const shape *s, interleave b) {
+  const size_t blocks = s->k / b.elements, scale = b.even_odd ? 1 : b.head;
   for (size_t i = s->begin; i < s->end; i++)
-    for (size_t b = 0; b < blocks; b++) {
-      const size_t from = i / 16 * blocks + b, to = i * blocks + b;
-      const uint8_t *in = src.data + from * 256 + i % 16 * 4;
-      uint8_t halves[16], *out = dst.data + to * (16 + head);
-      for (uint32_t j = 0; j < 4; j++) memcpy((head ? out + head : halves) + 4 * j, in + 64 * j, 4);
-      for (uint32_t j = 0; !head && j < 16; j++) out[j] = even_odd_byte(halves, j);
-      memcpy(head ? out : dst.scales + to, src.scales + (from * 16 + i % 16) * scale, scale);
+    for (size_t j = 0; j < blocks; j++) {
+      const size_t from = i / 16 * blocks + j, to = i * blocks + j;
+      const uint8_t *in = src.data + from * 64 * b.words + i % 16 * 4;
+      uint8_t halves[16], *out = dst.data + to * (4 * b.words + b.head);
+      for (uint32_t c = 0; c < b.words; c++) memcpy((b.even_odd ? halves : out + b.head) + 4 * c, in + 64 * c, 4);
+      for (uint32_t c = 0; b.even_odd && c < 16; c++) out[c] = even_odd_byte(halves, c);
+      if (scale) memcpy(b.head ? out : dst.scales + to, src.scales + (from * 16 + i % 16) * scale, scale);
     }
 }
 
-static void f16_blocks_to_r16(streams src, streams dst, const shape *s) { to_r16(src, dst, s, 2); }
-static void f16_blocks_from_r16(streams src, streams dst, const shape *s) { from_r16(src, dst, s, 2); }
-static void e8m0_blocks_to_r16(streams src, streams dst, const shape *s) { to_r16(src, dst, s, 1); }
-static void e8m0_blocks_from_r16(streams src, streams dst, const shape *s) { from_r16(src, dst, s, 1); }
-static void mxfp4_to_r16(streams src, streams dst, const shape *s) { to_r16(src, dst, s, 0); }
-static void mxfp4_from_r16(streams src, streams dst, const shape *s) { from_r16(src, dst, s, 0); }
+#define INTERLEAVE(name, ...)                                                                                          \
+  static void name##_to_r16(streams src, streams dst, const shape *s) {                                                \
+    to_r16(src, dst, s, (interleave){__VA_ARGS__});                                                                    \
+  }                                                                                                                    \
+  static void name##_from_r16(streams src, streams dst, const shape *s) {                                              \
+    from_r16(src, dst, s, (interleave){__VA_ARGS__});                                                                  \
+  }
+INTERLEAVE(nibbles, 32, 4, 2, 0)
+INTERLEAVE(bytes, 32, 8, 2, 0)
+INTERLEAVE(gguf, 32, 4, 1, 0)
+INTERLEAVE(mxfp4, 32, 4, 0, 1)
+INTERLEAVE(q4_k, 256, 36, 0, 0)
 
 typedef struct pair {
   moi_format from, to;
@@ -134,14 +146,18 @@ static const pair pairs[] = {
     {MOI_FORMAT_AWQ_G128, MOI_FORMAT_INT4Z_G128, 128, awq_to_int4z},
     {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_GGUF, 0, mxfp4_to_gguf},
     {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4, 0, gguf_to_mxfp4},
-    {MOI_FORMAT_Q4_0, MOI_FORMAT_Q4_0_R16, 0, f16_blocks_to_r16},
-    {MOI_FORMAT_Q4_0_R16, MOI_FORMAT_Q4_0, 0, f16_blocks_from_r16},
-    {MOI_FORMAT_IQ4_NL, MOI_FORMAT_IQ4_NL_R16, 0, f16_blocks_to_r16},
-    {MOI_FORMAT_IQ4_NL_R16, MOI_FORMAT_IQ4_NL, 0, f16_blocks_from_r16},
+    {MOI_FORMAT_Q4_0, MOI_FORMAT_Q4_0_R16, 0, nibbles_to_r16},
+    {MOI_FORMAT_Q4_0_R16, MOI_FORMAT_Q4_0, 0, nibbles_from_r16},
+    {MOI_FORMAT_IQ4_NL, MOI_FORMAT_IQ4_NL_R16, 0, nibbles_to_r16},
+    {MOI_FORMAT_IQ4_NL_R16, MOI_FORMAT_IQ4_NL, 0, nibbles_from_r16},
+    {MOI_FORMAT_Q8_0, MOI_FORMAT_Q8_0_R16, 0, bytes_to_r16},
+    {MOI_FORMAT_Q8_0_R16, MOI_FORMAT_Q8_0, 0, bytes_from_r16},
+    {MOI_FORMAT_Q4_K, MOI_FORMAT_Q4_K_R16, 0, q4_k_to_r16},
+    {MOI_FORMAT_Q4_K_R16, MOI_FORMAT_Q4_K, 0, q4_k_from_r16},
     {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_R16, 0, mxfp4_to_r16},
     {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4, 0, mxfp4_from_r16},
-    {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4_R16, 0, e8m0_blocks_to_r16},
-    {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4_GGUF, 0, e8m0_blocks_from_r16},
+    {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4_R16, 0, gguf_to_r16},
+    {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4_GGUF, 0, gguf_from_r16},
 };
 
 moi_format moi_pack_source(moi_format format) {

@@ -116,9 +116,9 @@ MOI_API const char *moi_last_error(void);
  * AWQ_G*           int32 words of 8 n (order 0 2 4 6 1 3 5 7), [k,n/8]; f16 scales [k/G,n]; zeros int32 [k/G,n/8], the
  *                  same nibble order
  * Q*, IQ*, *_GGUF  the blocks of GGUF files
- * *_R16            the codes and scales (f16; E8M0 of MXFP4) of 16 rows: a block is four pieces of 64 bytes, of which piece j
- *                  has at 4 * (n % 16) what GGUF's block has in its bytes of codes 4j .. 4j+3, low nibbles k = 4j ..,
- *                  high ones k = 16 + 4j .. Best aligned to 64 bytes */
+ * *_R16            the blocks of 16 rows in pieces of 64 bytes: piece j has at 4 * (n % 16) bytes 4j .. 4j+3 of row n's GGUF
+ *                  block; but for Q4_K its bytes of codes alone, and the scales (f16; MXFP4's E8M0) make the `scales` stream.
+ *                  Best aligned to 64 bytes */
 #define MOI_FORMAT_MAP(X)                                                                                              \
   X(F32, 1, "f32", N, 1, 1, 4, 0, 0, 0, 0)                                                                             \
   X(F16, 2, "f16", N, 1, 1, 2, 0, 0, 0, 0)                                                                             \
@@ -146,7 +146,9 @@ MOI_API const char *moi_last_error(void);
   X(IQ4_NL, 70, "iq4_nl", N, 1, 32, 18, 0, 0, 0, 0)                                                                    \
   X(MXFP4_R16, 80, "mxfp4_r16", R, 16, 32, 256, 1, 32, 1, 0)                                                           \
   X(Q4_0_R16, 81, "q4_0_r16", R, 16, 32, 256, 1, 32, 2, 0)                                                             \
-  X(IQ4_NL_R16, 82, "iq4_nl_r16", R, 16, 32, 256, 1, 32, 2, 0)
+  X(IQ4_NL_R16, 82, "iq4_nl_r16", R, 16, 32, 256, 1, 32, 2, 0)                                                         \
+  X(Q8_0_R16, 83, "q8_0_r16", R, 16, 32, 512, 1, 32, 2, 0)                                                             \
+  X(Q4_K_R16, 84, "q4_k_r16", R, 16, 256, 2304, 0, 0, 0, 0)
 
 typedef enum moi_format {
   MOI_FORMAT_NONE = 0,
@@ -783,7 +785,8 @@ MOI_API moi_status moi_attention_merge_run(const moi_plan *plan, const moi_atten
 
 /* Every format runs as it lies in the file; some layouts run faster after a lossless re-ordering into another format:
  *   BF16_KN -> BF16,  GPTQ_G* -> INT4Z_G*,  AWQ_G* -> INT4Z_G*,  MXFP4_GGUF <-> MXFP4,
- *   Q4_0 <-> Q4_0_R16,  IQ4_NL <-> IQ4_NL_R16,  MXFP4 <-> MXFP4_R16 <-> MXFP4_GGUF (n a multiple of 16)
+ *   Q4_0 <-> Q4_0_R16,  IQ4_NL <-> IQ4_NL_R16,  Q8_0 <-> Q8_0_R16,  Q4_K <-> Q4_K_R16,
+ *   MXFP4 <-> MXFP4_R16 <-> MXFP4_GGUF (n a multiple of 16)
  * The result is plain bytes: it can be written to disk and mapped again. The bytes are the same from every backend. */
 typedef struct moi_pack_desc {
   size_t struct_size;

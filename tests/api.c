@@ -578,6 +578,8 @@ static void test_formats(void **state) {
       {MOI_FORMAT_MXFP4_R16, 65536, 4096, 0, 32, 16},
       {MOI_FORMAT_Q4_0_R16, 65536, 8192, 0, 32, 16},
       {MOI_FORMAT_IQ4_NL_R16, 65536, 8192, 0, 32, 16},
+      {MOI_FORMAT_Q8_0_R16, 131072, 8192, 0, 32, 16},
+      {MOI_FORMAT_Q4_K_R16, 73728, 0, 0, 256, 16},
   };
   enum { N = sizeof rows / sizeof rows[0] };
   uint32_t count = 0;
@@ -634,7 +636,9 @@ static void test_pack_arguments(void **state) {
           {MOI_FORMAT_Q4_0_R16, MOI_FORMAT_Q4_0},        {MOI_FORMAT_IQ4_NL, MOI_FORMAT_IQ4_NL_R16},
           {MOI_FORMAT_IQ4_NL_R16, MOI_FORMAT_IQ4_NL},    {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_R16},
           {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4},      {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4_R16},
-          {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4_GGUF}};
+          {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4_GGUF}, {MOI_FORMAT_Q8_0, MOI_FORMAT_Q8_0_R16},
+          {MOI_FORMAT_Q8_0_R16, MOI_FORMAT_Q8_0},        {MOI_FORMAT_Q4_K, MOI_FORMAT_Q4_K_R16},
+          {MOI_FORMAT_Q4_K_R16, MOI_FORMAT_Q4_K}};
       int listed = 0;
       for (size_t p = 0; p < sizeof pairs / sizeof pairs[0]; p++)
         listed |= pairs[p][0] == moi_format_at(i) && pairs[p][1] == moi_format_at(j);

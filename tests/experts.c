@@ -700,7 +700,9 @@ static void test_pack(void **state) {
       {MOI_FORMAT_Q4_0_R16, MOI_FORMAT_Q4_0},        {MOI_FORMAT_IQ4_NL, MOI_FORMAT_IQ4_NL_R16},
       {MOI_FORMAT_IQ4_NL_R16, MOI_FORMAT_IQ4_NL},    {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_R16},
       {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4},      {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4_R16},
-      {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4_GGUF}};
+      {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4_GGUF}, {MOI_FORMAT_Q8_0, MOI_FORMAT_Q8_0_R16},
+      {MOI_FORMAT_Q8_0_R16, MOI_FORMAT_Q8_0},        {MOI_FORMAT_Q4_K, MOI_FORMAT_Q4_K_R16},
+      {MOI_FORMAT_Q4_K_R16, MOI_FORMAT_Q4_K}};
   static float before[X * C * N], after[X * C * N];
   for (size_t p = 0; p < sizeof pairs / sizeof pairs[0]; p++) {
     moi_arena arena = {.flags = MOI_ARENA_GUARD};

@@ -270,26 +270,6 @@ ENCODER(IQ4_NL) {
   return 1;
 }
 
-/* 16 rows interleaved: GGUF's blocks, `head` bytes of scale before the codes, a code at a time. */
-static float encode_r16(float (*encode)(const float *w, uint32_t n, uint32_t k, moi_streams out), uint32_t head,
-                        const float *w, uint32_t n, uint32_t k, moi_streams out) {
-  uint8_t *blocks = malloc((size_t)n * k / 32 * (16 + head));
-  if (!blocks) exit(3);
-  encode(w, n, k, (moi_streams){blocks, NULL, NULL});
-  for (uint32_t i = 0; i < n; i++)
-    for (uint32_t b = 0; b < k / 32; b++) {
-      const uint8_t *block = blocks + ((size_t)i * (k / 32) + b) * (16 + head);
-      const size_t group = (size_t)(i / 16) * (k / 32) + b;
-      for (uint32_t j = 0; j < 16; j++) out.data[group * 256 + j / 4 * 64 + i % 16 * 4 + j % 4] = block[head + j];
-      for (uint32_t j = 0; j < head; j++) out.scales[(group * 16 + i % 16) * head + j] = block[j];
-    }
-  free(blocks);
-  return 1;
-}
-ENCODER(Q4_0_R16) { return encode_r16(encode_Q4_0, 2, w, n, k, out); }
-ENCODER(IQ4_NL_R16) { return encode_r16(encode_IQ4_NL, 2, w, n, k, out); }
-ENCODER(MXFP4_R16) { return encode_r16(encode_MXFP4_GGUF, 1, w, n, k, out); }
-
 /* Q4_K and Q5_K: eight sub-blocks of 32, each with a 6-bit scale and a 6-bit minimum. */
 static void encode_k_block(const float *w, uint32_t bits, uint8_t *block) {
   float top = (float)((1u << bits) - 1), scale[8], minimum[8], max_scale = 0, max_minimum = 0;
@@ -365,6 +345,33 @@ ENCODER(Q6_K) {
   return 1;
 }
 
+/* ---- order R: GGUF's blocks, `head` bytes of scale before `codes` others, a byte at a time */
+
+typedef float (*encoder)(const float *w, uint32_t n, uint32_t k, moi_streams out);
+
+static float encode_r16(encoder encode, uint32_t elements, uint32_t head, uint32_t codes, const float *w, uint32_t n,
+                        uint32_t k, moi_streams out) {
+  const uint32_t blocks = k / elements, size = head + codes;
+  uint8_t *rows = malloc((size_t)n * blocks * size);
+  if (!rows) exit(3);
+  encode(w, n, k, (moi_streams){rows, NULL, NULL});
+  for (uint32_t i = 0; i < n; i++)
+    for (uint32_t b = 0; b < blocks; b++) {
+      const uint8_t *block = rows + ((size_t)i * blocks + b) * size;
+      const size_t group = (size_t)(i / 16) * blocks + b;
+      for (uint32_t j = 0; j < codes; j++)
+        out.data[group * 16 * codes + j / 4 * 64 + i % 16 * 4 + j % 4] = block[head + j];
+      for (uint32_t j = 0; j < head; j++) out.scales[(group * 16 + i % 16) * head + j] = block[j];
+    }
+  free(rows);
+  return 1;
+}
+ENCODER(Q4_0_R16) { return encode_r16(encode_Q4_0, 32, 2, 16, w, n, k, out); }
+ENCODER(IQ4_NL_R16) { return encode_r16(encode_IQ4_NL, 32, 2, 16, w, n, k, out); }
+ENCODER(MXFP4_R16) { return encode_r16(encode_MXFP4_GGUF, 32, 1, 16, w, n, k, out); }
+ENCODER(Q8_0_R16) { return encode_r16(encode_Q8_0, 32, 2, 32, w, n, k, out); }
+ENCODER(Q4_K_R16) { return encode_r16(encode_Q4_K, 256, 0, 144, w, n, k, out); }
+
 /* ---- by format */
 
 float moi_encode(moi_format format, const float *w, uint32_t n, uint32_t k, moi_streams out) {
@@ -394,7 +401,8 @@ float moi_encode_step(moi_format format) {
     case MOI_FORMAT_F16: return 0x1p-11f;
     case MOI_FORMAT_BF16:
     case MOI_FORMAT_BF16_KN: return 0x1p-8f;
-    case MOI_FORMAT_Q8_0: return 0.01f;
+    case MOI_FORMAT_Q8_0:
+    case MOI_FORMAT_Q8_0_R16: return 0.01f;
     case MOI_FORMAT_Q6_K: return 0.03f;
     case MOI_FORMAT_FP8:
     case MOI_FORMAT_FP8_B128: return 0.04f;

@@ -1,10 +1,11 @@
 /* GEMMs on 16 interleaved rows (order R), any number of tokens: c = x W^T with integer activations, vpdpbusd.
  *
- * A vector of codes is four bytes of k of 16 rows, as it lies in memory: its low nibbles meet four bytes of a token's x that
- * a load has spread over the lanes, its high ones the four that come 16 later. Sums belong to 16 rows; nothing is turned and
+ * A vector of codes is four bytes of 16 rows, as it lies in memory: they meet four bytes of a token's x that a load has
+ * spread over the lanes, nibbles first the low and then the high ones. Sums belong to 16 rows; nothing is turned and
  * nothing is left to sum over lanes. x is d * q for each 32, q an integer of one or two digits, weights are unsigned bytes
  * u = w / scale + offset: a block is
- *   scale * (d * (256 * sum u*hi + sum u*lo) - offset * s)
+ *   scale * (d * (256 * sum u*hi + sum u*lo) - offset * s)      or, of Q4_K,
+ *   scale * d * (256 * sum u*hi + sum u*lo) - minimum * s
  * where the sums are exact integers and s = d * sum q comes with the prepared row.
  *
  * Codes are taken apart for each tile of tokens again, in instructions that other ports run beside the products.
@@ -21,12 +22,18 @@ enum {
   CALL = 256 /* tokens whose -offset * s are in scratch: 8 rows of it */
 };
 
-INLINE int is_r16_e2m1(int f) { return f == MOI_FORMAT_MXFP4_R16; }
+INLINE int is_r16_k(int f) { return f == MOI_FORMAT_Q4_K_R16; }
+INLINE int has_table(int f) { return f == MOI_FORMAT_IQ4_NL_R16 || f == MOI_FORMAT_MXFP4_R16; }
 
-/* What makes the codes unsigned, and the codes as unsigned bytes. */
-INLINE float offset_of_r16(int f) { return f == MOI_FORMAT_Q4_0_R16 ? 8 : f == MOI_FORMAT_MXFP4_R16 ? 12 : 128; }
-INLINE __m512i table_of_r16(int f) {
-  return load16x4(codes_of(f == MOI_FORMAT_MXFP4_R16 ? MOI_FORMAT_MXFP4 : MOI_FORMAT_IQ4_NL));
+/* Bytes of 32 elements of 16 rows. */
+INLINE uint32_t code_bytes(int f) { return f == MOI_FORMAT_Q8_0_R16 ? 512 : 256; }
+INLINE uint32_t scale_bytes(int f) { return is_r16_k(f) ? 0 : f == MOI_FORMAT_MXFP4_R16 ? 16 : 32; }
+/* Q4_K: bytes of 256 elements of 16 rows, and of what stands before their codes. */
+enum { SUPERBLOCK = 2304, HEADER = 256 };
+
+/* What makes the codes unsigned; Q4_K: its minima are subtracted. */
+INLINE float offset_of_r16(int f) {
+  return is_r16_k(f) ? 1 : f == MOI_FORMAT_Q4_0_R16 ? 8 : f == MOI_FORMAT_MXFP4_R16 ? 12 : 128;
 }
 
 /* The scales of a block's 16 rows. */
@@ -34,6 +41,30 @@ INLINE __m512 r16_scales(int f, const uint8_t *at) {
   if (f == MOI_FORMAT_MXFP4_R16)
     return e8m0_half(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)at)));
   return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)at));
+}
+
+/* The scales and minima of a superblock of 16 rows: k_scales with a row in each lane. */
+typedef struct k_values {
+  float scale[8][16], minimum[8][16];
+} k_values;
+
+INLINE void r16_k_values(const uint8_t *at, k_values *out) {
+  __m512i h[4], q[4]; /* d and dmin, 12 bytes */
+  for (int i = 0; i < 4; i++) h[i] = _mm512_loadu_si512(at + 64 * i);
+  const __m512i six = _mm512_set1_epi8(63), two = _mm512_set1_epi8(0x30), low = _mm512_set1_epi8(15);
+  q[0] = _mm512_and_si512(h[1], six);
+  q[1] = _mm512_or_si512(_mm512_and_si512(h[3], low), _mm512_and_si512(_mm512_srli_epi16(h[1], 2), two));
+  q[2] = _mm512_and_si512(h[2], six);
+  q[3] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(h[3], 4), low), _mm512_and_si512(_mm512_srli_epi16(h[2], 2), two));
+  const __m512 d[2] = {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(h[0])),
+                       _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(h[0], 16)))};
+#pragma GCC unroll 4
+  for (uint32_t i = 0; i < 4; i++)
+#pragma GCC unroll 4
+    for (uint32_t j = 0; j < 4; j++) {
+      const __m512i byte = _mm512_and_si512(_mm512_srli_epi32(q[i], 8 * j), _mm512_set1_epi32(255));
+      _mm512_store_ps((i < 2 ? out->scale[4 * i] : out->minimum[4 * i - 8]) + 16 * j, _mm512_mul_ps(d[i / 2], _mm512_cvtepi32_ps(byte)));
+    }
 }
 
 /* sum += u . q. GCC 12 copies every sum around the intrinsic, once before and once behind it. */
@@ -49,69 +80,121 @@ typedef struct group {
   const uint8_t *codes, *scales;
 } group;
 
-/* Word `word` of 8 of a block as unsigned bytes. */
-INLINE __m512i word_of(int f, const uint8_t *codes, uint32_t word, __m512i low, __m512i table) {
-  __m512i u = _mm512_loadu_si512(codes + word % 4 * 64);
-  u = _mm512_and_si512(word < 4 ? u : _mm512_srli_epi16(u, 4), low);
-  return f == MOI_FORMAT_Q4_0_R16 ? u : _mm512_shuffle_epi8(table, u);
+/* Word `word` of 8 of block b of k as unsigned bytes. */
+INLINE __m512i word_of(int f, const uint8_t *codes, uint32_t b, uint32_t word, __m512i low, __m512i table) {
+  if (f == MOI_FORMAT_Q8_0_R16) return _mm512_xor_si512(_mm512_loadu_si512(codes + word * 64), low);
+  const int high = is_r16_k(f) ? (int)(b & 1) : word >= 4;
+  __m512i u = _mm512_loadu_si512(codes + (is_r16_k(f) ? word : word % 4) * 64);
+  u = _mm512_and_si512(high ? _mm512_srli_epi16(u, 4) : u, low);
+  return has_table(f) ? _mm512_shuffle_epi8(table, u) : u;
 }
 
-/* tokens x COLUMNS results of two groups of rows. s: -offset * s of each token and block. */
-INLINE void tile(int f, uint32_t digits, const uint32_t tokens, uint32_t k, const uint8_t *const *x, const float *const *s,
-                 const group w[VECTORS], ahead_state *ahead, float sum[][COLUMNS]) {
-  const size_t d_at = digits == 2 ? MOI_FORM_D(k) : MOI_FORM_I8_D(k);
-  const uint32_t scale_bytes = f == MOI_FORMAT_MXFP4_R16 ? 16 : 32;
-  const uint32_t together = tokens * digits <= 6 ? digits : 1; /* digits that have sums of their own */
-  __m512i low = _mm512_set1_epi8(15), table = table_of_r16(f);
-  IN_REGISTER(low);
-  IN_REGISTER(table);
-  __m512 y[PANEL_TOKENS][VECTORS];
+/* Constants of a tile, and what does not change while it goes along k. */
+typedef struct work {
+  int f;
+  uint32_t digits, tokens;
+  uint32_t together; /* digits that have sums of their own */
+  const uint8_t *const *x;
+  const float *const *s; /* -offset * s of each token and block */
+  size_t d_at;
+  __m512i low, table;
+} work;
+
+/* y += those of block b of k. codes, scale: of the two groups of rows; minimum: of Q4_K. */
+INLINE void add_block(const work *w, uint32_t b, const uint8_t *const codes[VECTORS], const __m512 scale[VECTORS],
+                      const __m512 minimum[VECTORS], __m512 y[PANEL_TOKENS][VECTORS]) {
+  const uint32_t tokens = w->tokens, digits = w->digits, together = w->together;
+  const size_t at = digits * 64 * (b / 2) + b % 2 * 32;
+  __m512i a[PANEL_TOKENS][2][VECTORS];
 #pragma GCC unroll 6
-  for (uint32_t t = 0; t < tokens; t++) y[t][0] = y[t][1] = _mm512_setzero_ps();
-#pragma GCC unroll 1
-  for (uint32_t b = 0; b < k / 32; b++) {
-    ahead_fetch(ahead, tokens);
-    const size_t at = digits * 64 * (b / 2) + b % 2 * 32;
-    const uint8_t *codes[VECTORS] = {w[0].codes + (size_t)b * 256, w[1].codes + (size_t)b * 256};
-    __m512i a[PANEL_TOKENS][2][VECTORS];
-#pragma GCC unroll 6
-    for (uint32_t t = 0; t < tokens; t++)
-      a[t][0][0] = a[t][0][1] = a[t][1][0] = a[t][1][1] = _mm512_setzero_si512();
+  for (uint32_t t = 0; t < tokens; t++)
+    a[t][0][0] = a[t][0][1] = a[t][1][0] = a[t][1][1] = _mm512_setzero_si512();
 #pragma GCC unroll 2
-    for (uint32_t digit = 0; digit < digits; digit += together) {
-      if (digit)
-#pragma GCC unroll 6
-        for (uint32_t t = 0; t < tokens; t++) {
-          a[t][0][0] = _mm512_slli_epi32(a[t][0][0], 8);
-          a[t][0][1] = _mm512_slli_epi32(a[t][0][1], 8);
-        }
-#pragma GCC unroll 8
-      for (uint32_t word = 0; word < 8; word++) {
-        __m512i u0 = word_of(f, codes[0], word, low, table), u1 = word_of(f, codes[1], word, low, table);
-        IN_REGISTER(u0);
-        IN_REGISTER(u1);
-#pragma GCC unroll 6
-        for (uint32_t t = 0; t < tokens; t++)
-#pragma GCC unroll 2
-          for (uint32_t i = 0; i < together; i++) {
-            const __m512i q = spread(x[t] + at + 64 * (digit + i) + 4 * word);
-            a[t][i][0] = dot(a[t][i][0], u0, q);
-            a[t][i][1] = dot(a[t][i][1], u1, q);
-          }
-      }
-    }
-#pragma GCC unroll 2
-    for (uint32_t v = 0; v < VECTORS; v++) {
-      const __m512 scale = r16_scales(f, w[v].scales + (size_t)b * scale_bytes);
+  for (uint32_t digit = 0; digit < digits; digit += together) {
+    if (digit)
 #pragma GCC unroll 6
       for (uint32_t t = 0; t < tokens; t++) {
-        __m512i all = a[t][0][v];
-        if (together == 2) all = _mm512_add_epi32(_mm512_slli_epi32(all, 8), a[t][1][v]);
-        const __m512 dt = _mm512_set1_ps(((const float *)(const void *)(x[t] + d_at))[b]), st = _mm512_set1_ps(s[t][b]);
-        y[t][v] = _mm512_fmadd_ps(scale, _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), dt, st), y[t][v]);
+        a[t][0][0] = _mm512_slli_epi32(a[t][0][0], 8);
+        a[t][0][1] = _mm512_slli_epi32(a[t][0][1], 8);
       }
+#pragma GCC unroll 8
+    for (uint32_t word = 0; word < 8; word++) {
+      __m512i u0 = word_of(w->f, codes[0], b, word, w->low, w->table);
+      __m512i u1 = word_of(w->f, codes[1], b, word, w->low, w->table);
+      IN_REGISTER(u0);
+      IN_REGISTER(u1);
+#pragma GCC unroll 6
+      for (uint32_t t = 0; t < tokens; t++)
+#pragma GCC unroll 2
+        for (uint32_t i = 0; i < together; i++) {
+          const __m512i q = spread(w->x[t] + at + 64 * (digit + i) + 4 * word);
+          a[t][i][0] = dot(a[t][i][0], u0, q);
+          a[t][i][1] = dot(a[t][i][1], u1, q);
+        }
     }
   }
+#pragma GCC unroll 2
+  for (uint32_t v = 0; v < VECTORS; v++)
+#pragma GCC unroll 6
+    for (uint32_t t = 0; t < tokens; t++) {
+      __m512i all = a[t][0][v];
+      if (together == 2) all = _mm512_add_epi32(_mm512_slli_epi32(all, 8), a[t][1][v]);
+      const __m512 q = _mm512_cvtepi32_ps(all);
+      const __m512 dt = _mm512_set1_ps(((const float *)(const void *)(w->x[t] + w->d_at))[b]), st = _mm512_set1_ps(w->s[t][b]);
+      if (is_r16_k(w->f))
+        y[t][v] = _mm512_fmadd_ps(minimum[v], st, _mm512_fmadd_ps(scale[v], _mm512_mul_ps(q, dt), y[t][v]));
+      else
+        y[t][v] = _mm512_fmadd_ps(scale[v], _mm512_fmadd_ps(q, dt, st), y[t][v]);
+    }
+}
+
+/* tokens x COLUMNS results of two groups of rows. */
+INLINE void tile(int f, uint32_t digits, const uint32_t tokens, uint32_t k, const uint8_t *const *x, const float *const *s,
+                 const group rows[VECTORS], ahead_state *state, float sum[][COLUMNS]) {
+  ahead_state ahead = *state; /* in registers */
+  work w = {f, digits, tokens, tokens * digits <= 6 ? digits : 1, x, s,
+            digits == 2 ? MOI_FORM_D(k) : MOI_FORM_I8_D(k),
+            _mm512_set1_epi8(f == MOI_FORMAT_Q8_0_R16 ? (char)128 : 15), _mm512_setzero_si512()};
+  IN_REGISTER(w.low);
+  if (has_table(f)) {
+    w.table = load16x4(codes_of(f == MOI_FORMAT_MXFP4_R16 ? MOI_FORMAT_MXFP4 : MOI_FORMAT_IQ4_NL));
+    IN_REGISTER(w.table);
+  }
+  __m512 y[PANEL_TOKENS][VECTORS], scale[VECTORS], minimum[VECTORS];
+  const uint8_t *codes[VECTORS];
+#pragma GCC unroll 6
+  for (uint32_t t = 0; t < tokens; t++) y[t][0] = y[t][1] = _mm512_setzero_ps();
+  for (uint32_t v = 0; v < VECTORS; v++) scale[v] = minimum[v] = _mm512_setzero_ps();
+  if (is_r16_k(f)) {
+    for (uint32_t b = 0; b < k / 32; b += 8) {
+      k_values values[VECTORS] __attribute__((aligned(64)));
+      for (uint32_t v = 0; v < VECTORS; v++) r16_k_values(rows[v].codes + (size_t)b / 8 * SUPERBLOCK, &values[v]);
+#pragma GCC unroll 1
+      for (uint32_t i = 0; i < 8; i += 2)
+#pragma GCC unroll 2
+        for (uint32_t half = 0; half < 2; half++) {
+          ahead_fetch(&ahead, tokens);
+          for (uint32_t v = 0; v < VECTORS; v++) {
+            codes[v] = rows[v].codes + (size_t)b / 8 * SUPERBLOCK + HEADER + i / 2 * 512;
+            scale[v] = _mm512_load_ps(values[v].scale[i + half]);
+            minimum[v] = _mm512_load_ps(values[v].minimum[i + half]);
+          }
+          /* b and i are even: which nibbles it is, is a constant */
+          add_block(&w, (b + i) / 2 * 2 + half, codes, scale, minimum, y);
+        }
+    }
+  } else {
+#pragma GCC unroll 1
+    for (uint32_t b = 0; b < k / 32; b++) {
+      ahead_fetch(&ahead, tokens);
+      for (uint32_t v = 0; v < VECTORS; v++) {
+        codes[v] = rows[v].codes + (size_t)b * code_bytes(f);
+        scale[v] = r16_scales(f, rows[v].scales + (size_t)b * scale_bytes(f));
+      }
+      add_block(&w, b, codes, scale, minimum, y);
+    }
+  }
+  *state = ahead;
 #pragma GCC unroll 6
   for (uint32_t t = 0; t < tokens; t++) {
     _mm512_store_ps(sum[t], y[t][0]);
@@ -122,11 +205,11 @@ INLINE void tile(int f, uint32_t digits, const uint32_t tokens, uint32_t k, cons
 /* One function for each number of tokens. */
 #define TILE(name, format, digits, tokens)                                                                             \
   static __attribute__((noinline)) void tile_##name##_##digits##_##tokens(                                             \
-      uint32_t k, const uint8_t *const *x, const float *const *s, const group w[VECTORS], ahead_state *ahead,          \
+      uint32_t k, const uint8_t *const *x, const float *const *s, const group rows[VECTORS], ahead_state *ahead,       \
       float sum[][COLUMNS]) {                                                                                          \
-    tile(MOI_FORMAT_##format, digits, tokens, k, x, s, w, ahead, sum);                                                 \
+    tile(MOI_FORMAT_##format, digits, tokens, k, x, s, rows, ahead, sum);                                                 \
   }
-typedef void (*tile_fn)(uint32_t k, const uint8_t *const *x, const float *const *s, const group w[VECTORS],
+typedef void (*tile_fn)(uint32_t k, const uint8_t *const *x, const float *const *s, const group rows[VECTORS],
                         ahead_state *ahead, float sum[][COLUMNS]);
 
 /* -offset * s of the blocks of 32 of a prepared row. */
@@ -146,7 +229,8 @@ INLINE void sums_of_x(float offset, size_t kp, const float *s, float *out) {
 INLINE void gemm(int f, uint32_t digits, const tile_fn run[PANEL_TOKENS], const moi_gemm_tile *g) {
   const moi_matrix *w = g->w;
   const size_t kp = MOI_FORM_KP(w->k), s_at = digits == 2 ? MOI_FORM_S(w->k) : MOI_FORM_I8_S(w->k);
-  const size_t blocks = w->k / 32, group_bytes = blocks * 256, group_scales = blocks * (f == MOI_FORMAT_MXFP4_R16 ? 16 : 32);
+  const size_t blocks = w->k / 32, group_scales = blocks * scale_bytes(f);
+  const size_t group_bytes = is_r16_k(f) ? w->k / 256 * SUPERBLOCK : blocks * code_bytes(f);
   float *const s = g->scratch, sum[PANEL_TOKENS][COLUMNS] __attribute__((aligned(64)));
   ahead_state ahead = ahead_of(g, (uint64_t)((g->n1 - g->n0 + COLUMNS - 1) / COLUMNS) * blocks * g->m);
   for (uint32_t t0 = 0; t0 < g->m; t0 += CALL) {
@@ -159,7 +243,7 @@ INLINE void gemm(int f, uint32_t digits, const tile_fn run[PANEL_TOKENS], const 
       group rows[VECTORS]; /* the last again rather than a case for one */
       for (uint32_t v = 0; v < VECTORS; v++) {
         const size_t i = n / 16 + (16 * v < width ? v : 0);
-        rows[v] = (group){w->data + i * group_bytes, w->scales + i * group_scales};
+        rows[v] = (group){w->data + i * group_bytes, group_scales ? w->scales + i * group_scales : NULL};
       }
       for (uint32_t t = 0, tokens; t < m; t += tokens) {
         tokens = panel_tokens(t, m);
@@ -199,5 +283,9 @@ GEMM(iq4_nl, IQ4_NL_R16, iq4_nl_r16, 2)
 GEMM(iq4_nl, IQ4_NL_R16, iq4_nl_r16_i8, 1)
 GEMM(mxfp4, MXFP4_R16, mxfp4_r16, 2)
 GEMM(mxfp4, MXFP4_R16, mxfp4_r16_i8, 1)
+GEMM(q8_0, Q8_0_R16, q8_0_r16, 2)
+GEMM(q8_0, Q8_0_R16, q8_0_r16_i8, 1)
+GEMM(q4_k, Q4_K_R16, q4_k_r16, 2)
+GEMM(q4_k, Q4_K_R16, q4_k_r16_i8, 1)
 
 #endif

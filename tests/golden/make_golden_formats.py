@@ -212,23 +212,28 @@ def gguf_blocks(rng):
 def rows_of_16(rng):
     """moiety.h's order R, of GGUF's blocks: whatever moves bytes alone leaves the floats as they were."""
     kinds = gguf.GGMLQuantizationType
-    for name, kind, head in (("q4_0", kinds.Q4_0, 2), ("iq4_nl", kinds.IQ4_NL, 2), ("mxfp4", kinds.MXFP4, 1)):
-        n, k = 32, 96
-        blocks = rng.integers(0, 256, (n, k // 32, 16 + head)).astype(np.uint8)
-        if head == 2:
-            d = f16_scales(rng, (n, k // 32)) * rng.choice([-1, 1], (n, k // 32))
+    #        name     type         bytes, elements, offsets of f16 scales, bytes of scale before what is interleaved
+    table = [("q4_0", kinds.Q4_0, 18, 32, [0], 2), ("iq4_nl", kinds.IQ4_NL, 18, 32, [0], 2),
+             ("mxfp4", kinds.MXFP4, 17, 32, [], 1), ("q8_0", kinds.Q8_0, 34, 32, [0], 2),
+             ("q4_k", kinds.Q4_K, 144, 256, [0, 2], 0)]
+    for name, kind, size, elements, halves, head in table:
+        n, k = (32, 96) if elements == 32 else (16, 512)
+        count = k // elements
+        blocks = rng.integers(0, 256, (n, count, size)).astype(np.uint8)
+        for offset in halves:
+            d = f16_scales(rng, (n, count)) * rng.choice([-1, 1], (n, count))
             d = d.astype(np.float16)
             d[-1, -1] = np.array(0x0155, dtype=np.uint16).view(np.float16)  # subnormal
             d[-3, 0] = 0
-            blocks[..., :2] = d[..., None].view(np.uint8)
-        else:
-            blocks[..., 0] = rng.integers(110, 136, (n, k // 32))
+            blocks[..., offset : offset + 2] = d[..., None].view(np.uint8)
+        if name == "mxfp4":
+            blocks[..., 0] = rng.integers(110, 136, (n, count))
             blocks[-8:, 1, 0] = [0, 1, 2, 3, 126, 127, 128, 252]
         w = gguf.quants.dequantize(blocks.reshape(n, -1), kind)
         assert w.shape == (n, k) and np.isfinite(w).all()
-        groups = blocks.reshape(n // 16, 16, k // 32, 16 + head)
-        codes = groups[..., head:].reshape(n // 16, 16, k // 32, 4, 4).transpose(0, 2, 3, 1, 4)
-        write(f"{name}_r16", f"{name}_r16", "gguf", w, codes, groups[..., :head].transpose(0, 2, 1, 3))
+        groups = blocks.reshape(n // 16, 16, count, size)
+        words = groups[..., head:].reshape(n // 16, 16, count, -1, 4).transpose(0, 2, 3, 1, 4)
+        write(f"{name}_r16", f"{name}_r16", "gguf", w, words, groups[..., :head].transpose(0, 2, 1, 3) if head else None)
 
 
 def fp4_g16(rng):
