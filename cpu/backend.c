@@ -49,6 +49,8 @@ static moi_format pack_preferred(moi_format format) {
   switch (format) {
     case MOI_FORMAT_Q4_0: return rows_of_16 ? MOI_FORMAT_Q4_0_R16 : format;
     case MOI_FORMAT_IQ4_NL: return rows_of_16 ? MOI_FORMAT_IQ4_NL_R16 : format;
+    case MOI_FORMAT_Q8_0: return rows_of_16 ? MOI_FORMAT_Q8_0_R16 : format;
+    case MOI_FORMAT_Q4_K: return rows_of_16 ? MOI_FORMAT_Q4_K_R16 : format;
     case MOI_FORMAT_MXFP4:
     case MOI_FORMAT_MXFP4_GGUF: return rows_of_16 ? MOI_FORMAT_MXFP4_R16 : format;
     case MOI_FORMAT_BF16_KN: return MOI_FORMAT_BF16;

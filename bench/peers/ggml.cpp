@@ -256,8 +256,8 @@ Shape shape_of(const Options &o, const cJSON *presets, const std::string &name) 
 
 ggml_type type_of(const std::string &format, bool cpu) {
   std::string name = format.substr(0, format.find(':'));
-  const size_t gguf = name.find("_gguf"); // a GGUF file's arrangement of a format is ggml's only one
-  if (gguf != std::string::npos) name.resize(gguf);
+  for (const char *order : {"_gguf", "_r16"}) // arrangements of a format, which ggml has one name for
+    if (const size_t at = name.find(order); at != std::string::npos) name.resize(at);
   for (int t = 0; t < GGML_TYPE_COUNT; t++) {
     const char *n = ggml_type_name(ggml_type(t));
     if (!n || name.size() != std::strlen(n) ||

@@ -75,9 +75,10 @@ INLINE __m512i dot(__m512i sum, __m512i u, __m512i q) {
 
 INLINE __m512i spread(const uint8_t *x) { return _mm512_set1_epi32(*(const int32_t *)(const void *)x); }
 
-/* 16 rows of W that are multiplied together, at one block of k. */
+/* 16 rows of W, and of Q4_K the values of their superblocks where more than one tile needs them. */
 typedef struct group {
   const uint8_t *codes, *scales;
+  const k_values *values; /* NULL: to be made */
 } group;
 
 /* Word `word` of 8 of block b of k as unsigned bytes. */
@@ -100,9 +101,9 @@ typedef struct work {
   __m512i low, table;
 } work;
 
-/* y += those of block b of k. codes, scale: of the two groups of rows; minimum: of Q4_K. */
-INLINE void add_block(const work *w, uint32_t b, const uint8_t *const codes[VECTORS], const __m512 scale[VECTORS],
-                      const __m512 minimum[VECTORS], __m512 y[PANEL_TOKENS][VECTORS]) {
+/* y += those of block b of k, of two groups of rows. scales: 16 as they lie; of Q4_K 16 floats, minima 128 floats behind. */
+INLINE void add_block(const work *w, uint32_t b, const uint8_t *const codes[VECTORS], const void *const scales[VECTORS],
+                      __m512 y[PANEL_TOKENS][VECTORS]) {
   const uint32_t tokens = w->tokens, digits = w->digits, together = w->together;
   const size_t at = digits * 64 * (b / 2) + b % 2 * 32;
   __m512i a[PANEL_TOKENS][2][VECTORS];
@@ -134,7 +135,10 @@ INLINE void add_block(const work *w, uint32_t b, const uint8_t *const codes[VECT
     }
   }
 #pragma GCC unroll 2
-  for (uint32_t v = 0; v < VECTORS; v++)
+  for (uint32_t v = 0; v < VECTORS; v++) {
+    const float *k_scales = scales[v];
+    const __m512 scale = is_r16_k(w->f) ? _mm512_load_ps(k_scales) : r16_scales(w->f, scales[v]);
+    const __m512 minimum = is_r16_k(w->f) ? _mm512_load_ps(k_scales + 128) : scale;
 #pragma GCC unroll 6
     for (uint32_t t = 0; t < tokens; t++) {
       __m512i all = a[t][0][v];
@@ -142,10 +146,11 @@ INLINE void add_block(const work *w, uint32_t b, const uint8_t *const codes[VECT
       const __m512 q = _mm512_cvtepi32_ps(all);
       const __m512 dt = _mm512_set1_ps(((const float *)(const void *)(w->x[t] + w->d_at))[b]), st = _mm512_set1_ps(w->s[t][b]);
       if (is_r16_k(w->f))
-        y[t][v] = _mm512_fmadd_ps(minimum[v], st, _mm512_fmadd_ps(scale[v], _mm512_mul_ps(q, dt), y[t][v]));
+        y[t][v] = _mm512_fmadd_ps(minimum, st, _mm512_fmadd_ps(scale, _mm512_mul_ps(q, dt), y[t][v]));
       else
-        y[t][v] = _mm512_fmadd_ps(scale[v], _mm512_fmadd_ps(q, dt, st), y[t][v]);
+        y[t][v] = _mm512_fmadd_ps(scale, _mm512_fmadd_ps(q, dt, st), y[t][v]);
     }
+  }
 }
 
 /* tokens x COLUMNS results of two groups of rows. */
@@ -160,15 +165,19 @@ INLINE void tile(int f, uint32_t digits, const uint32_t tokens, uint32_t k, cons
     w.table = load16x4(codes_of(f == MOI_FORMAT_MXFP4_R16 ? MOI_FORMAT_MXFP4 : MOI_FORMAT_IQ4_NL));
     IN_REGISTER(w.table);
   }
-  __m512 y[PANEL_TOKENS][VECTORS], scale[VECTORS], minimum[VECTORS];
+  __m512 y[PANEL_TOKENS][VECTORS];
   const uint8_t *codes[VECTORS];
+  const void *scales[VECTORS];
 #pragma GCC unroll 6
   for (uint32_t t = 0; t < tokens; t++) y[t][0] = y[t][1] = _mm512_setzero_ps();
-  for (uint32_t v = 0; v < VECTORS; v++) scale[v] = minimum[v] = _mm512_setzero_ps();
   if (is_r16_k(f)) {
     for (uint32_t b = 0; b < k / 32; b += 8) {
-      k_values values[VECTORS] __attribute__((aligned(64)));
-      for (uint32_t v = 0; v < VECTORS; v++) r16_k_values(rows[v].codes + (size_t)b / 8 * SUPERBLOCK, &values[v]);
+      k_values own[VECTORS] __attribute__((aligned(64)));
+      const k_values *values[VECTORS];
+      for (uint32_t v = 0; v < VECTORS; v++) {
+        values[v] = rows[v].values ? rows[v].values + b / 8 : &own[v];
+        if (!rows[v].values) r16_k_values(rows[v].codes + (size_t)b / 8 * SUPERBLOCK, &own[v]);
+      }
 #pragma GCC unroll 1
       for (uint32_t i = 0; i < 8; i += 2)
 #pragma GCC unroll 2
@@ -176,11 +185,10 @@ INLINE void tile(int f, uint32_t digits, const uint32_t tokens, uint32_t k, cons
           ahead_fetch(&ahead, tokens);
           for (uint32_t v = 0; v < VECTORS; v++) {
             codes[v] = rows[v].codes + (size_t)b / 8 * SUPERBLOCK + HEADER + i / 2 * 512;
-            scale[v] = _mm512_load_ps(values[v].scale[i + half]);
-            minimum[v] = _mm512_load_ps(values[v].minimum[i + half]);
+            scales[v] = values[v]->scale[i + half];
           }
           /* b and i are even: which nibbles it is, is a constant */
-          add_block(&w, (b + i) / 2 * 2 + half, codes, scale, minimum, y);
+          add_block(&w, (b + i) / 2 * 2 + half, codes, scales, y);
         }
     }
   } else {
@@ -189,9 +197,9 @@ INLINE void tile(int f, uint32_t digits, const uint32_t tokens, uint32_t k, cons
       ahead_fetch(&ahead, tokens);
       for (uint32_t v = 0; v < VECTORS; v++) {
         codes[v] = rows[v].codes + (size_t)b * code_bytes(f);
-        scale[v] = r16_scales(f, rows[v].scales + (size_t)b * scale_bytes(f));
+        scales[v] = rows[v].scales + (size_t)b * scale_bytes(f);
       }
-      add_block(&w, b, codes, scale, minimum, y);
+      add_block(&w, b, codes, scales, y);
     }
   }
   *state = ahead;
@@ -225,7 +233,7 @@ INLINE void sums_of_x(float offset, size_t kp, const float *s, float *out) {
   }
 }
 
-/* scratch_rows: 8 */
+/* scratch_rows: 8, Q4_K: 2 more for values */
 INLINE void gemm(int f, uint32_t digits, const tile_fn run[PANEL_TOKENS], const moi_gemm_tile *g) {
   const moi_matrix *w = g->w;
   const size_t kp = MOI_FORM_KP(w->k), s_at = digits == 2 ? MOI_FORM_S(w->k) : MOI_FORM_I8_S(w->k);
@@ -243,7 +251,11 @@ INLINE void gemm(int f, uint32_t digits, const tile_fn run[PANEL_TOKENS], const 
       group rows[VECTORS]; /* the last again rather than a case for one */
       for (uint32_t v = 0; v < VECTORS; v++) {
         const size_t i = n / 16 + (16 * v < width ? v : 0);
-        rows[v] = (group){w->data + i * group_bytes, group_scales ? w->scales + i * group_scales : NULL};
+        rows[v] = (group){w->data + i * group_bytes, group_scales ? w->scales + i * group_scales : NULL, NULL};
+        if (!is_r16_k(f) || m <= PANEL_TOKENS) continue;
+        k_values *values = (k_values *)(void *)((float *)g->scratch + 8 * kp) + v * (w->k / 256);
+        for (size_t b = 0; b < w->k / 256; b++) r16_k_values(rows[v].codes + b * SUPERBLOCK, values + b);
+        rows[v].values = values;
       }
       for (uint32_t t = 0, tokens; t < m; t += tokens) {
         tokens = panel_tokens(t, m);
