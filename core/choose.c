@@ -49,8 +49,8 @@ moi_status moi_choose(const char *fn, moi_plan *plan, const moi_choice *c, int *
     }
   }
   if (!serve && moi_pack_source(c->format) != c->format)
-    return moi_fail(MOI_UNSUPPORTED, fn, "format: %s is an order for another backend, no %s kernel reads it; %s is one that has",
-                    format, c->backend, moi_format_name(moi_pack_source(c->format)));
+    return moi_fail(MOI_UNSUPPORTED, fn, "format: %s for %s is packed for the CPU, no %s kernel reads it: use %s", format,
+                    what, c->backend, moi_format_name(moi_pack_source(c->format)));
   if (*many == UINT32_MAX)
     return moi_fail(MOI_UNSUPPORTED, fn, "format: no %s kernel for %s (%s) meets plan_flags\n%s", c->backend, what,
                     format, refused);

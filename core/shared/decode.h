@@ -212,7 +212,7 @@ MOI_FN float moi_q6_k_value(float d, uint scale, uint low, uint high) {
                  MOI_Q6_K_LOW(D, b, k), MOI_Q6_K_HIGH(D, b, k))
 #define MOI_AT_Q6_K(D, S, Z, n, k, N, K) MOI_Q6_K(D, MOI_BLOCK(n, k, K, 256u, 210u), k)
 
-/* ---- order R: the blocks of 16 rows in pieces of 4 bytes a row; b is the byte offset of the 16 blocks, o a byte of a block */
+/* ---- order R: the blocks of 16 rows in pieces of 4 bytes a row; b: byte offset of the 16 blocks, o: a byte of a block */
 
 #define MOI_R16_BLOCK(n, k, K, elements) (((n) >> 4) * ((K) / (elements)) + (k) / (elements))
 #define MOI_R16_BYTE(b, n, o) ((b) + ((o) >> 2) * 64u + ((n) & 15u) * 4u + ((o) & 3u))

@@ -2,8 +2,8 @@
  *
  * A vector of codes is four bytes of 16 rows, as it lies in memory: they meet four bytes of a token's x that a load has
  * spread over the lanes, nibbles first the low and then the high ones. Sums belong to 16 rows; nothing is turned and
- * nothing is left to sum over lanes. x is d * q for each 32, q an integer of one or two digits, weights are unsigned bytes
- * u = w / scale + offset: a block is
+ * nothing is left to sum over lanes. x is d * q for each 32, q an integer of one or two digits, weights are unsigned
+ * bytes u = w / scale + offset: a block is
  *   scale * (d * (256 * sum u*hi + sum u*lo) - offset * s)      or, of Q4_K,
  *   scale * d * (256 * sum u*hi + sum u*lo) - minimum * s
  * where the sums are exact integers and s = d * sum q comes with the prepared row.
@@ -43,9 +43,9 @@ INLINE __m512 r16_scales(int f, const uint8_t *at) {
   return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)at));
 }
 
-/* The scales and minima of a superblock of 16 rows: k_scales with a row in each lane. */
+/* The 8 scales and then the 8 minima of a superblock of 16 rows: k_scales with a row in each lane. */
 typedef struct k_values {
-  float scale[8][16], minimum[8][16];
+  float of[16][16];
 } k_values;
 
 INLINE void r16_k_values(const uint8_t *at, k_values *out) {
@@ -55,7 +55,8 @@ INLINE void r16_k_values(const uint8_t *at, k_values *out) {
   q[0] = _mm512_and_si512(h[1], six);
   q[1] = _mm512_or_si512(_mm512_and_si512(h[3], low), _mm512_and_si512(_mm512_srli_epi16(h[1], 2), two));
   q[2] = _mm512_and_si512(h[2], six);
-  q[3] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(h[3], 4), low), _mm512_and_si512(_mm512_srli_epi16(h[2], 2), two));
+  q[3] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(h[3], 4), low),
+                         _mm512_and_si512(_mm512_srli_epi16(h[2], 2), two));
   const __m512 d[2] = {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(h[0])),
                        _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(h[0], 16)))};
 #pragma GCC unroll 4
@@ -63,7 +64,7 @@ INLINE void r16_k_values(const uint8_t *at, k_values *out) {
 #pragma GCC unroll 4
     for (uint32_t j = 0; j < 4; j++) {
       const __m512i byte = _mm512_and_si512(_mm512_srli_epi32(q[i], 8 * j), _mm512_set1_epi32(255));
-      _mm512_store_ps((i < 2 ? out->scale[4 * i] : out->minimum[4 * i - 8]) + 16 * j, _mm512_mul_ps(d[i / 2], _mm512_cvtepi32_ps(byte)));
+      _mm512_store_ps(out->of[4 * i + j], _mm512_mul_ps(d[i / 2], _mm512_cvtepi32_ps(byte)));
     }
 }
 
@@ -101,7 +102,7 @@ typedef struct work {
   __m512i low, table;
 } work;
 
-/* y += those of block b of k, of two groups of rows. scales: 16 as they lie; of Q4_K 16 floats, minima 128 floats behind. */
+/* y += those of block b of k, of two groups of rows. scales: as they lie; of Q4_K a row of k_values. */
 INLINE void add_block(const work *w, uint32_t b, const uint8_t *const codes[VECTORS], const void *const scales[VECTORS],
                       __m512 y[PANEL_TOKENS][VECTORS]) {
   const uint32_t tokens = w->tokens, digits = w->digits, together = w->together;
@@ -144,7 +145,8 @@ INLINE void add_block(const work *w, uint32_t b, const uint8_t *const codes[VECT
       __m512i all = a[t][0][v];
       if (together == 2) all = _mm512_add_epi32(_mm512_slli_epi32(all, 8), a[t][1][v]);
       const __m512 q = _mm512_cvtepi32_ps(all);
-      const __m512 dt = _mm512_set1_ps(((const float *)(const void *)(w->x[t] + w->d_at))[b]), st = _mm512_set1_ps(w->s[t][b]);
+      const __m512 dt = _mm512_set1_ps(((const float *)(const void *)(w->x[t] + w->d_at))[b]);
+      const __m512 st = _mm512_set1_ps(w->s[t][b]);
       if (is_r16_k(w->f))
         y[t][v] = _mm512_fmadd_ps(minimum, st, _mm512_fmadd_ps(scale, _mm512_mul_ps(q, dt), y[t][v]));
       else
@@ -154,7 +156,7 @@ INLINE void add_block(const work *w, uint32_t b, const uint8_t *const codes[VECT
 }
 
 /* tokens x COLUMNS results of two groups of rows. */
-INLINE void tile(int f, uint32_t digits, const uint32_t tokens, uint32_t k, const uint8_t *const *x, const float *const *s,
+INLINE void tile(int f, uint32_t digits, uint32_t tokens, uint32_t k, const uint8_t *const *x, const float *const *s,
                  const group rows[VECTORS], ahead_state *state, float sum[][COLUMNS]) {
   ahead_state ahead = *state; /* in registers */
   work w = {f, digits, tokens, tokens * digits <= 6 ? digits : 1, x, s,
@@ -185,7 +187,7 @@ INLINE void tile(int f, uint32_t digits, const uint32_t tokens, uint32_t k, cons
           ahead_fetch(&ahead, tokens);
           for (uint32_t v = 0; v < VECTORS; v++) {
             codes[v] = rows[v].codes + (size_t)b / 8 * SUPERBLOCK + HEADER + i / 2 * 512;
-            scales[v] = values[v]->scale[i + half];
+            scales[v] = values[v]->of[i + half];
           }
           /* b and i are even: which nibbles it is, is a constant */
           add_block(&w, (b + i) / 2 * 2 + half, codes, scales, y);
@@ -215,7 +217,7 @@ INLINE void tile(int f, uint32_t digits, const uint32_t tokens, uint32_t k, cons
   static __attribute__((noinline)) void tile_##name##_##digits##_##tokens(                                             \
       uint32_t k, const uint8_t *const *x, const float *const *s, const group rows[VECTORS], ahead_state *ahead,       \
       float sum[][COLUMNS]) {                                                                                          \
-    tile(MOI_FORMAT_##format, digits, tokens, k, x, s, rows, ahead, sum);                                                 \
+    tile(MOI_FORMAT_##format, digits, tokens, k, x, s, rows, ahead, sum);                                              \
   }
 typedef void (*tile_fn)(uint32_t k, const uint8_t *const *x, const float *const *s, const group rows[VECTORS],
                         ahead_state *ahead, float sum[][COLUMNS]);
@@ -229,7 +231,8 @@ INLINE void sums_of_x(float offset, size_t kp, const float *s, float *out) {
     const __m512 a = _mm512_maskz_loadu_ps(first(left < 16 ? (uint32_t)left : 16), s + 2 * i);
     const __m512 b = _mm512_maskz_loadu_ps(first(left > 32 ? 16 : left > 16 ? (uint32_t)left - 16 : 0), s + 2 * i + 16);
     const __m512 v = _mm512_add_ps(_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b));
-    _mm512_mask_storeu_ps(out + i, first(left < 32 ? (uint32_t)left / 2 : 16), _mm512_mul_ps(v, _mm512_set1_ps(-offset)));
+    const __mmask16 exist = first(left < 32 ? (uint32_t)left / 2 : 16);
+    _mm512_mask_storeu_ps(out + i, exist, _mm512_mul_ps(v, _mm512_set1_ps(-offset)));
   }
 }
 
