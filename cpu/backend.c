@@ -45,7 +45,7 @@ static moi_status kernel_get(uint32_t index, moi_kernel_info *info) {
 }
 
 static moi_format pack_preferred(moi_format format) {
-  const int rows_of_16 = (moi_isa_detect() & MOI_ISA_AVX512VNNI) != 0; /* whose kernels read them */
+  const int rows_of_16 = (moi_isa_detect() & MOI_ISA_AVX512VNNI) != 0; /* elsewhere panels are quicker for many tokens */
   switch (format) {
     case MOI_FORMAT_Q4_0: return rows_of_16 ? MOI_FORMAT_Q4_0_R16 : format;
     case MOI_FORMAT_IQ4_NL: return rows_of_16 ? MOI_FORMAT_IQ4_NL_R16 : format;
