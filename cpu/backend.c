@@ -154,7 +154,10 @@ static moi_status choose_route(const char *fn, moi_plan *plan, const char *force
   return status;
 }
 
-static int holds_bf16(moi_format format) { return format == MOI_FORMAT_BF16 || format == MOI_FORMAT_FP8; }
+/* q8_0: its codes */
+static int holds_bf16(moi_format format) {
+  return format == MOI_FORMAT_BF16 || format == MOI_FORMAT_FP8 || format == MOI_FORMAT_Q8_0;
+}
 
 static moi_status choose_attention(const char *fn, moi_plan *plan, moi_attention_state *state, int *found) {
   const moi_attention_desc *d = &plan->attention;
