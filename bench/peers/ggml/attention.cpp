@@ -221,12 +221,13 @@ void measure(const Options &o, const Engine &e, const Shape &s, ggml_type type, 
   if (mask) ggml_backend_tensor_set(mask, numbers.mask.data(), 0, numbers.mask.size() * 2);
   if (sinks) ggml_backend_tensor_set(sinks, numbers.sinks.data(), 0, numbers.sinks.size() * 4);
   Calls calls(e, graphs);
+  // few rows over a cache of f16 are summed in f16: up to 1.1 % off with 4096 keys
   Row row = {name,
              type,
              bytes,
              numbers.flops(),
              0,
-             tolerance_of(type),
+             type == GGML_TYPE_F16 ? 0.02 : tolerance_of(type),
              {{"rows", s.rows}, {"sequences", s.sequences}, {"kv_len", s.kv}, {"page_size", 0}},
              {{"kind", s.kind}, {"kv_format", ggml_type_name(type)}}};
   for (int i : {0, n - 1}) {

@@ -273,7 +273,7 @@ void measure(const Options &o, const Engine &e, const Layer &l, int tokens, cons
 } // namespace
 
 void experts(const Options &o, const Engine &e, const cJSON *preset, Results *results) {
-  const std::vector<std::string> formats = split(o.format);
+  const std::vector<std::string> formats = split(o.format.empty() ? "q4_k,q8_0,bf16" : o.format);
   std::vector<ggml_type> types; // each once, as they are asked for
   for (const std::string &f : formats) {
     const ggml_type t = type_of("--format", f, e.cpu);

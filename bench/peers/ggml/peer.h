@@ -18,8 +18,9 @@
 #include <vector>
 
 struct Options {
-  std::string preset = "qwen3-30b-a3b", op = "experts", format = "q4_k,q8_0,bf16", tokens = "1,8,64,512",
+  std::string preset = "qwen3-30b-a3b", op = "experts", tokens = "1,8,64,512",
               device = "CPU", kv = "4096", batch = "1,8", kv_format = "bf16";
+  std::string format; // "": of experts q4_k,q8_0,bf16, of select the preset's own name
   std::string presets, peaks, json, variant, command = "ggml-peer";
   int threads = 0, experts = 0, repetitions = 3;
   double min_time = 0.2;

@@ -170,8 +170,8 @@ struct Variant {
   }
 };
 
-void measure(const Options &o, const Engine &e, const Rule &r, int tokens, int sets, TopK top_k, const std::string &name,
-             Results *results) {
+void measure(const Options &o, const Engine &e, const Rule &r, int tokens, int sets, TopK top_k,
+             const std::vector<std::string> &names, Results *results) {
   const int n = calls_for(tokens, sets);
   Owned<ggml_context> inputs = context(size_t(3 * n));
   std::vector<Variant> variants;
@@ -186,7 +186,7 @@ void measure(const Options &o, const Engine &e, const Rule &r, int tokens, int s
   }
   Calls calls(e, graphs);
   // as bench_layer.c counts them: logits of bf16
-  Row row = {name, GGML_TYPE_F32, tokens * (2.0 * r.experts + 8.0 * r.top_k), 0, 0, 1e-4, {}, {}};
+  Row row = {"", GGML_TYPE_F32, tokens * (2.0 * r.experts + 8.0 * r.top_k), 0, 0, 1e-4, {}, {}};
   for (int i : {0, n - 1}) {
     calls.run(i);
     row.error = std::max(row.error, variants[i].error());
@@ -194,26 +194,32 @@ void measure(const Options &o, const Engine &e, const Rule &r, int tokens, int s
   if (!(row.error <= row.tolerance))
     throw std::runtime_error("wrong result: off by " + std::to_string(row.error) + " of its norm, " +
                              std::to_string(row.tolerance) + " allowed");
-  results->add(row, calls.measure(o, true));
+  const std::vector<double> times = calls.measure(o, true);
+  for (const std::string &name : names) {
+    row.name = name;
+    results->add(row, times);
+  }
 }
 
 } // namespace
 
 void select(const Options &o, const Engine &e, const cJSON *preset, Results *results) {
-  const std::string model = text_of(preset, "name"), format = text_of(preset, "format");
+  const std::string model = text_of(preset, "name"), formats = o.format.empty() ? text_of(preset, "format") : o.format;
   const double layer = number_of(preset, "layer_bytes");
   const int sets = int(std::max(1.0, std::min(std::ceil(COLD_BYTES / layer), double(MAX_SETS))));
   const std::pair<const char *, TopK> kernels[] = {{"argsort_top_k", ggml_argsort_top_k}, {"top_k", ggml_top_k}};
   for (int n : numbers_of("--tokens", o.tokens))
     for (const auto &kernel : kernels) {
-      const std::string name = "select/" + e.who + "/" + kernel.first + "/" + format + "/" + model +
-                               "/tokens:" + std::to_string(n);
+      std::vector<std::string> names;
+      for (const std::string &format : split(formats))
+        names.push_back("select/" + e.who + "/" + kernel.first + "/" + format + "/" + model +
+                        "/tokens:" + std::to_string(n));
       try {
-        measure(o, e, rule_of(preset), n, sets, kernel.second, name, results);
+        measure(o, e, rule_of(preset), n, sets, kernel.second, names, results);
       } catch (const LeftOut &why) {
-        std::printf("%s: left out: %s\n", name.c_str(), why.what());
+        std::printf("%s: left out: %s\n", names[0].c_str(), why.what());
       } catch (const std::runtime_error &why) {
-        results->fail(name, why.what());
+        for (const std::string &name : names) results->fail(name, why.what());
       }
     }
 }
