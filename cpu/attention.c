@@ -41,6 +41,9 @@ typedef struct lane {
   moi_span *spans;
   uint32_t *begin, *end;
   const uint8_t **k, **v;
+  const uint8_t **next_k, **next_v; /* [MOI_ATTEND_TILE]: see moi_attend */
+  uint32_t next_keys, next_at;
+  uint32_t fetched; /* lines of what comes next */
   partial now, chain;
   void *scratch;
 } lane;
@@ -100,6 +103,9 @@ static memory carve(const moi_plan *plan, moi_carve *c) {
     l.end = moi_take(c, rows, 4);
     l.k = moi_take(c, CHUNK + MOI_ATTEND_TILE, sizeof *l.k);
     l.v = moi_take(c, CHUNK + MOI_ATTEND_TILE, sizeof *l.v);
+    l.next_k = moi_take(c, MOI_ATTEND_TILE, sizeof *l.next_k);
+    l.next_v = moi_take(c, MOI_ATTEND_TILE, sizeof *l.next_v);
+    l.next_keys = l.next_at = l.fetched = 0;
     l.now = take_partial(c, rows, d->v_head_dim);
     l.chain = take_partial(c, rows, d->v_head_dim);
     l.scratch = moi_take(c, moi_attend_scratch(d->head_dim, d->v_head_dim), 1);
@@ -127,7 +133,9 @@ typedef struct work {
   memory m;
   uint32_t group;          /* query heads of a KV head */
   uint32_t heads_together; /* KV heads of a block of few rows, at most */
-  uint32_t n_items;        /* 0: every block is an item of its own */
+  uint32_t n_items;
+  int listed; /* 0: every block is an item of its own */
+  atomic_uint next_item;
 } work;
 
 /* A block: for each of its KV heads the rows first .. first + m - 1 of a sequence's rows * group, which are ordered by
@@ -225,6 +233,17 @@ static uint8_t *output(const work *w, place p) {
          ((size_t)p.row * a->output_stride + (size_t)p.head * d->v_head_dim) * dense(d->output_type);
 }
 
+/* A block of few rows: all of its queries at once. */
+static void fetch_queries(const work *w, const block *b) {
+  const moi_attention_desc *d = &w->plan->attention;
+  const uint32_t bytes = d->head_dim * (uint32_t)dense(d->input_type);
+  place at = first_place(w, b);
+  for (; at.at < b->n_heads * b->m; next_place(w, b, &at)) {
+    const char *q = (const char *)query(w, at);
+    for (uint32_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(q + byte);
+  }
+}
+
 /* The block's queries in the form of the row that serves it, and what each of them sees. */
 static void prepare(const work *w, const block *b, const moi_cpu_kernel *row, lane *l) {
   const moi_attention_desc *d = &w->plan->attention;
@@ -276,9 +295,9 @@ static int rows_of(const moi_kv_head *h, uint32_t from, uint32_t to, const uint8
 }
 
 /* The block's rows over keys from .. to - 1, which lie in one segment. The keys behind them up to `ahead_end` may be
- * fetched; fetched: the last call did that with these. */
+ * fetched, and if these are the block's last, those of the lane's next block. */
 static void attend(const work *w, const block *b, const moi_cpu_kernel *row, lane *l, uint32_t from, uint32_t to,
-                   uint32_t ahead_end, int fetched, const partial *out) {
+                   uint32_t ahead_end, const partial *out) {
   const moi_attention_desc *d = &w->plan->attention;
   const moi_kv_cache *c = &w->run->cache;
   const size_t q_bytes = (size_t)b->m * MOI_ATTEND_PAD(d->head_dim) * (row->form == MOI_FORM_BF16 ? 2 : 4);
@@ -294,13 +313,17 @@ static void attend(const work *w, const block *b, const moi_cpu_kernel *row, lan
   a.v = a.v_in_k ? l->k : l->v;
   a.scratch = l->scratch;
   a.fresh = 1;
-  a.fetched = fetched;
+  a.next_k = l->next_k;
+  a.next_v = a.v_in_k ? l->next_k : l->next_v;
+  a.fetched = &l->fetched;
   for (uint32_t base = from / MOI_ATTEND_TILE * MOI_ATTEND_TILE; base < to; base += CHUNK, a.fresh = 0) {
     uint32_t first = from > base ? from : base, last = to - base < CHUNK ? to : base + CHUNK;
     uint32_t ahead = ahead_end - base < CHUNK + MOI_ATTEND_TILE ? ahead_end : base + CHUNK + MOI_ATTEND_TILE;
     a.key_begin = first - base;
     a.key_end = last - base;
     a.ahead_end = ahead - base;
+    a.next_keys = ahead == b->end ? l->next_keys : 0;
+    a.next_at = l->next_at;
     for (uint32_t r = 0; r < b->m; r++) {
       uint32_t begin = l->spans[r].begin > first ? l->spans[r].begin : first;
       uint32_t end = l->spans[r].end < last ? l->spans[r].end : last;
@@ -315,6 +338,7 @@ static void attend(const work *w, const block *b, const moi_cpu_kernel *row, lan
       int all = rows_of(&keys, first, ahead, l->k + (first - base));
       if (!a.v_in_k) all &= rows_of(&values, first, ahead, l->v + (first - base));
       if (!all) a.heads = 1; /* what is absent has no next head */
+      if (a.heads < b->n_heads) l->fetched = a.next_keys = 0;
       a.q = (const uint8_t *)l->q + h * q_bytes;
       a.scale = l->scale + (size_t)h * b->m;
       a.max = out->max + (size_t)h * b->m;
@@ -390,9 +414,35 @@ static uint32_t segments_of(const work *w, const block *b) {
   return b->begin == b->end ? 0 : (b->end - 1) / w->state->segment - b->begin / w->state->segment + 1;
 }
 
-static void whole_block(const work *w, const block *b, lane *l) {
+static uint32_t take_item(work *w) { return atomic_fetch_add_explicit(&w->next_item, 1, memory_order_relaxed); }
+
+static block block_of(const work *w, uint32_t i) { return block_at(w, w->listed ? w->m.items[i].block : i); }
+
+/* The item that the lane takes next, which is taken before the last segment of a block of few rows: its queries and first
+ * keys are fetched meanwhile. */
+static uint32_t take_ahead(work *w, const block *b, lane *l) {
+  const moi_attention_desc *d = &w->plan->attention;
+  const uint32_t i = take_item(w);
+  if (i >= w->n_items || (w->listed && w->m.items[i].split >= 0)) return i;
+  const block next = block_of(w, i);
+  if (next.m > w->state->pick.few->m_max || next.begin == next.end) return i;
+  fetch_queries(w, &next);
+  if (next.n_heads != b->n_heads) return i;
+  const uint32_t end = moi_min_u32(next.end, next.begin + MOI_ATTEND_TILE);
+  const moi_kv_head keys = moi_kv_head_of(d, &w->run->cache, 0, next.seq, next.kv_head);
+  const moi_kv_head values = moi_kv_head_of(d, &w->run->cache, 1, next.seq, next.kv_head);
+  int all = rows_of(&keys, next.begin, end, l->next_k);
+  if (!(d->flags & MOI_ATTENTION_V_IN_K)) all &= rows_of(&values, next.begin, end, l->next_v);
+  if (all) l->next_keys = end - next.begin;
+  l->next_at = next.begin % MOI_ATTEND_TILE;
+  return i;
+}
+
+/* The item that comes after it. */
+static uint32_t whole_block(work *w, const block *b, lane *l) {
   const uint32_t dv = w->plan->attention.v_head_dim;
   const moi_cpu_kernel *row = moi_pick_for(&w->state->pick, b->m);
+  uint32_t next = UINT32_MAX;
   if (b->begin == b->end) {
     nothing(b->n_heads * b->m, dv, &l->chain);
   } else {
@@ -400,11 +450,14 @@ static void whole_block(const work *w, const block *b, lane *l) {
     uint32_t first = b->begin / w->state->segment, last = (b->end - 1) / w->state->segment;
     for (uint32_t i = first; i <= last; i++) {
       moi_span s = segment_of(w, b, i);
-      attend(w, b, row, l, s.begin, s.end, b->end, i != first, i == first ? &l->chain : &l->now);
+      l->next_keys = 0;
+      if (i == last && b->m <= w->state->pick.few->m_max) next = take_ahead(w, b, l);
+      attend(w, b, row, l, s.begin, s.end, b->end, i == first ? &l->chain : &l->now);
       if (i != first) merge(w, b->n_heads * b->m, &l->chain, &l->now);
     }
   }
   finish(w, b, &l->chain);
+  return next == UINT32_MAX ? take_item(w) : next;
 }
 
 /* A segment that nobody has taken: `next`, or the last; n_segments: there is none. */
@@ -439,25 +492,41 @@ static void join(const work *w, const block *b, split *p, uint32_t i) {
 
 static void part_of_block(const work *w, const block *b, lane *l, split *p, uint32_t begin) {
   const moi_cpu_kernel *row = moi_pick_for(&w->state->pick, b->m);
-  uint32_t fetched = p->n_segments, i = take_segment(p, begin);
+  uint32_t i = take_segment(p, begin);
+  l->fetched = l->next_keys = 0;
   if (i < p->n_segments) prepare(w, b, row, l);
-  for (; i < p->n_segments; i = take_segment(p, i + 1)) {
+  for (uint32_t fetched = i; i < p->n_segments; i = take_segment(p, i + 1)) {
     const moi_span s = segment_of(w, b, p->first_segment + i);
     const int goes_on =
         i + 1 < p->n_segments && !(atomic_load_explicit(&p->taken, memory_order_relaxed) >> (i + 1) & 1);
-    attend(w, b, row, l, s.begin, s.end, goes_on ? b->end : s.end, i == fetched, &p->parts[i]);
+    if (i != fetched) l->fetched = 0;
+    attend(w, b, row, l, s.begin, s.end, goes_on ? b->end : s.end, &p->parts[i]);
     fetched = goes_on ? i + 1 : p->n_segments;
     join(w, b, p, i);
   }
 }
 
-static void do_item(void *arg, uint32_t lane_index, uint32_t i) {
-  const work *w = arg;
+/* A worker's: one item after another. */
+static void do_items(void *arg, uint32_t lane_index, uint32_t task) {
+  work *w = arg;
   lane *l = &w->m.lanes[lane_index];
-  const item *it = w->n_items ? &w->m.items[i] : NULL;
-  block b = block_at(w, it ? it->block : i);
-  if (it && it->split >= 0) part_of_block(w, &b, l, &w->m.splits[it->split], it->begin);
-  else whole_block(w, &b, l);
+  int is_first = 1;
+  (void)task;
+  l->fetched = l->next_keys = 0;
+  for (uint32_t i = take_item(w); i < w->n_items;) {
+    const block b = block_of(w, i);
+    const item *it = w->listed ? &w->m.items[i] : NULL;
+    if (is_first && b.m <= w->state->pick.few->m_max) fetch_queries(w, &b);
+    is_first = 0;
+    if (it && it->split >= 0) {
+      part_of_block(w, &b, l, &w->m.splits[it->split], it->begin);
+      l->fetched = 0;
+      i = take_item(w);
+    } else {
+      i = whole_block(w, &b, l);
+      if (!l->next_keys) l->fetched = 0;
+    }
+  }
 }
 
 static uint64_t cost_of(const block *b) { return (uint64_t)b->n_heads * b->m * (b->end - b->begin); }
@@ -466,13 +535,16 @@ static uint64_t cost_of(const block *b) { return (uint64_t)b->n_heads * b->m * (
  * share as many as there are workers: of more, some that are no more than one worker's are not shared. */
 static void plan_items(work *w, uint32_t n_blocks) {
   uint32_t workers = w->plan->context->desc.n_workers, n_splits = 0, large = 0;
-  w->n_items = 0;
+  w->n_items = n_blocks;
+  w->listed = 0;
   if (workers < 2 || n_blocks > FEW_BLOCKS(workers) || !w->m.splits) return;
   uint64_t total = 0;
   for (uint32_t i = 0; i < n_blocks; i++) {
     block b = block_at(w, i);
     total += cost_of(&b);
   }
+  w->n_items = 0;
+  w->listed = 1;
   for (uint32_t i = 0; i < n_blocks; i++) {
     block b = block_at(w, i);
     large += segments_of(w, &b) > 1 && cost_of(&b) * 4 * workers > total;
@@ -578,5 +650,6 @@ void moi_cpu_attention(const moi_plan *plan, const moi_run *run, moi_carve *c) {
   work_of_all = work_of_all > UINT32_MAX ? UINT32_MAX : work_of_all;
   work_of_all *= d->head_dim + d->v_head_dim;
   plan_items(&w, n_blocks);
-  moi_pool_run_sized(plan->context, work_of_all, w.n_items ? w.n_items : n_blocks, do_item, &w);
+  atomic_init(&w.next_item, 0);
+  moi_pool_run_sized(plan->context, work_of_all, moi_min_u32(w.n_items, plan->context->desc.n_workers), do_items, &w);
 }

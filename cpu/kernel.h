@@ -120,7 +120,12 @@ typedef struct moi_attend {
   const uint8_t *const *k;     /* [ahead_end] rows of the cache, from key_begin on never NULL; no other memory is read */
   const uint8_t *const *v;
   int fresh;              /* 0: max, sum and acc hold the result over the keys before these, to go on from */
-  int fetched;            /* the call before this one may have fetched the first keys: a hint */
+  /* Hints. The call that is likely to follow, of as many heads with the same strides: its first keys and their values, of
+     which some may be fetched, counted from its key_begin, which is next_at. In and out: lines that the call before this
+     one, and this one, fetched so. */
+  const uint8_t *const *next_k, *const *next_v;
+  uint32_t next_keys, next_at;
+  uint32_t *fetched;
   float *max, *sum;       /* out: [m rounded up to 16] */
   float *acc;             /* out: [m][MOI_ATTEND_PAD(dv)] */
   void *scratch;          /* 64-byte aligned, moi_attend_scratch bytes */

@@ -171,6 +171,18 @@ static inline vec vec_mantissa(vec v) {
 }
 static inline uint32_t lanes_above(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 static inline float vec_highest(vec v) { return _mm512_reduce_max_ps(v); }
+static inline float vec_halves(vec v) {
+  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+static inline void vec_gather(const float *from, float *to) {
+  const __m512 x = vec_load(from), y = vec_load(from + VEC);
+  const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  vec_store(to, _mm512_permutex2var_ps(x, order, y));
+  vec_store(to + VEC, _mm512_permutex2var_ps(x, _mm512_add_epi32(order, _mm512_set1_epi32(8)), y));
+}
 
 #include "cpu/kernels/flash.h"
 #include "cpu/kernels/flash_few.h"

@@ -20,7 +20,8 @@
  *                   out[0], the others in out[1]; SCALED: the first VEC codes, the others
  *   vec_dot_unit(operand, const unit *, sum)          the unit meets all lanes
  *   KEEP_IN_MEMORY(pointer)                           keeps the compiler from holding what it points to in registers
- *   vec_highest(vec)                                  of its lanes
+ *   vec_highest(vec), vec_halves(vec)                 of its lanes; their sum, halves upon halves
+ *   vec_gather(const float *from, float *to)          PAIR sums of what load_twins gives, to the order of memory
  *
  * What belongs to a panel's rows lies side by side, so that the loops address by constants. A row's bits do not depend on
  * the rows beside it: sums over keys are of classes, key % VEC, whatever the width of a panel. */
@@ -68,14 +69,13 @@ static inline uint32_t turn(uint32_t heads, uint32_t bytes) {
 typedef struct stretch {
   uint32_t key0, first, last;
   size_t offset; /* bytes of the head in a token's row */
-  int fetch, rescale, ends; /* begins, ends with the keys of the tile that are seen */
+  int rescale, ends; /* begins, ends with the keys of the tile that are seen */
 #if UNIT == 1
+  int fetch;
   uint32_t ahead;  /* key j fetches that of key j + ahead, */
   size_t to_fetch; /* these bytes on */
 #else
-  const uint8_t *const *rows;     /* keys or values that come next: as many rows are fetched as there are keys, */
-  size_t stride;                  /* heads this far apart, */
-  uint32_t bytes, key, head, end; /* from this key's and head's on, up to key `end` */
+  struct course *course; /* what is fetched meanwhile */
 #endif
 } stretch;
 
@@ -166,23 +166,69 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
 }
 
 #else
-/* Lines of the cache from a key's head on, in the order of memory. */
+/* The cache's lines as a call goes through them: the keys of a tile, for all heads and in the order of memory, then its
+ * values, the next tile's, and the first of the call that follows. */
 struct course {
-  const uint8_t *const *rows;
   const uint8_t *line;
   uint32_t left, step; /* lines of the row from `line` on; 64, or 0 at the end */
-  uint32_t key, end, lines;
+  const moi_attend *a;
+  uint32_t stage, first, end; /* keys of a tile of this call, or of the next */
+  const uint8_t *const *rows;
+  uint32_t key, lines; /* the next row's key; lines of a row */
   size_t offset, stride, width;
+  uint32_t begun, gone; /* lines of the rows that were begun; lines that were gone through */
 };
+enum { KEYS, VALUES, NEXT_KEYS, NEXT_VALUES };
+
+/* Lines of a key's or value's row of all heads: heads without a gap are one row. */
+static inline uint32_t lines_of(uint32_t heads, size_t stride, uint32_t bytes) {
+  return stride == bytes ? (heads * bytes + 63) / 64 : heads * ((bytes + 63) / 64);
+}
+
+static void begin_stage(course *c, uint32_t key, uint32_t end) {
+  const moi_attend *a = c->a;
+  const int values = c->stage == VALUES || c->stage == NEXT_VALUES, next = c->stage > VALUES;
+  const uint32_t bytes = values ? row_bytes(a->v_format, a->dv) : row_bytes(a->k_format, a->dk);
+  c->rows = next ? values ? a->next_v : a->next_k : values ? a->v : a->k;
+  c->first = c->key = key;
+  c->end = end;
+  c->offset = 0;
+  c->stride = values ? a->v_head_stride : a->k_head_stride;
+  c->width = a->heads * c->stride;
+  c->lines = (bytes + 63) / 64;
+  if (c->stride != bytes) return;
+  c->stride = c->width; /* heads without a gap are one row */
+  c->lines = (uint32_t)(c->width + 63) / 64;
+}
+
+/* Values behind the keys of a tile, then the next tile's keys, then those of the call that follows; 0: there are no more. */
+static int next_stage(course *c) {
+  const moi_attend *a = c->a;
+  const uint32_t keys = tile_keys(a);
+  if (!a->v_in_k && (c->stage == KEYS || c->stage == NEXT_KEYS)) {
+    c->stage++;
+    begin_stage(c, c->first, c->end);
+  } else if (c->stage <= VALUES && c->end < a->ahead_end) {
+    c->stage = KEYS;
+    begin_stage(c, c->end, least(a->ahead_end, c->end / keys * keys + keys));
+  } else {
+    const uint32_t from = c->stage <= VALUES ? 0 : c->end, at = a->next_at + from;
+    if (from >= a->next_keys) return 0;
+    c->stage = NEXT_KEYS;
+    begin_stage(c, from, least(a->next_keys, from + keys - at % keys));
+  }
+  return 1;
+}
 
 static __attribute__((noinline)) void next_row(course *c) {
-  if (c->key >= c->end) { /* the same line again and again */
+  if (c->key == c->end && !next_stage(c)) { /* the same line again and again */
     c->step = 0;
     c->left = UINT32_MAX;
     return;
   }
   c->line = c->rows[c->key] + c->offset;
   c->left = c->lines;
+  c->begun += c->lines;
   c->offset += c->stride;
   if (c->offset >= c->width) {
     c->offset = 0;
@@ -190,20 +236,23 @@ static __attribute__((noinline)) void next_row(course *c) {
   }
 }
 
-static inline course course_of(const moi_attend *a, const stretch *s) {
-  course c = {.rows = s->rows, .line = no_values, .step = 64, .key = s->key, .end = s->fetch ? s->end : 0};
-  c.offset = s->head * s->stride;
-  c.stride = s->stride;
-  c.width = a->heads * s->stride;
-  c.lines = (s->bytes + 63) / 64;
-  if (s->stride == s->bytes && c.key < c.end) { /* heads without a gap are one row */
-    c.line = s->rows[c.key++] + c.offset;
-    c.left = (uint32_t)(c.width - c.offset + 63) / 64;
-    c.lines = (uint32_t)(c.width + 63) / 64;
-    c.offset = 0;
-    c.stride = c.width;
-  } else next_row(&c);
+/* From the first line on that the call before did not fetch. */
+static course begin_course(const moi_attend *a) {
+  course c = {.a = a, .step = 64, .stage = KEYS};
+  const uint32_t keys = tile_keys(a);
+  uint32_t skip = *a->fetched;
+  begin_stage(&c, a->key_begin, least(a->ahead_end, a->key_begin / keys * keys + keys));
+  for (next_row(&c); c.step && skip >= c.left; next_row(&c)) skip -= c.left;
+  if (!c.step) return c;
+  c.line += skip * 64;
+  c.left -= skip;
   return c;
+}
+
+/* Lines that were fetched and are still to be gone through. */
+static inline uint32_t lines_ahead(const course *c) {
+  const uint32_t fetched = c->begun - (c->step ? c->left : 0);
+  return fetched > c->gone ? fetched - c->gone : 0;
 }
 
 static inline __attribute__((always_inline)) void fetch_lines(course *c, const uint32_t n) {
@@ -222,6 +271,18 @@ static inline __attribute__((always_inline)) void fetch_lines(course *c, const u
   }
 }
 
+/* What is needed at once: prefetches that come faster than memory gives would be dropped. */
+static void load_lines(course *c, uint32_t n) {
+  while (n && c->step) {
+    const uint32_t some = least(n, c->left);
+    for (uint32_t i = 0; i < some; i++) (void)*(const volatile uint8_t *)(c->line + i * 64);
+    c->line += some * 64;
+    n -= some;
+    c->left -= some;
+    if (!c->left) next_row(c);
+  }
+}
+
 /* Rows of VEC keys from j on; those outside the stretch are its first or last. */
 static inline const uint8_t *const *group_of(const uint8_t *const *keys, const stretch *s, uint32_t j,
                                              const uint8_t *few[VEC]) {
@@ -235,7 +296,7 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
                                                        const moi_attend *a, const panel *x, const stretch *s) {
   const uint32_t n = a->dk, first = s->first / VEC * VEC, last = s->last, lines = row_bytes(format, 2 * PAIR) / 32;
   const uint8_t *few[VEC], *const *keys = a->k + s->key0, *const *k = group_of(keys, s, first, few);
-  course ahead = course_of(a, s);
+  course *ahead = s->course;
   operand fours[VEC];
   (void)rows;
   const int blocks = SCALED(format);
@@ -265,7 +326,7 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
         turn_fours(fours, u, y);
         load_four(format, k + 4 * u, at, next + 4 * u);
         if (blocks) keep_scales(k + 4 * u, 4, at, scales[!turn] + 4 * u);
-        fetch_lines(&ahead, lines + (blocks && u == 3)); /* no more than there are, but for a fraction */
+        fetch_lines(ahead, lines + (blocks && u == 3)); /* no more than there are, but for a fraction */
 #pragma GCC unroll 4
         for (uint32_t c = 0; c < 4; c++)
 #pragma GCC unroll 8
@@ -293,10 +354,8 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
 /* acc = acc * factor + sum_j p[j] v[j] of rows row0 .. row0 + rows - 1, `pairs` pairs of vectors at a time */
 static inline __attribute__((always_inline)) void weigh(moi_format format, uint32_t row0, const uint32_t rows,
                                                         const uint32_t width, const uint32_t pairs, const moi_attend *a,
-                                                        const panel *x, const stretch *s, uint32_t column,
-                                                        course *fetched) {
+                                                        const panel *x, const stretch *s, uint32_t column) {
 #if UNIT == 1
-  (void)fetched;
   /* the lines that begin in these columns are fetched */
   const uint32_t line = (row_bytes(format, column) + 63) & ~63u, end = row_bytes(format, column + pairs * PAIR);
   const uint32_t until = line < end ? fetch_end(a, s) : 0;
@@ -339,7 +398,7 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, uint3
     const uint8_t *odd = j + 1 < last ? values[j + 1] + offset : no_values;
 #pragma GCC unroll 2
     for (uint32_t i = 0; i < pairs; i++) load_twins(format, even, odd, column + i * PAIR, y + 2 * i);
-    fetch_lines(fetched, row_bytes(format, pairs * PAIR) / 32);
+    fetch_lines(s->course, row_bytes(format, pairs * PAIR) / 32);
 #endif
 #pragma GCC unroll 8
     for (uint32_t r = 0; r < rows; r++) {
@@ -371,8 +430,8 @@ typedef struct column_scales {
 /* The same of values with scales, which weights meet before they are rounded. */
 static inline __attribute__((always_inline)) void weigh_block(moi_format format, uint32_t row0, const uint32_t rows,
                                                               const uint32_t width, const moi_attend *a, const panel *x,
-                                                              const stretch *s, uint32_t column, const column_scales *scales,
-                                                              course *fetched) {
+                                                              const stretch *s, uint32_t column,
+                                                              const column_scales *scales) {
   const uint32_t first = s->first, last = s->last, lines = row_bytes(format, PAIR) / 32;
   const uint8_t *const *values = a->v + s->key0;
   const size_t offset = s->offset;
@@ -394,13 +453,13 @@ static inline __attribute__((always_inline)) void weigh_block(moi_format format,
       const vec p = vec_load(x->logits + group * width + (row0 + r) * VEC);
       pack_keys(vec_mul(vec_mul(p, scale), vec_splat(scales->share[row0 + r])), weights[r]);
     }
-    fetch_lines(fetched, 1); /* what blocks are longer than the whole lines below */
+    fetch_lines(s->course, 1); /* what blocks are longer than the whole lines below */
     for (; j < end; j += 2) {
       operand y[2];
       const uint8_t *even = j < first ? no_values : values[j] + offset;
       const uint8_t *odd = j + 1 < last ? values[j + 1] + offset : no_values;
       load_twins(format, even, odd, column, y);
-      fetch_lines(fetched, lines);
+      fetch_lines(s->course, lines);
 #pragma GCC unroll 8
       for (uint32_t r = 0; r < rows; r++) {
         operand w = operand_splat(&weights[r][j % VEC / 2]);
@@ -443,21 +502,18 @@ static inline __attribute__((always_inline)) void weighs(moi_format format, cons
                                                          const moi_attend *a, const panel *x, const stretch *s) {
   const uint32_t pairs = width * 4 > 24 ? 1 : 2;
   uint32_t column = 0;
-#if UNIT == 1
-  course *fetched = NULL;
-#else
-  course ahead = course_of(a, s), *fetched = &ahead;
+#if UNIT == 2
   if (SCALED(format)) {
     column_scales scales[1024 / PAIR];
     scales_of(a, x, s, scales);
     for (; column < a->dv; column += PAIR)
-      weigh_block(format, 0, rows, width, a, x, s, column, &scales[column / PAIR], fetched);
+      weigh_block(format, 0, rows, width, a, x, s, column, &scales[column / PAIR]);
     return;
   }
 #endif
   for (; column + pairs * PAIR <= a->dv; column += pairs * PAIR)
-    weigh(format, 0, rows, width, pairs, a, x, s, column, fetched);
-  for (; column < a->dv; column += PAIR) weigh(format, 0, rows, width, 1, a, x, s, column, fetched);
+    weigh(format, 0, rows, width, pairs, a, x, s, column);
+  for (; column < a->dv; column += PAIR) weigh(format, 0, rows, width, 1, a, x, s, column);
 }
 
 /* A panel's rows and places, as constants. */
@@ -510,22 +566,19 @@ EACH_FORMAT(PASSES)
 
 /* One row by itself, over keys that only it sees. */
 static __attribute__((noinline)) void value_of_one(const moi_attend *a, const panel *x, const stretch *s, uint32_t r) {
-#if UNIT == 1
-  course *none = NULL;
-#else
-  course nothing = course_of(a, s), *none = &nothing;
+#if UNIT == 2
   if (SCALED(a->v_format)) {
     column_scales scales[1024 / PAIR];
     scales_of(a, x, s, scales);
     for (uint32_t e = 0; e < a->dv; e += PAIR)
-      weigh_block(MOI_FORMAT_Q8_0, r, 1, x->width, a, x, s, e, &scales[e / PAIR], none);
+      weigh_block(MOI_FORMAT_Q8_0, r, 1, x->width, a, x, s, e, &scales[e / PAIR]);
     return;
   }
 #endif
   for (uint32_t e = 0; e < a->dv; e += PAIR) switch (a->v_format) {
 #define WEIGH_ONE(NAME)                                                                                                \
   case MOI_FORMAT_##NAME:                                                                                              \
-    weigh(MOI_FORMAT_##NAME, r, 1, x->width, 1, a, x, s, e, none);                                                     \
+    weigh(MOI_FORMAT_##NAME, r, 1, x->width, 1, a, x, s, e);                                                           \
     break;
       EACH_FORMAT(WEIGH_ONE)
       default: return;
@@ -689,18 +742,17 @@ static inline void spread(moi_format format, const float *from, float *to) {
 }
 static inline void gather(moi_format format, const float *from, float *to) {
   if (SCALED(format)) memcpy(to, from, PAIR * sizeof *to);
-  else
-    for (uint32_t i = 0; i < 8; i++) memcpy(to + i * 4, from + i % 2 * VEC + i / 2 * 4, 16);
+  else vec_gather(from, to);
 }
 #endif
 
-/* UNIT 2: for each row as many lines are fetched. */
-static void queries_of(const moi_attend *a, uint32_t first, panel *x, course *fetched, uint32_t lines) {
+/* UNIT 2: meanwhile `due` lines are fetched for each row. */
+static void queries_of(const moi_attend *a, uint32_t first, panel *x, course *c, uint32_t due) {
   const uint32_t pad = MOI_ATTEND_PAD(a->dk) / UNIT;
   const unit *q = (const unit *)a->q + (size_t)first * pad;
 #if UNIT == 1
-  (void)fetched;
-  (void)lines;
+  (void)c;
+  (void)due;
   for (uint32_t e = 0; e < a->dk; e += PAIR)
     for (uint32_t r = 0; r < x->width; r++) {
       float both[PAIR] = {0};
@@ -710,21 +762,37 @@ static void queries_of(const moi_attend *a, uint32_t first, panel *x, course *fe
     }
 #else
   const uint32_t width = x->width;
-  for (uint32_t r = 0; r < width; r++, q += pad) {
-    unit *to = x->q + r;
-    if (r < x->rows) fetch_lines(fetched, lines);
-    for (uint32_t e = 0; e < pad; e++, to += width) *to = r < x->rows ? q[e] : 0;
+  uint32_t r = 0;
+  for (; !due && r + 4 <= width; r += 4) {
+    const uint8_t *rows[4];
+    for (uint32_t i = 0; i < 4; i++)
+      rows[i] = r + i < x->rows ? (const uint8_t *)(q + (size_t)(r + i) * pad) : no_values;
+    for (uint32_t e = 0; e < pad; e += VEC) {
+      operand y[4];
+      load_four(MOI_FORMAT_BF16, rows, e * sizeof *q, y);
+      unit *to = x->q + (size_t)e * width + r;
+      for (uint32_t j = 0; j < 4; j++) {
+        unit turned[VEC]; /* of each 4 units the j-th */
+        memcpy(turned, &y[j], sizeof turned);
+        for (uint32_t i = 0; i < 4; i++) memcpy(to + (4 * i + j) * width, turned + 4 * i, 4 * sizeof *to);
+      }
+    }
+  }
+  /* one by one: what is fetched takes longer, and prefetches that come faster than memory gives are dropped */
+  for (; r < width; r++) {
+    if (r < x->rows) fetch_lines(c, due);
+    for (uint32_t e = 0; e < pad; e++) x->q[(size_t)e * width + r] = r < x->rows ? q[(size_t)r * pad + e] : 0;
   }
 #endif
 }
 
-static void begin_panel(const moi_attend *a, uint32_t head, panel *x, course *fetched, uint32_t lines) {
+static void begin_panel(const moi_attend *a, uint32_t head, panel *x, course *c, uint32_t due) {
   const uint32_t first = head * a->m + x->row, lanes = x->width > VEC ? x->width : VEC;
-  queries_of(a, first, x, fetched, lines);
-  for (uint32_t i = 0; i < lanes; i++) {
-    const uint32_t r = i % x->width;
+  queries_of(a, first, x, c, due);
+  for (uint32_t i = 0, r = 0; i < lanes; i++) {
     x->scale[i] = r < x->rows ? a->scale[first + r] : 0;
     x->max[i] = r < x->rows && !a->fresh ? a->max[first + r] : -INFINITY;
+    if (++r == x->width) r = 0;
   }
   memset(x->sum, 0, sizeof x->sum);
   if (a->fresh) {
@@ -738,16 +806,22 @@ static void begin_panel(const moi_attend *a, uint32_t head, panel *x, course *fe
   }
 }
 
+/* Sums over the classes, halves upon halves, to the first of each row. */
+static inline void add_classes(panel *x) {
+#if UNIT == 1
+  for (uint32_t half = VEC / 2; half; half /= 2)
+    for (uint32_t i = 0; i < half * x->width; i++) x->sum[i] += x->sum[i + half * x->width];
+#else
+  for (uint32_t r = 0; r < x->rows; r++) x->sum[r * VEC] = vec_halves(vec_load(x->sum + r * VEC));
+#endif
+}
+
 static void end_panel(const moi_attend *a, uint32_t head, panel *x) {
   const uint32_t first = head * a->m + x->row;
-  const uint32_t apart = UNIT == 1 ? x->width : 1,
-                 next = UNIT == 1 ? 1 : VEC; /* from class to class, from row to row */
-  for (uint32_t half = VEC / 2; half; half /= 2)
-    for (uint32_t i = 0; i < half; i++)
-      for (uint32_t r = 0; r < x->width; r++) x->sum[i * apart + r * next] += x->sum[(i + half) * apart + r * next];
+  add_classes(x);
   for (uint32_t r = 0; r < x->rows; r++) {
     a->max[first + r] = x->max[r];
-    a->sum[first + r] = x->sum[r * next];
+    a->sum[first + r] = x->sum[UNIT == 1 ? r : r * VEC];
     for (uint32_t e = 0; e < a->dv; e += PAIR)
       gather(a->v_format, x->acc + e * x->width + r * PAIR, a->acc + (size_t)(first + r) * MOI_ATTEND_PAD(a->dv) + e);
   }
@@ -757,46 +831,54 @@ static void end_panel(const moi_attend *a, uint32_t head, panel *x) {
 typedef struct stream {
   const uint8_t *const *rows;
   size_t head_stride;
-  uint32_t bytes, step; /* of a head's row; keys of a turn */
+  uint32_t step; /* keys of a turn */
   pass one;
   int fetch;
+  uint32_t lines; /* UNIT 2: of a key */
 } stream;
 
-/* A pass over the part's keys for all heads, in turns: near the order of memory, which is the one in which memory is
- * quick, where heads lie side by side in each token. The last turn fetches the first of `next`, from key next_key on. */
-static void walk(const moi_attend *a, const part *p, const stream *x, const panel *panels, uint32_t n_panels,
-                 const stream *next, uint32_t next_key) {
-  const uint32_t step = x->step;
-#if UNIT == 1
-  (void)next;
-  (void)next_key;
+#if UNIT == 2
+/* The end of a turn that begins at key `at`: its keys are fetched then, and as many lines are during the turn. */
+static uint32_t begin_turn(const part *p, const stream *x, course *c, uint32_t at) {
+  const uint32_t end = least((at / x->step + 1) * x->step, p->last), lines = (end - at) * x->lines;
+  if (!x->fetch) return end;
+  const uint32_t ahead = lines_ahead(c);
+  if (ahead < lines) load_lines(c, lines - ahead);
+  c->gone += lines;
+  return end;
+}
 #endif
-  for (uint32_t at = p->first / step * step; at < p->last; at += step)
+
+/* A pass over the part's keys for all heads, in turns: near the order of memory, which is the one in which memory is
+ * quick, where heads lie side by side in each token. */
+static void walk(const moi_attend *a, const part *p, const stream *x, const panel *panels, uint32_t n_panels, course *c) {
+  for (uint32_t at = p->first, next; at < p->last; at = next) {
+#if UNIT == 1
+    (void)c;
+    next = least((at / x->step + 1) * x->step, p->last);
+#else
+    next = begin_turn(p, x, c, at);
+#endif
     for (uint32_t h = 0; h < a->heads; h++) {
-      stretch s = {.key0 = p->key0, .first = at > p->first ? at : p->first, .last = least(at + step, p->last)};
+      stretch s = {.key0 = p->key0, .first = at, .last = next};
       s.offset = h * x->head_stride;
 #if UNIT == 1
       const int last = h + 1 == a->heads;
-      s.ahead = last ? step : 0;
+      s.ahead = last ? x->step : 0;
       s.to_fetch = last ? 0 : s.offset + x->head_stride;
-#else
-      const int end = at + step >= p->last;
-      const stream *of = end ? next : x;
-      const uint32_t row = h * (s.last - s.first);
-      s.rows = of->rows;
-      s.stride = of->head_stride;
-      s.bytes = of->bytes;
-      s.key = (end ? next_key : p->key0 + at + step) + row / a->heads;
-      s.head = row % a->heads;
-      s.end = a->ahead_end;
 #endif
       s.rescale = s.first == p->first;
       s.ends = s.last == p->last;
       for (uint32_t i = 0; i < n_panels; i++) {
+#if UNIT == 1
         s.fetch = x->fetch && !i;
+#else
+        s.course = &c[x->fetch && !i ? 0 : 1];
+#endif
         x->one(a, &panels[h * n_panels + i], &s);
       }
     }
+  }
 }
 
 void ATTEND_DOT(const moi_attend *a);
@@ -805,25 +887,25 @@ void ATTEND_DOT(const moi_attend *a) {
     ATTEND(a);
     return;
   }
-  stream keys = {.rows = a->k, .head_stride = a->k_head_stride, .bytes = row_bytes(a->k_format, a->dk), .fetch = 1};
-  stream values = {.rows = a->v, .head_stride = a->v_head_stride, .bytes = row_bytes(a->v_format, a->dv)};
-  values.fetch = !a->v_in_k;
-  keys.step = turn(a->heads, keys.bytes);
-  values.step = turn(a->heads, values.bytes);
+  const uint32_t k_bytes = row_bytes(a->k_format, a->dk), v_bytes = row_bytes(a->v_format, a->dv);
+  stream keys = {.rows = a->k, .head_stride = a->k_head_stride, .step = turn(a->heads, k_bytes), .fetch = 1};
+  stream values = {.rows = a->v, .head_stride = a->v_head_stride, .step = turn(a->heads, v_bytes), .fetch = !a->v_in_k};
 #define PICK(NAME)                                                                                                     \
   if (a->k_format == MOI_FORMAT_##NAME) keys.one = logits_##NAME;                                                      \
   if (a->v_format == MOI_FORMAT_##NAME) values.one = values_##NAME;
   EACH_FORMAT(PICK)
-  course *fetched = NULL;
-  uint32_t lines = 0; /* of a row */
-#if UNIT == 2
-  /* the first turn, which none before it has fetched */
-  stretch begin_at = {.rows = keys.rows, .stride = keys.head_stride, .bytes = keys.bytes, .key = a->key_begin};
-  begin_at.fetch = a->fresh && !a->fetched;
-  begin_at.end = least(a->key_end, (a->key_begin / keys.step + 1) * keys.step);
-  course first = course_of(a, &begin_at);
-  fetched = &first;
-  if (begin_at.fetch) lines = ((begin_at.end - begin_at.key) * ((keys.bytes + 63) / 64) + a->m - 1) / a->m;
+#if UNIT == 1
+  course *ahead = NULL;
+  const uint32_t due = 0;
+#else
+  keys.lines = lines_of(a->heads, a->k_head_stride, k_bytes);
+  values.lines = lines_of(a->heads, a->v_head_stride, v_bytes);
+  /* and one that fetches nothing */
+  course ahead[2] = {begin_course(a), {.line = no_values, .left = UINT32_MAX}};
+  /* the first turn, as far as it is not fetched */
+  const uint32_t first_keys = least(a->key_end, (a->key_begin / keys.step + 1) * keys.step) - a->key_begin;
+  const uint32_t first = first_keys * keys.lines, fetched = lines_ahead(ahead), rows = a->heads * a->m;
+  const uint32_t due = first > fetched ? (first - fetched + rows - 1) / rows : 0;
 #endif
   _Static_assert(sizeof(panel) <= 1024 && MOI_ATTEND_ROWS / PANEL <= MOI_ATTEND_PANELS, "they fit the scratch");
   panel *panels = a->scratch;
@@ -839,23 +921,28 @@ void ATTEND_DOT(const moi_attend *a) {
     x->logits = x->acc + (size_t)x->width * a->dv;
     x->weights = (unit *)(void *)x->logits;
     memory = x->logits + (size_t)x->width * TILE;
-    begin_panel(a, i / n_panels, x, fetched, lines);
+    begin_panel(a, i / n_panels, x, ahead, due);
   }
   for (uint32_t key0 = a->key_begin / TILE * TILE; key0 < a->key_end; key0 += tile_keys(a)) {
     const part p = part_of(a, key0);
     if (p.row_begin == p.row_end) continue;
     const int ragged = p.ragged || p.row_begin || p.row_end < a->m;
-    const uint32_t next = key0 + tile_keys(a); /* tile */
-    walk(a, &p, &keys, panels, n_panels, a->v_in_k ? &keys : &values, a->v_in_k ? next : key0 + p.first);
+    walk(a, &p, &keys, panels, n_panels, ahead);
     for (uint32_t i = 0; i < a->heads * n_panels; i++) soften_panel(a, i / n_panels, &panels[i], &p, ragged);
     if (!ragged) {
-      walk(a, &p, &values, panels, n_panels, &keys, next);
+      walk(a, &p, &values, panels, n_panels, ahead);
       continue;
     }
+#if UNIT == 2
+    if (values.fetch) ahead->gone += (p.last - p.first) * values.lines;
+#endif
     /* rows see other keys: each over its own, for a weight of 0 cannot hide a value that is not finite */
     for (uint32_t i = 0; i < a->heads * n_panels; i++) {
       const panel *x = &panels[i];
       stretch s = {.key0 = key0, .offset = i / n_panels * a->v_head_stride, .rescale = 1, .ends = 1};
+#if UNIT == 2
+      s.course = &ahead[1];
+#endif
       for (uint32_t r = 0; r < x->rows; r++) {
         const uint32_t begin = a->begin[x->row + r], end = a->end[x->row + r];
         s.first = begin > key0 + p.first ? begin - key0 : p.first;
@@ -865,4 +952,7 @@ void ATTEND_DOT(const moi_attend *a) {
     }
   }
   for (uint32_t i = 0; i < a->heads * n_panels; i++) end_panel(a, i / n_panels, &panels[i]);
+#if UNIT == 2
+  *a->fetched = lines_ahead(ahead);
+#endif
 }
