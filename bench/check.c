@@ -13,6 +13,7 @@
 #include "bench/commands.h"
 #include "bench/options.h"
 #include "bench/rig/device.h"
+#include "core/format.h"
 
 #if defined(MOI_HAVE_VULKAN)
 #include <moiety_vulkan.h>
@@ -324,6 +325,7 @@ static void run_all(check *ck) {
     for (uint32_t f = 0; moi_format_at(f); f++) {
       moi_format format = moi_format_at(f);
       if (ck->format && format != ck->format) continue;
+      if (ck->backend != MOI_BACKEND_CPU && moi_format_find(format)->interleaved) continue; /* plans refuse it */
       snprintf(selector, sizeof selector, " --format %s", moi_format_name(format));
       for (uint32_t i = 0; lists[list](format, i, ck->seed, c); i++)
         if (ck->only_given ? i == ck->only : wanted(ck, i + f, 4))

@@ -247,8 +247,8 @@ static void bf16_case(uint32_t i, moi_attention_operands *o) {
   d->n_heads = i % 4 < 2 ? 1 : 4;
   add_sequences(o, i % 3 == 0 ? whole : i % 3 == 1 ? cut : few);
   d->input_type = MOI_FORMAT_BF16;
-  d->k_format = i % 4 == 3 ? MOI_FORMAT_FP8 : MOI_FORMAT_BF16;
-  d->v_format = i % 8 == 6 ? MOI_FORMAT_FP8 : d->k_format;
+  d->k_format = i % 4 == 3 ? MOI_FORMAT_FP8 : i % 4 == 1 && d->head_dim % 32 == 0 ? MOI_FORMAT_Q8_0 : MOI_FORMAT_BF16;
+  d->v_format = i % 8 == 6 ? MOI_FORMAT_FP8 : i % 8 == 2 && d->v_head_dim % 32 == 0 ? MOI_FORMAT_Q8_0 : d->k_format;
   d->output_type = i % 2 ? MOI_FORMAT_F32 : MOI_FORMAT_BF16;
   d->page_size = PICK(page_sizes, i);
   o->layout.shuffled = 1;

@@ -17,12 +17,6 @@ static void formats(const moi_preset *p, char *out, size_t size) {
   else snprintf(out, size, "%s/%s", format, moi_format_name(down));
 }
 
-/* No biases, no limit, no experts that compute nothing, weights on the output: what peers compute too (bench/peers). */
-static int plain_swiglu(const moi_experts_desc *d) {
-  return d->activation == MOI_ACT_SWIGLU && d->act_limit == 0 && d->weight_on == MOI_WEIGHT_ON_OUTPUT && !d->bias_type &&
-         !d->n_identity;
-}
-
 static double scale_of(const moi_attention_desc *d) { return d->scale != 0 ? d->scale : 1 / sqrt(d->head_dim); }
 
 static void add_attention(cJSON *preset, const moi_preset *p) {
@@ -47,6 +41,41 @@ static void add_attention(cJSON *preset, const moi_preset *p) {
     cJSON_AddNumberToObject(o, "kv_token_bytes", (double)moi_kv_token_bytes(d));
     cJSON_AddItemToArray(list, o);
   }
+}
+
+static const char *activation_of(const moi_experts_desc *d) {
+  static const char *const names[] = {"swiglu", "swiglu_oai", "geglu_tanh", "geglu_erf", "situ", "relu2"};
+  return (unsigned)d->activation < sizeof names / sizeof *names ? names[d->activation] : "";
+}
+
+/* What an engine's graph of the layer needs (bench/peers); the activation's own defaults, as moiety.h has them. */
+static void add_experts(cJSON *preset, const moi_experts_desc *d) {
+  static const char *const places[] = {"output", "input", "activation"};
+  const int oai = d->activation == MOI_ACT_SWIGLU_OAI;
+  cJSON_AddStringToObject(preset, "activation", activation_of(d));
+  cJSON_AddNumberToObject(preset, "act_alpha", d->act_alpha != 0 ? d->act_alpha : oai ? 1.702 : 0);
+  cJSON_AddNumberToObject(preset, "act_limit", d->act_limit != 0 ? d->act_limit : oai ? 7 : 0);
+  cJSON_AddStringToObject(preset, "weight_on", (unsigned)d->weight_on < 3 ? places[d->weight_on] : "");
+  cJSON_AddBoolToObject(preset, "gated", d->gate_layout != MOI_GATE_NONE);
+  cJSON_AddStringToObject(preset, "bias", d->bias_type ? moi_format_name(d->bias_type) : "");
+}
+
+static void add_route(cJSON *preset, const moi_route_desc *d) {
+  static const char *const scores[] = {"softmax",      "sigmoid",      "sqrt_softplus",
+                                       "topk_softmax", "topk_sigmoid", "sparsemixer"};
+  static const char *const renorms[] = {"", "sum", "max"};
+  cJSON *o = cJSON_AddObjectToObject(preset, "route");
+  cJSON_AddStringToObject(o, "score", (unsigned)d->score < 6 ? scores[d->score] : "");
+  cJSON_AddStringToObject(o, "renorm", (unsigned)d->renorm < 3 ? renorms[d->renorm] : "");
+  cJSON_AddNumberToObject(o, "renorm_eps", d->renorm_eps);
+  cJSON_AddNumberToObject(o, "scale", d->scale != 0 ? d->scale : 1);
+  cJSON_AddNumberToObject(o, "groups", d->n_group);
+  cJSON_AddNumberToObject(o, "top_groups", d->topk_group);
+  cJSON_AddStringToObject(o, "group_score", d->group_score == MOI_GROUP_MAX ? "max" : "top2_sum");
+  cJSON_AddNumberToObject(o, "logit_softcap", d->logit_softcap);
+  cJSON_AddBoolToObject(o, "bias", (d->flags & MOI_ROUTE_BIAS) != 0);
+  cJSON_AddBoolToObject(o, "select_bias", (d->flags & MOI_ROUTE_SELECT_BIAS) != 0);
+  cJSON_AddBoolToObject(o, "expert_scale", (d->flags & MOI_ROUTE_EXPERT_SCALE) != 0);
 }
 
 /* "window 128, sinks" */
@@ -112,7 +141,8 @@ static int print_json(void) {
     cJSON_AddNumberToObject(o, "top_k", p->experts->top_k);
     cJSON_AddNumberToObject(o, "shared_intermediate", p->shared ? p->shared->intermediate : 0);
     cJSON_AddStringToObject(o, "format", format);
-    cJSON_AddBoolToObject(o, "plain_swiglu", plain_swiglu(p->experts));
+    add_experts(o, p->experts);
+    add_route(o, p->route);
     cJSON_AddNumberToObject(o, "layer_bytes", (double)moi_ffn_weights_bytes(p->experts));
     cJSON_AddNumberToObject(o, "token_bytes", moi_preset_bytes(p));
     cJSON_AddNumberToObject(o, "token_flops", moi_preset_flops(p));

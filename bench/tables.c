@@ -101,6 +101,7 @@ static void support_of(moi_backend backend, moi_op op, moi_format format, char *
   out[0] = 0;
   for (uint32_t i = 0; row_at(backend, i, &info); i++) {
     if (info.op != op || (info.format != format && info.format != MOI_FORMAT_NONE)) continue;
+    if (backend != MOI_BACKEND_CPU && format && moi_format_find(format)->interleaved) continue;
     if (info.of == BUT_F32 && format == MOI_FORMAT_F32) continue;
     if (info.of == ALONG_K && moi_format_find(format)->k_major) continue;
     if (info.of == OF_BLOCKS && moi_format_find(format)->block_k * moi_format_find(format)->block_n == 1) continue;

@@ -97,6 +97,9 @@ moi_status moi_plan_say(moi_plan *plan, const char *format, ...) MOI_PRINTF(2);
 /* Adds a row's name to moi_plan_kernel's text, once. */
 void moi_plan_use(moi_plan *plan, const char *name);
 
+/* The first format that moi_pack makes `format` of, or `format` itself. */
+moi_format moi_pack_source(moi_format format);
+
 /* Packs rows begin..end-1 of one expert on the host. The desc and the weights are those of a plan and its run: checked. */
 void moi_pack_rows(const moi_pack_desc *desc, const moi_weights *src, const moi_weights *dst, uint32_t expert,
                    uint32_t begin, uint32_t end);

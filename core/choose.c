@@ -32,10 +32,12 @@ moi_status moi_choose(const char *fn, moi_plan *plan, const moi_choice *c, int *
   }
   char refused[384] = "";
   size_t at = 0;
+  uint32_t serve = 0;
   *few = *many = UINT32_MAX;
   for (uint32_t i = 0; i < c->n_rows && *many == UINT32_MAX; i++) {
     moi_row row = c->row(i);
     if (!moi_row_serves(&row, c->op, c->format)) continue;
+    serve++;
     const char *why = moi_row_refusal(plan, c, i, 0);
     if (why) {
       if (at < sizeof refused)
@@ -46,6 +48,9 @@ moi_status moi_choose(const char *fn, moi_plan *plan, const moi_choice *c, int *
       *few = i; /* a batch-invariant plan must not change rows with the number of tokens */
     }
   }
+  if (!serve && moi_pack_source(c->format) != c->format)
+    return moi_fail(MOI_UNSUPPORTED, fn, "format: %s for %s is packed for the CPU, no %s kernel reads it: use %s", format,
+                    what, c->backend, moi_format_name(moi_pack_source(c->format)));
   if (*many == UINT32_MAX)
     return moi_fail(MOI_UNSUPPORTED, fn, "format: no %s kernel for %s (%s) meets plan_flags\n%s", c->backend, what,
                     format, refused);

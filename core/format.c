@@ -4,8 +4,9 @@
 
 #include "core/status.h"
 
-#define MOI_ORDER_N 0
-#define MOI_ORDER_K 1
+#define MOI_ORDER_N 0, 0
+#define MOI_ORDER_K 1, 0
+#define MOI_ORDER_R 0, 1
 
 static const moi_format_row rows[] = {
 #define MOI_X(NAME, value, name, order, bn, bk, bytes, sn, sk, sb, zb)                                                 \

@@ -7,7 +7,8 @@
 typedef struct moi_format_row {
   moi_format format;
   const char *name;
-  int k_major; /* 1: blocks lie in the transposed order, n contiguous */
+  int k_major;     /* order K: blocks lie in the transposed order, n contiguous */
+  int interleaved; /* order R: blocks of block_n rows, for the CPU alone */
   uint32_t block_n, block_k, block_bytes;
   uint32_t scale_n, scale_k, scale_bytes;
   uint32_t zero_bits;

@@ -58,15 +58,22 @@ static void awq_to_int4z(streams src, streams dst, const shape *s) {
     }
 }
 
-/* 32 codes: even/odd order to GGUF's halves and back. */
+/* 32 codes, byte j of them: even/odd order to GGUF's halves and back. */
+static uint8_t half_byte(const uint8_t *in, uint32_t j) {
+  return (uint8_t)(moi_nibble_even_odd(in[j / 2], j) | moi_nibble_even_odd(in[j / 2 + 8], j) << 4);
+}
+static uint8_t even_odd_byte(const uint8_t *in, uint32_t j) {
+  uint32_t even = 2 * j, odd = 2 * j + 1;
+  return (uint8_t)(moi_nibble_half(in[even & 15], even) | moi_nibble_half(in[odd & 15], odd) << 4);
+}
+
 static void mxfp4_to_gguf(streams src, streams dst, const shape *s) {
   size_t blocks = s->k / 32;
   for (size_t b = s->begin * blocks; b < s->end * blocks; b++) {
     uint8_t *out = dst.data + b * 17;
     const uint8_t *in = src.data + b * 16;
     out[0] = src.scales[b];
-    for (uint32_t j = 0; j < 16; j++)
-      out[1 + j] = (uint8_t)(moi_nibble_even_odd(in[j / 2], j) | moi_nibble_even_odd(in[j / 2 + 8], j) << 4);
+    for (uint32_t j = 0; j < 16; j++) out[1 + j] = half_byte(in, j);
   }
 }
 
@@ -76,12 +83,55 @@ static void gguf_to_mxfp4(streams src, streams dst, const shape *s) {
     const uint8_t *in = src.data + b * 17;
     uint8_t *out = dst.data + b * 16;
     dst.scales[b] = in[0];
-    for (uint32_t j = 0; j < 16; j++) {
-      uint32_t even = 2 * j, odd = 2 * j + 1;
-      out[j] = (uint8_t)(moi_nibble_half(in[1 + (even & 15)], even) | moi_nibble_half(in[1 + (odd & 15)], odd) << 4);
-    }
+    for (uint32_t j = 0; j < 16; j++) out[j] = even_odd_byte(in + 1, j);
   }
 }
+
+/* Blocks into 16 rows interleaved and back. */
+typedef struct interleave {
+  uint32_t elements, words; /* of a block: how many it holds, and how many words of its bytes are interleaved */
+  uint32_t head;            /* bytes of scale before those */
+  int even_odd;             /* 1: MXFP4's order, and scales of one byte in a stream of their own */
+} interleave;
+
+static void to_r16(streams src, streams dst, const shape *s, interleave b) {
+  const size_t blocks = s->k / b.elements, scale = b.even_odd ? 1 : b.head;
+  for (size_t i = s->begin; i < s->end; i++)
+    for (size_t j = 0; j < blocks; j++) {
+      const size_t from = i * blocks + j, to = i / 16 * blocks + j;
+      const uint8_t *in = src.data + from * (4 * b.words + b.head), *codes = in + b.head;
+      uint8_t halves[16], *out = dst.data + to * 64 * b.words + i % 16 * 4;
+      for (uint32_t c = 0; b.even_odd && c < 16; c++) halves[c] = half_byte(in, c);
+      for (uint32_t c = 0; c < b.words; c++) memcpy(out + 64 * c, (b.even_odd ? halves : codes) + 4 * c, 4);
+      if (scale) memcpy(dst.scales + (to * 16 + i % 16) * scale, b.head ? in : src.scales + from, scale);
+    }
+}
+
+static void from_r16(streams src, streams dst, const shape *s, interleave b) {
+  const size_t blocks = s->k / b.elements, scale = b.even_odd ? 1 : b.head;
+  for (size_t i = s->begin; i < s->end; i++)
+    for (size_t j = 0; j < blocks; j++) {
+      const size_t from = i / 16 * blocks + j, to = i * blocks + j;
+      const uint8_t *in = src.data + from * 64 * b.words + i % 16 * 4;
+      uint8_t halves[16], *out = dst.data + to * (4 * b.words + b.head);
+      for (uint32_t c = 0; c < b.words; c++) memcpy((b.even_odd ? halves : out + b.head) + 4 * c, in + 64 * c, 4);
+      for (uint32_t c = 0; b.even_odd && c < 16; c++) out[c] = even_odd_byte(halves, c);
+      if (scale) memcpy(b.head ? out : dst.scales + to, src.scales + (from * 16 + i % 16) * scale, scale);
+    }
+}
+
+#define INTERLEAVE(name, ...)                                                                                          \
+  static void name##_to_r16(streams src, streams dst, const shape *s) {                                                \
+    to_r16(src, dst, s, (interleave){__VA_ARGS__});                                                                    \
+  }                                                                                                                    \
+  static void name##_from_r16(streams src, streams dst, const shape *s) {                                              \
+    from_r16(src, dst, s, (interleave){__VA_ARGS__});                                                                  \
+  }
+INTERLEAVE(nibbles, 32, 4, 2, 0)
+INTERLEAVE(bytes, 32, 8, 2, 0)
+INTERLEAVE(gguf, 32, 4, 1, 0)
+INTERLEAVE(mxfp4, 32, 4, 0, 1)
+INTERLEAVE(q4_k, 256, 36, 0, 0)
 
 typedef struct pair {
   moi_format from, to;
@@ -96,7 +146,25 @@ static const pair pairs[] = {
     {MOI_FORMAT_AWQ_G128, MOI_FORMAT_INT4Z_G128, 128, awq_to_int4z},
     {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_GGUF, 0, mxfp4_to_gguf},
     {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4, 0, gguf_to_mxfp4},
+    {MOI_FORMAT_Q4_0, MOI_FORMAT_Q4_0_R16, 0, nibbles_to_r16},
+    {MOI_FORMAT_Q4_0_R16, MOI_FORMAT_Q4_0, 0, nibbles_from_r16},
+    {MOI_FORMAT_IQ4_NL, MOI_FORMAT_IQ4_NL_R16, 0, nibbles_to_r16},
+    {MOI_FORMAT_IQ4_NL_R16, MOI_FORMAT_IQ4_NL, 0, nibbles_from_r16},
+    {MOI_FORMAT_Q8_0, MOI_FORMAT_Q8_0_R16, 0, bytes_to_r16},
+    {MOI_FORMAT_Q8_0_R16, MOI_FORMAT_Q8_0, 0, bytes_from_r16},
+    {MOI_FORMAT_Q4_K, MOI_FORMAT_Q4_K_R16, 0, q4_k_to_r16},
+    {MOI_FORMAT_Q4_K_R16, MOI_FORMAT_Q4_K, 0, q4_k_from_r16},
+    {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_R16, 0, mxfp4_to_r16},
+    {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4, 0, mxfp4_from_r16},
+    {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4_R16, 0, gguf_to_r16},
+    {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4_GGUF, 0, gguf_from_r16},
 };
+
+moi_format moi_pack_source(moi_format format) {
+  for (size_t p = 0; p < sizeof pairs / sizeof pairs[0]; p++)
+    if (pairs[p].to == format) return pairs[p].from;
+  return format;
+}
 
 /* NULL if there is no such pair. */
 static const pair *pair_of(const moi_pack_desc *d) {

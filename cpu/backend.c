@@ -45,7 +45,14 @@ static moi_status kernel_get(uint32_t index, moi_kernel_info *info) {
 }
 
 static moi_format pack_preferred(moi_format format) {
+  const int rows_of_16 = (moi_isa_detect() & MOI_ISA_AVX512VNNI) != 0; /* elsewhere panels are quicker for many tokens */
   switch (format) {
+    case MOI_FORMAT_Q4_0: return rows_of_16 ? MOI_FORMAT_Q4_0_R16 : format;
+    case MOI_FORMAT_IQ4_NL: return rows_of_16 ? MOI_FORMAT_IQ4_NL_R16 : format;
+    case MOI_FORMAT_Q8_0: return rows_of_16 ? MOI_FORMAT_Q8_0_R16 : format;
+    case MOI_FORMAT_Q4_K: return rows_of_16 ? MOI_FORMAT_Q4_K_R16 : format;
+    case MOI_FORMAT_MXFP4:
+    case MOI_FORMAT_MXFP4_GGUF: return rows_of_16 ? MOI_FORMAT_MXFP4_R16 : format;
     case MOI_FORMAT_BF16_KN: return MOI_FORMAT_BF16;
     case MOI_FORMAT_GPTQ_G32:
     case MOI_FORMAT_AWQ_G32: return MOI_FORMAT_INT4Z_G32;
@@ -147,7 +154,10 @@ static moi_status choose_route(const char *fn, moi_plan *plan, const char *force
   return status;
 }
 
-static int holds_bf16(moi_format format) { return format == MOI_FORMAT_BF16 || format == MOI_FORMAT_FP8; }
+/* q8_0: its codes */
+static int holds_bf16(moi_format format) {
+  return format == MOI_FORMAT_BF16 || format == MOI_FORMAT_FP8 || format == MOI_FORMAT_Q8_0;
+}
 
 static moi_status choose_attention(const char *fn, moi_plan *plan, moi_attention_state *state, int *found) {
   const moi_attention_desc *d = &plan->attention;

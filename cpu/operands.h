@@ -37,7 +37,8 @@ static inline moi_matrix moi_matrix_of(const moi_weights *w, moi_format format, 
 static inline void moi_tile_ahead(moi_gemm_tile *tile, const moi_matrix *next, uint32_t n0, uint32_t n1) {
   const moi_format_row *row = moi_format_find(next->format);
   if (row->k_major || !next->data) return;
-  const size_t bytes = (size_t)(next->k / row->block_k) * row->block_bytes;
+  const size_t bytes = (size_t)(next->k / row->block_k) * row->block_bytes / row->block_n;
+  n0 -= n0 % row->block_n;
   tile->ahead = next->data + n0 * bytes;
   tile->ahead_bytes = (n1 - n0) * bytes;
   if (!next->scales || row->scale_n != 1) return;

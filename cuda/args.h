@@ -85,7 +85,11 @@ typedef struct moi_cu_gemm_pair {
   uint32_t first_y, reserved;
 } moi_cu_gemm_pair;
 
-/* sort_count, groups; in others of these structs */
+/* What a launch of select_* and sort does, one step after the other. Between them its blocks meet, if they are `together`:
+ * a cooperative launch; else each block goes on by itself, which is right where nobody reads what another writes. */
+enum { MOI_CU_STEP_SELECT = 1, MOI_CU_STEP_COUNT = 2, MOI_CU_STEP_SORT = 4 }; /* SORT prepares rows too */
+
+/* groups; in others of these structs */
 typedef struct moi_cu_sort_args {
   const int32_t *ids;              /* sort: [n_tokens, top_k]; groups: offsets [n_class + 1] */
   const uint32_t *n_tokens_device; /* or null */
@@ -98,6 +102,7 @@ typedef struct moi_cu_sort_args {
   uint32_t n_tokens, top_k, n_class, n_experts;
   uint32_t m_max, m_tile[2];
   uint32_t n_blocks; /* that share the tokens, a part for each */
+  uint32_t steps, together;
 } moi_cu_sort_args;
 
 /* prepare: rows, once for each form; in others of these structs */
@@ -119,7 +124,7 @@ typedef struct moi_cu_prepare_set {
   moi_cu_prepare_args of[MOI_CU_PREPARES]; /* n_rows 0: none */
 } moi_cu_prepare_set;
 
-/* sort: blocks behind the sort's prepare rows */
+/* sort */
 typedef struct moi_cu_sort_prepare_args {
   moi_cu_sort_args sort;
   moi_cu_prepare_set rows;
@@ -137,7 +142,7 @@ typedef struct moi_cu_route_prepare_args {
   float eps, scale;
 } moi_cu_route_prepare_args;
 
-/* select_256, select_1024, select_any. Score, renorm, group_score are moiety.h's values; null: the rule has none. */
+/* In moi_cu_select_sort_args. Score, renorm, group_score are moiety.h's values; null: the rule has none. */
 typedef struct moi_cu_select_args {
   const void *input; /* logits, rows of `stride` */
   const void *router_bias;
@@ -149,20 +154,19 @@ typedef struct moi_cu_select_args {
   int32_t *ids;
   float *weights, *logits_out;
   uint32_t *keys; /* select_any: [blocks, n_class] where n_class is more than MOI_CU_SELECT_HELD */
-  uint32_t *histograms; /* select_256, select_1024: [n_parts, n_class] as moi_cu_sort_args has it, each by a block; or null */
+  uint32_t *histograms; /* select_256, select_1024: moi_cu_sort_args', if this counts: n_blocks are the same; or null */
   uint32_t n_tokens, top_k, n_class, stride;
   uint32_t input_type, bias_type, logits_type, weight_type;
   uint32_t score, renorm, group_score, n_group;
   uint32_t topk_group, vocab;
   float renorm_eps, scale, logit_scale, logit_softcap, jitter;
-  uint32_t n_parts;
+  uint32_t n_blocks; /* that select */
 } moi_cu_select_args;
 
 /* Classes whose keys select_any holds in shared memory. */
 enum { MOI_CU_SELECT_HELD = 8192 };
 
-/* select_sort: selection of a few tokens, then their slots sorted, by one block; the others prepare rows beside it, which
- * therefore take no weights */
+/* select_256, select_1024, select_any */
 typedef struct moi_cu_select_sort_args {
   moi_cu_select_args select;
   moi_cu_sort_args sort;

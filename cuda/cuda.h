@@ -20,6 +20,7 @@ typedef struct moi_cu_traits {
    * instruction, by what NVIDIA says of its cards */
   uint32_t cycles_16, cycles_8, cycles_f32;
   uint32_t overlap;       /* 1: a launch may be made ready while the one before it runs */
+  uint32_t together;      /* 1: there are launches whose blocks can meet */
 } moi_cu_traits;
 
 /* a context's state */
@@ -75,6 +76,10 @@ void moi_cu_launch(moi_cu_run *r, moi_cu_function function, const void *args, ui
 void moi_cu_launch_shared(moi_cu_run *r, moi_cu_function function, const void *args, uint32_t x, uint32_t y,
                           uint32_t threads, uint32_t shared);
 
+/* Of blocks that meet, all of which run at once; not overlapped with the launch before. 0: nothing was launched, since
+ * they are more than the context's part of the device holds. */
+int moi_cu_launch_together(moi_cu_run *r, moi_cu_function function, const void *args, uint32_t x, uint32_t threads);
+
 /* Blocks that fill the device a few times over: for kernels that go through their work in strides. */
 static inline uint32_t moi_cu_fill(const moi_cu_run *r, uint64_t work) {
   uint32_t most = r->c->traits.processors * 16;
@@ -88,20 +93,28 @@ static inline uint32_t moi_cu_kp(uint32_t k) { return (k + 31) & ~31u; }
 
 /* Slots by class, then by number: moi_route_args' counts, offsets and permutation, the first two there. Slots of tokens
  * from min(n_tokens, *n_tokens_device) on, and ids outside 0..n_class-1, are in no class; the permutation's entries behind
- * the last are -1. One launch for few slots, two for many, by the host's n_tokens; the result is the same. Rows are
- * prepared in the last launch, beside the sort. */
-typedef struct moi_cu_sort_state {
-  moi_cu_function count, sort;
-} moi_cu_sort_state;
-moi_status moi_cu_sort_plan(const char *function, const moi_plan *plan, moi_cu_sort_state *out);
+ * the last are -1. By one block for few slots, by several for many, by the host's n_tokens; the result is the same. */
+
+/* A kernel of steps (args.h). most: blocks of its launches that meet, at most; 0: there are no such launches. */
+typedef struct moi_cu_steps {
+  moi_cu_function function;
+  uint32_t most;
+} moi_cu_steps;
+moi_status moi_cu_steps_get(const char *function, const moi_context *context, const char *image, const char *name,
+                            moi_cu_steps *out);
+/* sort and rows are members of args. selecting: blocks of the step SELECT. One launch; where blocks must wait for each
+ * other and cannot, one for each step. */
+void moi_cu_steps_run(moi_cu_run *r, const moi_cu_steps *steps, const void *args, moi_cu_sort_args *sort,
+                      const moi_cu_prepare_set *rows, uint32_t selecting);
+/* Blocks that share a step, no more than can meet. */
+uint32_t moi_cu_steps_blocks(const moi_cu_steps *steps, uint32_t wanted);
+
+/* Blocks that share a sort. */
+uint32_t moi_cu_sort_blocks(uint64_t slots, uint32_t n_class);
 /* args->histograms for at most so many slots; or for n_parts of the tokens, if those are more */
 uint32_t *moi_cu_sort_carve(moi_carve *carve, uint64_t slots, uint32_t n_class, uint32_t n_parts);
-/* args->sort: all but n_blocks. */
-void moi_cu_sort(moi_cu_run *r, const moi_cu_sort_state *state, moi_cu_sort_prepare_args *args);
-/* The same where histograms of args->sort.n_blocks parts are there already. */
-void moi_cu_sort_counted(moi_cu_run *r, const moi_cu_sort_state *state, const moi_cu_sort_prepare_args *args);
-/* Blocks for the rows. */
-uint32_t moi_cu_prepare_blocks(const moi_cu_run *r, const moi_cu_prepare_set *rows);
+/* args->sort: all but n_blocks, steps and together. steps: of the kernel `sort` */
+void moi_cu_sort(moi_cu_run *r, const moi_cu_steps *steps, moi_cu_sort_prepare_args *args);
 
 /* y[r, 0..n-1] = x[r] W^T, fp32, for rows 0..min(n_rows, *n_rows_device)-1 and one dense matrix W[n, k] (F32, F16, BF16). */
 typedef struct moi_cu_product {
@@ -158,9 +171,8 @@ moi_status moi_cu_gemm_choose_of(const char *function, moi_plan *plan, const cha
 typedef struct moi_cu_route_state {
   const moi_cu_kernel *select;
   moi_cu_gemm_state router; /* if hidden > 0 */
-  moi_cu_function prepare, logits, select_function;
-  moi_cu_function select_sort; /* null where a warp cannot select for a token */
-  moi_cu_sort_state sort;
+  moi_cu_function prepare, logits;
+  moi_cu_steps steps;
 } moi_cu_route_state;
 
 typedef struct moi_cu_ffn_state {
@@ -181,14 +193,14 @@ typedef struct moi_cu_plan {
   moi_cu_route_state route;
   moi_cu_ffn_state ffn[2]; /* routed, shared */
   moi_cu_gemm_state gemm;
-  moi_cu_sort_state sort;
+  moi_cu_steps sort;
   moi_cu_function groups, prepare, combine, store;
   moi_cu_attention_state attention;
   moi_cu_function pack;
 } moi_cu_plan;
 
 /* ids [t, top_k] and weights [t, top_k]: on the device, always written; n_tokens_device as the run says. For experts: what
- * of `next` is not the engine's is theirs, all but n_blocks, and rows are prepared; else null. */
+ * of `next` is not the engine's is theirs, all but n_blocks, steps and together, and rows are prepared; else null. */
 moi_status moi_cu_route_plan(const char *function, moi_plan *plan, const char *forced, int *found);
 void moi_cu_route_count(const moi_plan *plan, moi_carve *carve);
 void moi_cu_route_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, moi_carve *carve, int32_t *ids,

@@ -130,6 +130,7 @@ static moi_status open_either(const char *fn, const moi_context *context, moi_cu
   c->traits.processors = attribute(c->cu, c->device, MOI_CU_MULTIPROCESSORS);
   c->traits.shared_memory = attribute(c->cu, c->device, MOI_CU_MAX_SHARED_MEMORY_OPTIN);
   if (!c->traits.processors) c->traits.processors = 1;
+  c->traits.together = attribute(c->cu, c->device, MOI_CU_COOPERATIVE);
   count_cycles(c->cu, c->device, &c->traits);
   /* CUDA 12.3 and newer capture such launches into graphs */
   c->traits.overlap = c->traits.sm >= 90 && c->cu->LaunchKernelEx && c->cu->version >= 12030;

@@ -17,7 +17,8 @@ enum {
   MOI_CU_INVALID_IMAGE = 200,
   MOI_CU_INVALID_CONTEXT = 201,
   MOI_CU_NO_BINARY_FOR_GPU = 209,
-  MOI_CU_NOT_FOUND = 500
+  MOI_CU_NOT_FOUND = 500,
+  MOI_CU_COOPERATIVE_TOO_LARGE = 720
 };
 
 /* CUdevice_attribute */
@@ -29,6 +30,7 @@ enum {
   MOI_CU_L2_BYTES = 38,
   MOI_CU_MAJOR = 75,
   MOI_CU_MINOR = 76,
+  MOI_CU_COOPERATIVE = 95, /* 1: launches whose blocks can meet */
   MOI_CU_MAX_SHARED_MEMORY_OPTIN = 97
 };
 
@@ -81,6 +83,11 @@ typedef struct moi_cu_launch_config {
   X(LaunchKernel, "cuLaunchKernel",                                                                                    \
     (moi_cu_function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,  \
      unsigned block_z, unsigned shared, moi_cu_stream stream, void **params, void **extra))                            \
+  X(LaunchCooperative, "cuLaunchCooperativeKernel",                                                                    \
+    (moi_cu_function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,  \
+     unsigned block_z, unsigned shared, moi_cu_stream stream, void **params))                                          \
+  X(Occupancy, "cuOccupancyMaxActiveBlocksPerMultiprocessor",                                                          \
+    (int *blocks, moi_cu_function function, int threads, size_t shared))                                               \
   X(MemAlloc, "cuMemAlloc_v2", (moi_cu_pointer *pointer, size_t size))                                                 \
   X(MemFree, "cuMemFree_v2", (moi_cu_pointer pointer))                                                                 \
   X(MemcpyHtoD, "cuMemcpyHtoD_v2", (moi_cu_pointer to, const void *from, size_t size))                                 \

@@ -82,7 +82,7 @@ moi_status moi_cu_ffn_plan(const char *fn, moi_plan *plan, const char *forced, i
     status = moi_cu_function_get(fn, plan->context, few->image, kernel, &f->combine);
     if (status) return status;
   }
-  moi_status status = moi_cu_sort_plan(fn, plan, &state->sort);
+  moi_status status = moi_cu_steps_get(fn, plan->context, "sort", "sort", &state->sort);
   if (!status) status = moi_cu_function_get(fn, plan->context, "rows", "prepare", &state->prepare);
   if (!status) status = moi_cu_function_get(fn, plan->context, "rows", "combine", &state->combine);
   return status;

@@ -169,8 +169,7 @@ moi_cu_sort_args moi_cu_groups_args(const moi_cu_groups *g, const int32_t *ids, 
                             .n_class = n_class,
                             .n_experts = n_experts,
                             .m_max = g->m_max,
-                            .m_tile = {g->m_tile[0], g->m_tile[1]},
-                            .n_blocks = 1};
+                            .m_tile = {g->m_tile[0], g->m_tile[1]}};
 }
 
 void moi_cu_groups_given(moi_cu_run *r, moi_cu_function function, const moi_cu_groups *g, const int32_t *offsets,
@@ -254,25 +253,60 @@ uint32_t moi_cu_prepare_add(moi_cu_prepare_set *set, const moi_cu_prepare_args *
   return n;
 }
 
-uint32_t moi_cu_prepare_blocks(const moi_cu_run *r, const moi_cu_prepare_set *set) {
+static uint32_t prepare_blocks(const moi_cu_run *r, const moi_cu_prepare_set *set) {
   uint64_t rows = 0;
   for (uint32_t i = 0; i < MOI_CU_PREPARES; i++) rows += set->of[i].n_rows;
   return moi_cu_fill(r, rows);
 }
 
 void moi_cu_prepare(moi_cu_run *r, moi_cu_function function, const moi_cu_prepare_set *set) {
-  moi_cu_launch(r, function, set, moi_cu_prepare_blocks(r, set), 1, MOI_CU_PREPARE_THREADS);
+  moi_cu_launch(r, function, set, prepare_blocks(r, set), 1, MOI_CU_PREPARE_THREADS);
 }
 
 /* ---- for other ops */
 
-moi_status moi_cu_sort_plan(const char *fn, const moi_plan *plan, moi_cu_sort_state *out) {
-  moi_status status = moi_cu_function_get(fn, plan->context, "sort", "sort_count", &out->count);
-  return status ? status : moi_cu_function_get(fn, plan->context, "sort", "sort", &out->sort);
+moi_status moi_cu_steps_get(const char *fn, const moi_context *context, const char *image, const char *name,
+                            moi_cu_steps *out) {
+  const moi_cuda *c = context->state;
+  int blocks = 0;
+  out->most = 0;
+  moi_status status = moi_cu_function_get(fn, context, image, name, &out->function);
+  if (status || !c->traits.together) return status;
+  moi_cu_result result = c->cu->Occupancy(&blocks, out->function, MOI_CU_SORT_THREADS, 0);
+  if (result) return moi_cu_fail(fn, c->cu, "cuOccupancyMaxActiveBlocksPerMultiprocessor", result);
+  /* not all that the device holds: they would wait for every block of other streams to end */
+  out->most = (uint32_t)blocks * c->traits.processors * 3 / 4;
+  return MOI_OK;
 }
 
-/* Blocks that share a sort. Each reads the counts of all, so that those are bounded. Grows with the slots. */
-static uint32_t sort_blocks(uint64_t slots, uint32_t n_class) {
+uint32_t moi_cu_steps_blocks(const moi_cu_steps *s, uint32_t wanted) {
+  return s->most ? moi_cu_min(wanted, s->most) : wanted;
+}
+
+void moi_cu_steps_run(moi_cu_run *r, const moi_cu_steps *s, const void *args, moi_cu_sort_args *sort,
+                      const moi_cu_prepare_set *rows, uint32_t selecting) {
+  uint32_t steps = sort->steps, blocks = sort->n_blocks + prepare_blocks(r, rows);
+  int wait = selecting > 1 || sort->n_blocks > 1;
+  for (uint32_t i = 0; i < MOI_CU_PREPARES; i++) wait |= selecting && rows->of[i].n_rows && rows->of[i].weights;
+  if (selecting > blocks) blocks = selecting;
+  sort->together = 0;
+  if (!(steps & (steps - 1)) || !wait) { /* one step, or one block whose results no other reads */
+    moi_cu_launch(r, s->function, args, blocks, 1, MOI_CU_SORT_THREADS);
+    return;
+  }
+  if (s->most) {
+    sort->together = 1;
+    if (moi_cu_launch_together(r, s->function, args, moi_cu_min(blocks, s->most), MOI_CU_SORT_THREADS)) return;
+    sort->together = 0;
+  }
+  for (uint32_t step = MOI_CU_STEP_SELECT; step <= MOI_CU_STEP_SORT; step <<= 1) {
+    sort->steps = steps & step;
+    if (sort->steps) moi_cu_launch(r, s->function, args, blocks, 1, MOI_CU_SORT_THREADS);
+  }
+}
+
+/* Each reads the counts of all, so that those are bounded. Grows with the slots. */
+uint32_t moi_cu_sort_blocks(uint64_t slots, uint32_t n_class) {
   if (slots <= SORT_ALONE || n_class > SORT_CLASSES) return 1;
   uint64_t blocks = (slots + SORT_PART - 1) / SORT_PART, most = SORT_COUNTS / n_class;
   most = most < SORT_BLOCKS ? most : SORT_BLOCKS;
@@ -280,19 +314,16 @@ static uint32_t sort_blocks(uint64_t slots, uint32_t n_class) {
 }
 
 uint32_t *moi_cu_sort_carve(moi_carve *c, uint64_t slots, uint32_t n_class, uint32_t n_parts) {
-  uint32_t blocks = sort_blocks(slots, n_class);
+  uint32_t blocks = moi_cu_sort_blocks(slots, n_class);
   if (n_parts > blocks) blocks = n_parts;
   return moi_take(c, blocks > 1 ? (size_t)blocks * n_class : 0, 4);
 }
 
-void moi_cu_sort_counted(moi_cu_run *r, const moi_cu_sort_state *state, const moi_cu_sort_prepare_args *a) {
-  moi_cu_launch(r, state->sort, a, a->sort.n_blocks + moi_cu_prepare_blocks(r, &a->rows), 1, MOI_CU_SORT_THREADS);
-}
-
-void moi_cu_sort(moi_cu_run *r, const moi_cu_sort_state *state, moi_cu_sort_prepare_args *a) {
-  a->sort.n_blocks = sort_blocks((uint64_t)a->sort.n_tokens * a->sort.top_k, a->sort.n_class);
-  if (a->sort.n_blocks > 1) moi_cu_launch(r, state->count, &a->sort, a->sort.n_blocks, 1, MOI_CU_SORT_THREADS);
-  moi_cu_sort_counted(r, state, a);
+void moi_cu_sort(moi_cu_run *r, const moi_cu_steps *steps, moi_cu_sort_prepare_args *a) {
+  uint64_t slots = (uint64_t)a->sort.n_tokens * a->sort.top_k;
+  a->sort.n_blocks = moi_cu_steps_blocks(steps, moi_cu_sort_blocks(slots, a->sort.n_class));
+  a->sort.steps = MOI_CU_STEP_SORT | (a->sort.n_blocks > 1 ? MOI_CU_STEP_COUNT : 0);
+  moi_cu_steps_run(r, steps, a, &a->sort, &a->rows, 0);
 }
 
 void moi_cu_product_run(moi_cu_run *r, const moi_cu_gemm_state *state, const moi_cu_product *p) {

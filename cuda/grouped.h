@@ -24,7 +24,7 @@ void moi_cu_groups_carve(moi_carve *carve, const moi_cu_gemm_state *first, const
 /* Where no more than groups->m_max tokens are run, one list has all items: no second launch finds nothing to do. An expert
  * that a token names twice has two items then. */
 void moi_cu_groups_few(moi_cu_groups *groups, uint32_t n_tokens);
-/* The sort that makes them from ids: all but n_tokens_device and n_blocks. */
+/* The sort that makes them from ids: all but n_tokens_device, n_blocks, steps and together. */
 moi_cu_sort_args moi_cu_groups_args(const moi_cu_groups *groups, const int32_t *ids, uint32_t n_tokens, uint32_t top_k,
                                     uint32_t n_class, uint32_t n_experts);
 /* Of rows, from the offsets of their experts. function: groups */

@@ -138,13 +138,9 @@ function(moi_cuda_images)
           string(REPLACE "code=sm_" "code=compute_" which "${which}")
         endif()
       endif()
-      set(checks ${strict})
-      if(stem STREQUAL "attention_split") # 12 bytes in attend_split_fp8_512_4 of an architecture older than sm_120
-        set(checks)
-      endif()
       # -fmad=false: the same source gives the same bits as from every other compiler; what wants FMA says so
       add_custom_command(OUTPUT "${output}" VERBATIM
-                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -diag-suppress=550,177 ${checks} ${which} ${define}
+                         COMMAND "${MOI_NVCC}" -fatbin -O3 -std=c++17 -fmad=false -diag-suppress=550,177 ${strict} ${which} ${define}
                                  -I "${PROJECT_SOURCE_DIR}" -MD -MF "${output}.d" -MT "${output}"
                                  -o "${output}" "${kernel}"
                          DEPENDS "${kernel}" DEPFILE "${output}.d" COMMENT "CUDA ${full}")

@@ -7,6 +7,9 @@ enum { THREADS = 256, MOST_EXPERTS = 1024 }; /* of a launch: a grid has room for
 moi_status moi_cu_pack_plan(const char *fn, moi_plan *plan) {
   moi_cu_plan *state = plan->state;
   const char *kernel;
+  if (moi_format_find(plan->pack.from)->interleaved || moi_format_find(plan->pack.to)->interleaved)
+    return moi_fail(MOI_UNSUPPORTED, fn, "desc->from, to: no CUDA kernel packs %s to %s", moi_format_name(plan->pack.from),
+                    moi_format_name(plan->pack.to));
   switch (plan->pack.from) {
     case MOI_FORMAT_BF16_KN: kernel = "pack_kn"; break;
     case MOI_FORMAT_GPTQ_G32:

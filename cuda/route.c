@@ -1,13 +1,15 @@
 /* Routing: the router's product, each token's selection, and the slots sorted by class.
  *
- *   up to 8 tokens      logits from the hidden states in one launch; more: rows for the router, and its product
- *   up to 16 tokens     selection and sort in one launch, of one block
- *   up to 8192 tokens   two: the selection counts each part of the tokens as it goes, and the sort has a block for each
- *   more                three: the selection fills the device, and the sort counts by itself
+ * Up to 8 tokens the logits come from the hidden states in one launch, of more from rows for the router and its product.
+ * From logits on it is one launch:
  *
- * The selection of many tokens needs many multiprocessors and the sort the counts of all of them. Within one launch that would
- * take a barrier of the whole grid, in memory that is zero when it begins: a workspace is not, and what would make it zero
- * is another launch. Where launches overlap (sm_90) the second costs no more than such a barrier. */
+ *   up to 16 tokens     one block selects and sorts
+ *   up to 8192 tokens   a block selects for a part of the tokens and counts as it goes; blocks meet; each sorts its part
+ *   more                blocks fill the device and select; they meet; some count; they meet; these sort
+ *
+ * Blocks meet in a cooperative launch, whose barrier is the driver's: a workspace has no memory that is zero before the first
+ * launch. Where a context has none, or a smaller part of the device than its attributes say (a green context), each step is a
+ * launch of the same kernel. */
 #include <float.h>
 
 #include "cuda/grouped.h"
@@ -77,10 +79,7 @@ moi_status moi_cu_route_plan(const char *fn, moi_plan *plan, const char *forced,
     if (!status) status = moi_cu_function_get(fn, plan->context, "route", "route_logits", &state->logits);
   }
   const char *name = !by_warp(d) ? "select_any" : classes_of(d) <= 256 ? "select_256" : "select_1024";
-  const char *image = state->select->image;
-  if (!status) status = moi_cu_function_get(fn, plan->context, image, name, &state->select_function);
-  if (!status && by_warp(d)) status = moi_cu_function_get(fn, plan->context, image, "select_sort", &state->select_sort);
-  return status ? status : moi_cu_sort_plan(fn, plan, &state->sort);
+  return status ? status : moi_cu_steps_get(fn, plan->context, state->select->image, name, &state->steps);
 }
 
 /* ---- run */
@@ -203,38 +202,26 @@ void moi_cu_route_run(const moi_plan *plan, const moi_run *run, moi_cu_run *r, m
                       float *weights, const moi_cu_sort_prepare_args *next) {
   const moi_route_desc *d = &plan->route;
   const moi_route_args *in = &run->route;
-  const moi_cu_plan *state = plan->state;
-  const moi_cu_route_state *route = &state->route;
+  const moi_cu_route_state *route = &((const moi_cu_plan *)plan->state)->route;
   memory m = carve_memory(plan, carve);
   uint32_t t = run->n_tokens;
   if (d->hidden && t) run_product(plan, run, r, &m);
-  moi_cu_select_args select = select_args(plan, run, &m, ids, weights);
   moi_cu_sort_prepare_args sort = sort_of(plan, run, &m, ids, next);
-  int sorted = next || in->counts.ptr || in->offsets.ptr || in->permutation.ptr;
-
-  if (sorted && by_warp(d) && t <= SORTED_TOKENS) {
-    moi_cu_select_sort_args a = {.select = select, .sort = sort.sort, .rows = sort.rows};
-    moi_cu_prepare_set later = {0}; /* by the weights that this launch makes */
-    a.sort.n_blocks = 1;
-    for (uint32_t i = 0; i < MOI_CU_PREPARES; i++) {
-      if (!a.rows.of[i].weights) continue;
-      later.of[i] = a.rows.of[i];
-      a.rows.of[i].n_rows = 0;
+  moi_cu_select_sort_args a = {.select = select_args(plan, run, &m, ids, weights), .sort = sort.sort, .rows = sort.rows};
+  uint32_t *selecting = &a.select.n_blocks, *sorting = &a.sort.n_blocks, work = by_warp(d) ? moi_cu_ceil_div(t, WARPS) : t;
+  a.sort.steps = MOI_CU_STEP_SELECT;
+  *selecting = moi_cu_fill(r, m.keys ? moi_cu_min(work, ANY_BLOCKS) : work);
+  *sorting = 0;
+  if (next || in->counts.ptr || in->offsets.ptr || in->permutation.ptr) {
+    a.sort.steps |= MOI_CU_STEP_SORT;
+    if (by_warp(d) && t <= COUNTED_TOKENS) {
+      *selecting = *sorting = t <= SORTED_TOKENS ? 1 : moi_cu_steps_blocks(&route->steps, parts_of(d, t));
+      if (*sorting > 1) a.select.histograms = a.sort.histograms;
+    } else {
+      *selecting = moi_cu_steps_blocks(&route->steps, *selecting);
+      *sorting = moi_cu_steps_blocks(&route->steps, moi_cu_sort_blocks((uint64_t)t * d->top_k, classes_of(d)));
+      if (*sorting > 1) a.sort.steps |= MOI_CU_STEP_COUNT;
     }
-    moi_cu_launch(r, route->select_sort, &a, 1 + moi_cu_prepare_blocks(r, &a.rows), 1, THREADS);
-    moi_cu_prepare(r, state->prepare, &later);
-    return;
   }
-  if (!by_warp(d)) {
-    moi_cu_launch(r, route->select_function, &select, m.keys ? moi_cu_min(t, ANY_BLOCKS) : moi_cu_fill(r, t), 1, THREADS);
-  } else if (sorted && t <= COUNTED_TOKENS) {
-    sort.sort.n_blocks = select.n_parts = parts_of(d, t);
-    select.histograms = sort.sort.histograms;
-    moi_cu_launch(r, route->select_function, &select, select.n_parts, 1, THREADS);
-    moi_cu_sort_counted(r, &route->sort, &sort);
-    return;
-  } else {
-    moi_cu_launch(r, route->select_function, &select, moi_cu_fill(r, moi_cu_ceil_div(t, WARPS)), 1, THREADS);
-  }
-  if (sorted) moi_cu_sort(r, &route->sort, &sort);
+  moi_cu_steps_run(r, &route->steps, &a, &a.sort, &a.rows, *selecting);
 }

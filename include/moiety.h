@@ -93,6 +93,8 @@ MOI_API const char *moi_last_error(void);
  * The bytes of one expert's matrix W[n,k], exactly as they lie in the checkpoint:
  *   order        N: rows of blocks along k; block (n/block_n, k/block_k) is number (n/block_n)*ceil(k/block_k) + ...
  *                K: the transpose of that order: block number (k/block_k)*(n/block_n) + ..., n contiguous
+ *                R: N's order, of blocks whose block_n rows lie interleaved, their scales side by side in the order of
+ *                blocks; n is a multiple of block_n. moi_pack makes it for the CPU; plans of the other backends refuse it
  *   block_*      a block of the `data` stream holds block_n x block_k elements in block_bytes bytes
  *   scale_*      the `scales` stream has one scale of scale_bytes bytes for scale_n x scale_k elements, in the same
  *                order (ragged edges have their own scale); 0: no stream, scales lie in the blocks or do not exist
@@ -113,7 +115,10 @@ MOI_API const char *moi_last_error(void);
  *                  no act-order
  * AWQ_G*           int32 words of 8 n (order 0 2 4 6 1 3 5 7), [k,n/8]; f16 scales [k/G,n]; zeros int32 [k/G,n/8], the
  *                  same nibble order
- * Q*, IQ*, *_GGUF  the blocks of GGUF files */
+ * Q*, IQ*, *_GGUF  the blocks of GGUF files
+ * *_R16            the blocks of 16 rows in pieces of 64 bytes: piece j has at 4 * (n % 16) bytes 4j .. 4j+3 of row n's GGUF
+ *                  block; but for Q4_K its bytes of codes alone, and the scales (f16; MXFP4's E8M0) make the `scales` stream.
+ *                  Best aligned to 64 bytes */
 #define MOI_FORMAT_MAP(X)                                                                                              \
   X(F32, 1, "f32", N, 1, 1, 4, 0, 0, 0, 0)                                                                             \
   X(F16, 2, "f16", N, 1, 1, 2, 0, 0, 0, 0)                                                                             \
@@ -138,7 +143,12 @@ MOI_API const char *moi_last_error(void);
   X(Q5_K, 67, "q5_k", N, 1, 256, 176, 0, 0, 0, 0)                                                                      \
   X(Q6_K, 68, "q6_k", N, 1, 256, 210, 0, 0, 0, 0)                                                                      \
   X(MXFP4_GGUF, 69, "mxfp4_gguf", N, 1, 32, 17, 0, 0, 0, 0)                                                            \
-  X(IQ4_NL, 70, "iq4_nl", N, 1, 32, 18, 0, 0, 0, 0)
+  X(IQ4_NL, 70, "iq4_nl", N, 1, 32, 18, 0, 0, 0, 0)                                                                    \
+  X(MXFP4_R16, 80, "mxfp4_r16", R, 16, 32, 256, 1, 32, 1, 0)                                                           \
+  X(Q4_0_R16, 81, "q4_0_r16", R, 16, 32, 256, 1, 32, 2, 0)                                                             \
+  X(IQ4_NL_R16, 82, "iq4_nl_r16", R, 16, 32, 256, 1, 32, 2, 0)                                                         \
+  X(Q8_0_R16, 83, "q8_0_r16", R, 16, 32, 512, 1, 32, 2, 0)                                                             \
+  X(Q4_K_R16, 84, "q4_k_r16", R, 16, 256, 2304, 0, 0, 0, 0)
 
 typedef enum moi_format {
   MOI_FORMAT_NONE = 0,
@@ -160,7 +170,7 @@ typedef struct moi_format_sizes {
 } moi_format_sizes;
 
 /* Fills `out` for W[n,k]. MOI_INVALID_ARGUMENT if the format does not exist, n or k is 0, or n, k are not multiples of
- * the format's block (k of 32 for Q4_0, of 256 for Q4_K; n of 8 for AWQ and GPTQ), or one matrix exceeds 4 GiB or 2^32
+ * the format's block (k of 32 for Q4_0, of 256 for Q4_K; n of 8 for AWQ and GPTQ, of 16 for *_R16), or one matrix exceeds 4 GiB or 2^32
  * elements. */
 MOI_API moi_status moi_format_size(moi_format format, uint32_t n, uint32_t k, moi_format_sizes *out);
 
@@ -774,7 +784,9 @@ MOI_API moi_status moi_attention_merge_run(const moi_plan *plan, const moi_atten
 /* ------------------------------------------------------------------------------------------------------ weight packing */
 
 /* Every format runs as it lies in the file; some layouts run faster after a lossless re-ordering into another format:
- *   BF16_KN -> BF16,  GPTQ_G* -> INT4Z_G*,  AWQ_G* -> INT4Z_G*,  MXFP4_GGUF <-> MXFP4
+ *   BF16_KN -> BF16,  GPTQ_G* -> INT4Z_G*,  AWQ_G* -> INT4Z_G*,  MXFP4_GGUF <-> MXFP4,
+ *   Q4_0 <-> Q4_0_R16,  IQ4_NL <-> IQ4_NL_R16,  Q8_0 <-> Q8_0_R16,  Q4_K <-> Q4_K_R16,
+ *   MXFP4 <-> MXFP4_R16 <-> MXFP4_GGUF (n a multiple of 16)
  * The result is plain bytes: it can be written to disk and mapped again. The bytes are the same from every backend. */
 typedef struct moi_pack_desc {
   size_t struct_size;
@@ -784,7 +796,9 @@ typedef struct moi_pack_desc {
 } moi_pack_desc;
 #define MOI_PACK_DESC_INIT { sizeof(moi_pack_desc) }
 
-/* The packed format that kernels of this backend prefer over `format`, or `format` itself. */
+/* The packed format that kernels of this backend prefer over `format`, or `format` itself. For the CPU: of this machine, with
+ * MOI_DEBUG's cap; where it is one of order R and n is no multiple of its rows, moi_format_size and moi_pack say so and
+ * `format` is to be kept. */
 MOI_API moi_format moi_pack_preferred(moi_backend backend, moi_format format);
 /* Converts all experts on the host. dst's views must hold n_experts matrices of moi_format_size(to, n, k) (its strides
  * apply) and may not overlap src's, gaps between experts included. MOI_UNSUPPORTED for a pair that is not listed. bias and
@@ -793,7 +807,7 @@ MOI_API moi_status moi_pack(const moi_pack_desc *desc, const moi_weights *src, c
 /* The same where the context computes: on the CPU by its workers, on CUDA in the device's memory on the caller's stream,
  * which a graph may capture. The plan is the caller's to destroy and needs no workspace; the weights stay the caller's. Views
  * and strides are aligned as moi_weights says: MOI_INVALID_ARGUMENT where they are not, are absent or too small, or
- * overlap. MOI_UNSUPPORTED: a pair that is not listed, and Vulkan. */
+ * overlap. MOI_UNSUPPORTED: a pair that is not listed, order R on CUDA, and Vulkan. */
 MOI_API moi_status moi_pack_plan(moi_context *context, const moi_pack_desc *desc, moi_plan **out);
 MOI_API moi_status moi_pack_run(const moi_plan *plan, const moi_weights *src, const moi_weights *dst, moi_queue queue);
 

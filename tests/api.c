@@ -575,6 +575,11 @@ static void test_formats(void **state) {
       {MOI_FORMAT_Q6_K, 107520, 0, 0, 256, 1},
       {MOI_FORMAT_MXFP4_GGUF, 69632, 0, 0, 32, 1},
       {MOI_FORMAT_IQ4_NL, 73728, 0, 0, 32, 1},
+      {MOI_FORMAT_MXFP4_R16, 65536, 4096, 0, 32, 16},
+      {MOI_FORMAT_Q4_0_R16, 65536, 8192, 0, 32, 16},
+      {MOI_FORMAT_IQ4_NL_R16, 65536, 8192, 0, 32, 16},
+      {MOI_FORMAT_Q8_0_R16, 131072, 8192, 0, 32, 16},
+      {MOI_FORMAT_Q4_K_R16, 73728, 0, 0, 256, 16},
   };
   enum { N = sizeof rows / sizeof rows[0] };
   uint32_t count = 0;
@@ -595,7 +600,7 @@ static void test_formats(void **state) {
     refused(moi_format_size(format, 0, 512, &s), MOI_INVALID_ARGUMENT, "n");
     refused(moi_format_size(format, 256, 0, &s), MOI_INVALID_ARGUMENT, "k");
     refused(moi_format_size(format, 1u << 20, 1u << 20, &s), MOI_INVALID_ARGUMENT, "4 GiB");
-    refused(moi_format_size(format, 0xfffffff8u, 0xffffff00u, &s), MOI_INVALID_ARGUMENT, "4 GiB");
+    refused(moi_format_size(format, 0xfffffff0u, 0xffffff00u, &s), MOI_INVALID_ARGUMENT, "4 GiB");
     if (rows[i].k_multiple > 1) {
       char number[16];
       snprintf(number, sizeof number, "%u", rows[i].k_multiple);
@@ -627,7 +632,13 @@ static void test_pack_arguments(void **state) {
           {MOI_FORMAT_BF16_KN, MOI_FORMAT_BF16},         {MOI_FORMAT_GPTQ_G32, MOI_FORMAT_INT4Z_G32},
           {MOI_FORMAT_GPTQ_G128, MOI_FORMAT_INT4Z_G128}, {MOI_FORMAT_AWQ_G32, MOI_FORMAT_INT4Z_G32},
           {MOI_FORMAT_AWQ_G128, MOI_FORMAT_INT4Z_G128},  {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_GGUF},
-          {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4}};
+          {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4},     {MOI_FORMAT_Q4_0, MOI_FORMAT_Q4_0_R16},
+          {MOI_FORMAT_Q4_0_R16, MOI_FORMAT_Q4_0},        {MOI_FORMAT_IQ4_NL, MOI_FORMAT_IQ4_NL_R16},
+          {MOI_FORMAT_IQ4_NL_R16, MOI_FORMAT_IQ4_NL},    {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_R16},
+          {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4},      {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4_R16},
+          {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4_GGUF}, {MOI_FORMAT_Q8_0, MOI_FORMAT_Q8_0_R16},
+          {MOI_FORMAT_Q8_0_R16, MOI_FORMAT_Q8_0},        {MOI_FORMAT_Q4_K, MOI_FORMAT_Q4_K_R16},
+          {MOI_FORMAT_Q4_K_R16, MOI_FORMAT_Q4_K}};
       int listed = 0;
       for (size_t p = 0; p < sizeof pairs / sizeof pairs[0]; p++)
         listed |= pairs[p][0] == moi_format_at(i) && pairs[p][1] == moi_format_at(j);
@@ -653,6 +664,9 @@ static void test_pack_arguments(void **state) {
   make_pack();
   pack_dst.data_stride = 127;
   refused(moi_pack(&pack_desc, &pack_src, &pack_dst), MOI_INVALID_ARGUMENT, "dst->data_stride");
+  make_pack();
+  pack_desc.from = MOI_FORMAT_Q4_0, pack_desc.to = MOI_FORMAT_Q4_0_R16, pack_desc.n = 40, pack_desc.k = 32;
+  refused(moi_pack(&pack_desc, &pack_src, &pack_dst), MOI_INVALID_ARGUMENT, "40 is not a multiple of 16, as q4_0_r16 needs");
   make_pack();
   pack_desc.n_experts = 65536; /* more than the views hold */
   refused(moi_pack(&pack_desc, &pack_src, &pack_dst), MOI_INVALID_ARGUMENT, "size");

@@ -268,6 +268,7 @@ static void test_a_graph_is_launched_again(void **state) {
   enter();
   moi_buffer memory = take(sizeof(layer)), count = take(4);
   layer_make(&device);
+  device.experts.weight_on = MOI_WEIGHT_ON_INPUT; /* one of the launches is cooperative */
   to_device(&device, memory);
   device.route_args.n_tokens_device = device.experts_args.n_tokens_device = count;
   moi_plan *plan = NULL;
@@ -285,6 +286,7 @@ static void test_a_graph_is_launched_again(void **state) {
   int others = 0;
   for (uint32_t round = 0; round < 4; round++) {
     layer_make(&host);
+    host.experts.weight_on = MOI_WEIGHT_ON_INPUT;
     layer_fill(host.x, LAYER_T * LAYER_H, 20 + 7 * round);
     layer_fill(host.router, LAYER_E * LAYER_H, 40 + 3 * round);
     uint32_t n = 1 + round % LAYER_T;
@@ -421,6 +423,22 @@ static void test_threads_run_one_plan(void **state) {
   for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
   for (int i = 0; i < THREADS; i++) assert_int_equal(good[i], -1);
   moi_plan_destroy(shared_plan);
+}
+
+/* Formats of order R are refused by name, with the one to use. */
+static void test_rows_of_16(void **state) {
+  (void)state;
+  moi_gemm_desc d = MOI_GEMM_DESC_INIT;
+  d.max_rows = 1, d.n = 32, d.k = 256, d.n_experts = 1;
+  moi_plan *plan = NULL;
+  d.format = MOI_FORMAT_Q4_K_R16;
+  refused(moi_gemm_plan(context, &d, &plan), MOI_UNSUPPORTED, "q4_k_r16");
+  refused(moi_gemm_plan(context, &d, &plan), MOI_UNSUPPORTED, "use q4_k");
+  d.format = MOI_FORMAT_MXFP4_R16;
+  refused(moi_gemm_plan(context, &d, &plan), MOI_UNSUPPORTED, "use mxfp4");
+  moi_pack_desc pack = MOI_PACK_DESC_INIT;
+  pack.from = MOI_FORMAT_MXFP4, pack.to = MOI_FORMAT_MXFP4_R16, pack.n = 32, pack.k = 256, pack.n_experts = 1;
+  refused(moi_pack_plan(context, &pack, &plan), MOI_UNSUPPORTED, "no CUDA kernel packs mxfp4 to mxfp4_r16");
 }
 
 static void test_refused_views(void **state) {
@@ -656,17 +674,19 @@ static void test_the_row_of_sm_120(void **state) {
   claim(0);
 }
 
-/* As many as docs/cuda.md says; on devices that can, all but the first are made ready while the one before runs. */
+/* As many as docs/cuda.md says; on devices that can, all but the first and cooperative ones are made ready while the one before
+ * runs. */
 static void test_launches(void **state) {
   (void)state;
   if (!claim || !launches) skip();
   static const struct {
     moi_op op;
     uint32_t tokens;
-    int plain; /* logits instead of hidden states, and no shared expert */
-    unsigned n;
-  } runs[] = {{MOI_OP_MOE, 1, 0, 4},   {MOI_OP_MOE, 2, 1, 3},     {MOI_OP_MOE, 3, 0, 5},     {MOI_OP_MOE, 3, 1, 4},
-              {MOI_OP_ROUTE, 3, 0, 2}, {MOI_OP_EXPERTS, 1, 0, 3}, {MOI_OP_EXPERTS, 3, 0, 4}, {MOI_OP_GEMM, 3, 0, 4}};
+    enum { ALL, PLAIN, ON_INPUT } how; /* PLAIN: logits instead of hidden states, and no shared expert */
+    unsigned n, alone; /* alone: of them, those that are cooperative */
+  } runs[] = {{MOI_OP_MOE, 1, ALL, 4},     {MOI_OP_MOE, 2, PLAIN, 3},   {MOI_OP_MOE, 3, ALL, 5},
+              {MOI_OP_MOE, 3, PLAIN, 4},   {MOI_OP_ROUTE, 3, ALL, 2},   {MOI_OP_EXPERTS, 1, ALL, 3},
+              {MOI_OP_EXPERTS, 3, ALL, 4}, {MOI_OP_GEMM, 3, ALL, 4},    {MOI_OP_MOE, 3, ON_INPUT, 5, 1}};
   static const int devices[] = {75, 89, 90, 120};
   for (size_t d = 0; d < sizeof devices / sizeof *devices; d++) {
     claim(devices[d]);
@@ -682,7 +702,8 @@ static void test_launches(void **state) {
         layer *l = both[j];
         layer_make(l);
         l->route_args.n_tokens = l->experts_args.n_tokens = runs[i].tokens;
-        if (!runs[i].plain) continue;
+        if (runs[i].how == ON_INPUT) l->experts.weight_on = MOI_WEIGHT_ON_INPUT;
+        if (runs[i].how != PLAIN) continue;
         l->route.hidden = 0;
         l->route_args.logits = VIEW(l->router);
         l->moe.shared = NULL;
@@ -690,7 +711,7 @@ static void test_launches(void **state) {
         l->moe_args.shared = NULL;
       }
       to_device(&device, memory);
-      if (runs[i].plain) device.route_args.logits = device.route_args.router;
+      if (runs[i].how == PLAIN) device.route_args.logits = device.route_args.router;
       moi_plan *plan = NULL;
       passes(layer_plan(&device, runs[i].op, other, &plan));
       moi_buffer room = take_room(plan);
@@ -700,7 +721,7 @@ static void test_launches(void **state) {
       CU(StreamSynchronize(NULL));
       get(&result, memory, sizeof result);
       if (after[0] - before[0] != runs[i].n) fail_msg("run %zu: %u launches", i, after[0] - before[0]);
-      assert_int_equal(after[1] - before[1], devices[d] >= 90 ? runs[i].n - 1 : 0);
+      assert_int_equal(after[1] - before[1], devices[d] >= 90 ? runs[i].n - 1 - runs[i].alone : 0);
       agree(runs[i].op, &host, &result);
       moi_plan_destroy(plan);
       drop(room);
@@ -726,6 +747,7 @@ int main(void) {
       cmocka_unit_test(test_contexts),
       cmocka_unit_test(test_the_current_context_stays),
       cmocka_unit_test(test_threads_run_one_plan),
+      cmocka_unit_test(test_rows_of_16),
       cmocka_unit_test(test_refused_views),
       cmocka_unit_test(test_every_call_may_fail),
       cmocka_unit_test(test_old_devices),

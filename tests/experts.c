@@ -668,7 +668,7 @@ static void decode(moi_format format, const moi_weights *w, uint32_t n, uint32_t
 
 /* A plan's run on three workers leaves the bytes that are in dst already. */
 static void pack_by_workers(const moi_pack_desc *desc, const moi_weights *src, const moi_weights *dst) {
-  static uint8_t wanted[3][1 << 16];
+  static uint8_t wanted[3][3 << 15];
   const moi_buffer views[3] = {dst->data, dst->scales, dst->zeros};
   for (int backwards = 0; backwards < 2; backwards++) {
     const lanes three = {3, backwards};
@@ -691,12 +691,18 @@ static void pack_by_workers(const moi_pack_desc *desc, const moi_weights *src, c
 
 static void test_pack(void **state) {
   (void)state;
-  enum { N = 40, C = 256, X = 3 };
+  enum { N = 48, C = 256, X = 3 };
   static const moi_format pairs[][2] = {
       {MOI_FORMAT_BF16_KN, MOI_FORMAT_BF16},         {MOI_FORMAT_GPTQ_G32, MOI_FORMAT_INT4Z_G32},
       {MOI_FORMAT_GPTQ_G128, MOI_FORMAT_INT4Z_G128}, {MOI_FORMAT_AWQ_G32, MOI_FORMAT_INT4Z_G32},
       {MOI_FORMAT_AWQ_G128, MOI_FORMAT_INT4Z_G128},  {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_GGUF},
-      {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4}};
+      {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4},     {MOI_FORMAT_Q4_0, MOI_FORMAT_Q4_0_R16},
+      {MOI_FORMAT_Q4_0_R16, MOI_FORMAT_Q4_0},        {MOI_FORMAT_IQ4_NL, MOI_FORMAT_IQ4_NL_R16},
+      {MOI_FORMAT_IQ4_NL_R16, MOI_FORMAT_IQ4_NL},    {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_R16},
+      {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4},      {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4_R16},
+      {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4_GGUF}, {MOI_FORMAT_Q8_0, MOI_FORMAT_Q8_0_R16},
+      {MOI_FORMAT_Q8_0_R16, MOI_FORMAT_Q8_0},        {MOI_FORMAT_Q4_K, MOI_FORMAT_Q4_K_R16},
+      {MOI_FORMAT_Q4_K_R16, MOI_FORMAT_Q4_K}};
   static float before[X * C * N], after[X * C * N];
   for (size_t p = 0; p < sizeof pairs / sizeof pairs[0]; p++) {
     moi_arena arena = {.flags = MOI_ARENA_GUARD};

@@ -345,6 +345,33 @@ ENCODER(Q6_K) {
   return 1;
 }
 
+/* ---- order R: GGUF's blocks, `head` bytes of scale before `codes` others, a byte at a time */
+
+typedef float (*encoder)(const float *w, uint32_t n, uint32_t k, moi_streams out);
+
+static float encode_r16(encoder encode, uint32_t elements, uint32_t head, uint32_t codes, const float *w, uint32_t n,
+                        uint32_t k, moi_streams out) {
+  const uint32_t blocks = k / elements, size = head + codes;
+  uint8_t *rows = malloc((size_t)n * blocks * size);
+  if (!rows) exit(3);
+  encode(w, n, k, (moi_streams){rows, NULL, NULL});
+  for (uint32_t i = 0; i < n; i++)
+    for (uint32_t b = 0; b < blocks; b++) {
+      const uint8_t *block = rows + ((size_t)i * blocks + b) * size;
+      const size_t group = (size_t)(i / 16) * blocks + b;
+      for (uint32_t j = 0; j < codes; j++)
+        out.data[group * 16 * codes + j / 4 * 64 + i % 16 * 4 + j % 4] = block[head + j];
+      for (uint32_t j = 0; j < head; j++) out.scales[(group * 16 + i % 16) * head + j] = block[j];
+    }
+  free(rows);
+  return 1;
+}
+ENCODER(Q4_0_R16) { return encode_r16(encode_Q4_0, 32, 2, 16, w, n, k, out); }
+ENCODER(IQ4_NL_R16) { return encode_r16(encode_IQ4_NL, 32, 2, 16, w, n, k, out); }
+ENCODER(MXFP4_R16) { return encode_r16(encode_MXFP4_GGUF, 32, 1, 16, w, n, k, out); }
+ENCODER(Q8_0_R16) { return encode_r16(encode_Q8_0, 32, 2, 32, w, n, k, out); }
+ENCODER(Q4_K_R16) { return encode_r16(encode_Q4_K, 256, 0, 144, w, n, k, out); }
+
 /* ---- by format */
 
 float moi_encode(moi_format format, const float *w, uint32_t n, uint32_t k, moi_streams out) {
@@ -374,7 +401,8 @@ float moi_encode_step(moi_format format) {
     case MOI_FORMAT_F16: return 0x1p-11f;
     case MOI_FORMAT_BF16:
     case MOI_FORMAT_BF16_KN: return 0x1p-8f;
-    case MOI_FORMAT_Q8_0: return 0.01f;
+    case MOI_FORMAT_Q8_0:
+    case MOI_FORMAT_Q8_0_R16: return 0.01f;
     case MOI_FORMAT_Q6_K: return 0.03f;
     case MOI_FORMAT_FP8:
     case MOI_FORMAT_FP8_B128: return 0.04f;
@@ -434,6 +462,7 @@ void moi_weight_pool_make(moi_weight_pool *pool, moi_format format, uint32_t n, 
   uint64_t bytes[3] = {part.data, part.scales, part.zeros}, total[3] = {full.data, full.scales, full.zeros};
   for (int s = 0; s < 3; s++) {
     uint32_t step = s ? (row->k_major ? row->scale_k : row->scale_n) : row->k_major ? row->block_k : row->block_n;
+    if (row->interleaved) step = row->block_n; /* the scales of a block's rows are one line */
     if (!bytes[s]) continue;
     pool->pool_lines[s] = ((row->k_major ? pool_k : pool_n) + step - 1) / step;
     pool->n_lines[s] = ((row->k_major ? k : n) + step - 1) / step;

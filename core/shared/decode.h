@@ -212,4 +212,31 @@ MOI_FN float moi_q6_k_value(float d, uint scale, uint low, uint high) {
                  MOI_Q6_K_LOW(D, b, k), MOI_Q6_K_HIGH(D, b, k))
 #define MOI_AT_Q6_K(D, S, Z, n, k, N, K) MOI_Q6_K(D, MOI_BLOCK(n, k, K, 256u, 210u), k)
 
+/* ---- order R: the blocks of 16 rows in pieces of 4 bytes a row; b: byte offset of the 16 blocks, o: a byte of a block */
+
+#define MOI_R16_BLOCK(n, k, K, elements) (((n) >> 4) * ((K) / (elements)) + (k) / (elements))
+#define MOI_R16_BYTE(b, n, o) ((b) + ((o) >> 2) * 64u + ((n) & 15u) * 4u + ((o) & 3u))
+#define MOI_R16_SCALE(n, k, K) (MOI_R16_BLOCK(n, k, K, 32u) * 16u + ((n) & 15u))
+#define MOI_R16_NIBBLE(D, n, k, K)                                                                                     \
+  moi_nibble_half(MOI_U8(D, MOI_R16_BYTE(MOI_R16_BLOCK(n, k, K, 32u) * 256u, n, (k) & 15u)), k)
+
+#define MOI_AT_Q4_0_R16(D, S, Z, n, k, N, K)                                                                           \
+  moi_int4_value(MOI_R16_NIBBLE(D, n, k, K), 8u, moi_f16_value(MOI_U16(S, MOI_R16_SCALE(n, k, K) * 2u)))
+#define MOI_AT_IQ4_NL_R16(D, S, Z, n, k, N, K)                                                                         \
+  (moi_f16_value(MOI_U16(S, MOI_R16_SCALE(n, k, K) * 2u)) * MOI_FLOAT(moi_iq4_nl_code(MOI_R16_NIBBLE(D, n, k, K))))
+#define MOI_AT_MXFP4_R16(D, S, Z, n, k, N, K)                                                                          \
+  (moi_e2m1_value(MOI_R16_NIBBLE(D, n, k, K)) * moi_e8m0_value(MOI_U8(S, MOI_R16_SCALE(n, k, K))))
+#define MOI_AT_Q8_0_R16(D, S, Z, n, k, N, K)                                                                           \
+  (moi_f16_value(MOI_U16(S, MOI_R16_SCALE(n, k, K) * 2u)) *                                                            \
+   MOI_FLOAT(moi_signed8(MOI_U8(D, MOI_R16_BYTE(MOI_R16_BLOCK(n, k, K, 32u) * 512u, n, (k) & 31u)))))
+
+#define MOI_Q4_K_R16(D, b, n, k, j)                                                                                    \
+  moi_k_value(moi_f16_value(MOI_U16(D, MOI_R16_BYTE(b, n, 0u))), moi_f16_value(MOI_U16(D, MOI_R16_BYTE(b, n, 2u))),    \
+              moi_k_scale(j, MOI_U8(D, MOI_R16_BYTE(b, n, 4u + (j))), MOI_U8(D, MOI_R16_BYTE(b, n, 8u + (j))),         \
+                          MOI_U8(D, MOI_R16_BYTE(b, n, (j) < 4u ? 0u : (j)))),                                         \
+              moi_k_min(j, MOI_U8(D, MOI_R16_BYTE(b, n, 4u + (j))), MOI_U8(D, MOI_R16_BYTE(b, n, 8u + (j)))),          \
+              (MOI_U8(D, MOI_R16_BYTE(b, n, 16u + MOI_K_BYTE(k))) >> (4u * ((j) & 1u))) & 15u)
+#define MOI_AT_Q4_K_R16(D, S, Z, n, k, N, K)                                                                           \
+  MOI_Q4_K_R16(D, MOI_R16_BLOCK(n, k, K, 256u) * 2304u, n, k, MOI_K_SUB(k))
+
 #endif

@@ -1,5 +1,5 @@
-/* Attention with bf16 products and fp32 sums, AVX512-BF16: queries, keys and values that are bf16 (or fp8), probabilities
- * rounded to bf16. */
+/* Attention with bf16 products and fp32 sums, AVX512-BF16: queries that are bf16, keys and values that are bf16, or fp8, or
+ * the codes of q8_0, which bf16 holds as well; probabilities, times a code's scale, rounded to bf16. */
 #if defined(__x86_64__)
 
 #include "cpu/kernels/flash_avx512.h"
@@ -50,13 +50,31 @@ static inline __m512i e4m3_halves(__m256i bytes) {
   return _mm512_or_si512(h, _mm512_slli_epi16(_mm512_srli_epi16(x, 7), 15));
 }
 
+/* The upper halves of x's lanes, then y's: floats that are bf16 values. */
+static inline __m512i upper_halves(__m512 x, __m512 y) {
+  const __m512i odd =
+      _mm512_setr_epi32(0x030001, 0x070005, 0x0b0009, 0x0f000d, 0x130011, 0x170015, 0x1b0019, 0x1f001d, 0x230021,
+                        0x270025, 0x2b0029, 0x2f002d, 0x330031, 0x370035, 0x3b0039, 0x3f003d);
+  return _mm512_permutex2var_epi16(_mm512_castps_si512(x), odd, _mm512_castps_si512(y));
+}
+static inline __m512 code_floats(const uint8_t *codes) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)codes)));
+}
+static inline const uint8_t *codes_at(const uint8_t *row, uint32_t i) { return row + i / 32 * 34 + 2; }
+
+/* Q8_0: the codes of a block. */
 static inline __m512i load_half_words(moi_format format, const uint8_t *row, uint32_t i) {
-  return format == MOI_FORMAT_BF16 ? _mm512_loadu_si512(row + i * 2)
-                                   : e4m3_halves(_mm256_loadu_si256((const __m256i *)(row + i)));
+  if (format == MOI_FORMAT_BF16) return _mm512_loadu_si512(row + i * 2);
+  if (format == MOI_FORMAT_FP8) return e4m3_halves(_mm256_loadu_si256((const __m256i *)(row + i)));
+  const uint8_t *codes = codes_at(row, i);
+  return upper_halves(code_floats(codes), code_floats(codes + 16));
+}
+static inline vec load_scales(const uint16_t *halves) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)halves));
 }
 /* Elements from i on of n, zeros behind the last. */
 static inline __m512i load_some(moi_format format, const uint8_t *row, uint32_t i, uint32_t n) {
-  if (i + 32 <= n) return load_half_words(format, row, i);
+  if (i + 32 <= n || format == MOI_FORMAT_Q8_0) return load_half_words(format, row, i);
   if (format == MOI_FORMAT_BF16) return _mm512_maskz_loadu_epi16(mask32(n - i), row + i * 2);
   return e4m3_halves(_mm256_maskz_loadu_epi8(mask32(n - i), row + i));
 }
@@ -134,10 +152,24 @@ static inline __attribute__((always_inline)) void load_four(moi_format format, c
 }
 static inline __attribute__((always_inline)) void load_twins(moi_format format, const uint8_t *even,
                                                              const uint8_t *odd, uint32_t i, operand out[2]) {
+  if (format == MOI_FORMAT_Q8_0) {
+    const uint8_t *x = codes_at(even, i), *y = codes_at(odd, i);
+#pragma GCC unroll 2
+    for (uint32_t half = 0; half < 2; half++)
+      out[half] = (operand)_mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(code_floats(x + half * 16)), 16),
+                                           _mm512_castps_si512(code_floats(y + half * 16)));
+    return;
+  }
   const __m512i x = load_half_words(format, even, i), y = load_half_words(format, odd, i);
   out[0] = (operand)_mm512_unpacklo_epi16(x, y);
   out[1] = (operand)_mm512_unpackhi_epi16(x, y);
 }
+/* From 1 to below 2, whatever the lane is. */
+static inline vec vec_mantissa(vec v) {
+  const __m512i bits = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffff));
+  return _mm512_castsi512_ps(_mm512_or_si512(bits, _mm512_set1_epi32(0x3f800000)));
+}
+static inline uint32_t lanes_above(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 static inline float vec_highest(vec v) { return _mm512_reduce_max_ps(v); }
 
 #include "cpu/kernels/flash.h"

@@ -17,7 +17,7 @@
  *                   among these, and
  *   turn_fours(const operand in[16], u, operand out[4])  of VEC rows: out[c] has unit 4 c + u of each
  *   load_twins(format, even, odd, i, operand out[2])  2 * VEC pairs of elements of two rows: of each 8 the first 4 in
- *                   out[0], the others in out[1]
+ *                   out[0], the others in out[1]; SCALED: the first VEC codes, the others
  *   vec_dot_unit(operand, const unit *, sum)          the unit meets all lanes
  *   KEEP_IN_MEMORY(pointer)                           keeps the compiler from holding what it points to in registers
  *   vec_highest(vec)                                  of its lanes
@@ -31,10 +31,13 @@ typedef struct panel {
   uint32_t row, rows, width; /* first row of the head, rows, and places for rows: 1, 2, 4 or 8 */
   unit *q;                   /* UNIT 1: [dk / PAIR][2][width][VEC]; UNIT 2: [dk / 2][width] */
   float *logits;             /* UNIT 1: [TILE][width]; UNIT 2: [TILE / VEC][width][VEC] */
-  unit *weights;             /* where logits were, UNIT 1: as those; UNIT 2: in the first half of each vector */
+  unit *weights;             /* where logits were, UNIT 1, or SCALED: as those; UNIT 2: in the first half of each vector */
   float *acc;    /* [dv / PAIR][width][PAIR] */
   /* in lanes of a vector: entry i is row i % width's. Rows beyond `rows` weigh nothing */
   float scale[16], max[16], factor[16];
+#if UNIT == 2
+  int32_t peak[PANEL]; /* see peak_of */
+#endif
   float sum[PANEL * VEC]; /* of the keys of a class; UNIT 1: [VEC][width]; UNIT 2: [width][VEC] */
 } panel;
 
@@ -49,14 +52,14 @@ static inline uint32_t width_of(uint32_t rows) {
 
 /* Keys that are gone through for one KV head before the next head's turn, a multiple of 4 (UNIT 2: of VEC). Meanwhile
  * those of the next turn are fetched: memory and arithmetic are to be busy at the same time, and a head's rows lie
- * apart, which hardware does not foresee. UNIT 1: about 4 KB, for the first-level cache. UNIT 2: 64 KB of all heads,
+ * apart, which hardware does not foresee. UNIT 1: about 4 KB, for the first-level cache. UNIT 2: 72 KB of all heads,
  * which leaves room in the second-level cache, for each turn loads and stores the sums of its values. */
 static inline uint32_t turn(uint32_t heads, uint32_t bytes) {
 #if UNIT == 1
   (void)heads;
   return bytes > 512 ? 4 : bytes > 256 ? 8 : bytes > 128 ? 16 : bytes > 64 ? 32 : 64;
 #else
-  const uint32_t keys = (64 << 10) / (heads * bytes) / VEC * VEC;
+  const uint32_t keys = (72 << 10) / (heads * bytes) / VEC * VEC;
   return keys < VEC ? VEC : least(keys, TILE);
 #endif
 }
@@ -65,7 +68,7 @@ static inline uint32_t turn(uint32_t heads, uint32_t bytes) {
 typedef struct stretch {
   uint32_t key0, first, last;
   size_t offset; /* bytes of the head in a token's row */
-  int fetch, rescale;
+  int fetch, rescale, ends; /* begins, ends with the keys of the tile that are seen */
 #if UNIT == 1
   uint32_t ahead;  /* key j fetches that of key j + ahead, */
   size_t to_fetch; /* these bytes on */
@@ -163,9 +166,6 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
 }
 
 #else
-/* What stands beside a key that a stretch has no twin for. */
-static const uint8_t no_values[1024 * 2];
-
 /* Lines of the cache from a key's head on, in the order of memory. */
 struct course {
   const uint8_t *const *rows;
@@ -230,7 +230,7 @@ static inline const uint8_t *const *group_of(const uint8_t *const *keys, const s
   return few;
 }
 
-/* Logits of VEC keys at a time. */
+/* Logits of VEC keys at a time. SCALED: a block's sum of codes meets the key's scale. */
 static inline __attribute__((always_inline)) void dots(moi_format format, const uint32_t rows, const uint32_t width,
                                                        const moi_attend *a, const panel *x, const stretch *s) {
   const uint32_t n = a->dk, first = s->first / VEC * VEC, last = s->last, lines = row_bytes(format, 2 * PAIR) / 32;
@@ -238,13 +238,19 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
   course ahead = course_of(a, s);
   operand fours[VEC];
   (void)rows;
+  const int blocks = SCALED(format);
+  uint16_t scales[2][VEC]; /* of this block, and of the next */
+  uint32_t turn = 0;
 #pragma GCC unroll 4
-  for (uint32_t u = 0; u < 4; u++) load_four(format, k + 4 * u, s->offset, fours + 4 * u);
+  for (uint32_t u = 0; u < 4; u++) {
+    load_four(format, k + 4 * u, s->offset, fours + 4 * u);
+    if (blocks) keep_scales(k + 4 * u, 4, s->offset, scales[0] + 4 * u);
+  }
   for (uint32_t j = first; j < last; j += VEC) {
     const unit *q = x->q;
-    vec sum[PANEL];
+    vec sum[PANEL], whole[PANEL];
 #pragma GCC unroll 8
-    for (uint32_t r = 0; r < width; r++) sum[r] = vec_zero();
+    for (uint32_t r = 0; r < width; r++) sum[r] = whole[r] = vec_zero();
     for (uint32_t e = 0; e < n; e += PAIR) {
       size_t at = s->offset + row_bytes(format, e + PAIR);
       operand next[VEC];
@@ -258,7 +264,8 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
         operand y[4];
         turn_fours(fours, u, y);
         load_four(format, k + 4 * u, at, next + 4 * u);
-        fetch_lines(&ahead, lines);
+        if (blocks) keep_scales(k + 4 * u, 4, at, scales[!turn] + 4 * u);
+        fetch_lines(&ahead, lines + (blocks && u == 3)); /* no more than there are, but for a fraction */
 #pragma GCC unroll 4
         for (uint32_t c = 0; c < 4; c++)
 #pragma GCC unroll 8
@@ -267,9 +274,18 @@ static inline __attribute__((always_inline)) void dots(moi_format format, const 
 #pragma GCC unroll 16
       for (uint32_t i = 0; i < VEC; i++) fours[i] = next[i];
       q += VEC * width;
+      if (blocks) {
+        const vec scale = load_scales(scales[turn]);
+        turn ^= 1;
+#pragma GCC unroll 8
+        for (uint32_t r = 0; r < width; r++) {
+          whole[r] = vec_fma(sum[r], scale, whole[r]);
+          sum[r] = vec_zero();
+        }
+      }
     }
 #pragma GCC unroll 8
-    for (uint32_t r = 0; r < width; r++) vec_store(x->logits + j * width + r * VEC, sum[r]);
+    for (uint32_t r = 0; r < width; r++) vec_store(x->logits + j * width + r * VEC, blocks ? whole[r] : sum[r]);
   }
 }
 #endif
@@ -344,6 +360,85 @@ static inline __attribute__((always_inline)) void weigh(moi_format format, uint3
     for (uint32_t v = 0; v < 2 * pairs; v++) vec_store(acc + (v / 2 * width + r) * PAIR + v % 2 * VEC, sum[r][v]);
 }
 
+#if UNIT == 2
+/* What belongs to a block of PAIR columns: the keys' scales, of whole vectors of keys and 0 outside the stretch; what the
+ * rows' weights and sums are multiplied by, see peak_of. */
+typedef struct column_scales {
+  uint16_t of_keys[TILE];
+  float share[VEC], whole[VEC];
+} column_scales;
+
+/* The same of values with scales, which weights meet before they are rounded. */
+static inline __attribute__((always_inline)) void weigh_block(moi_format format, uint32_t row0, const uint32_t rows,
+                                                              const uint32_t width, const moi_attend *a, const panel *x,
+                                                              const stretch *s, uint32_t column, const column_scales *scales,
+                                                              course *fetched) {
+  const uint32_t first = s->first, last = s->last, lines = row_bytes(format, PAIR) / 32;
+  const uint8_t *const *values = a->v + s->key0;
+  const size_t offset = s->offset;
+  float *acc = x->acc + column * width + row0 * PAIR;
+  vec sum[PANEL][2];
+#pragma GCC unroll 8
+  for (uint32_t r = 0; r < rows; r++)
+#pragma GCC unroll 2
+    for (uint32_t v = 0; v < 2; v++) {
+      sum[r][v] = vec_load(acc + r * PAIR + v * VEC);
+      if (s->rescale) sum[r][v] = vec_mul(sum[r][v], vec_splat(x->factor[row0 + r] * scales->share[row0 + r]));
+    }
+  for (uint32_t j = first / 2 * 2; j < last;) {
+    const uint32_t group = j / VEC * VEC, end = least(group + VEC, last);
+    const vec scale = load_scales(scales->of_keys + group);
+    unit weights[PANEL][VEC / 2];
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < rows; r++) {
+      const vec p = vec_load(x->logits + group * width + (row0 + r) * VEC);
+      pack_keys(vec_mul(vec_mul(p, scale), vec_splat(scales->share[row0 + r])), weights[r]);
+    }
+    fetch_lines(fetched, 1); /* what blocks are longer than the whole lines below */
+    for (; j < end; j += 2) {
+      operand y[2];
+      const uint8_t *even = j < first ? no_values : values[j] + offset;
+      const uint8_t *odd = j + 1 < last ? values[j + 1] + offset : no_values;
+      load_twins(format, even, odd, column, y);
+      fetch_lines(fetched, lines);
+#pragma GCC unroll 8
+      for (uint32_t r = 0; r < rows; r++) {
+        operand w = operand_splat(&weights[r][j % VEC / 2]);
+        IN_REGISTER(w);
+#pragma GCC unroll 2
+        for (uint32_t v = 0; v < 2; v++) sum[r][v] = vec_dot(w, y[v], sum[r][v]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (uint32_t r = 0; r < rows; r++)
+#pragma GCC unroll 2
+    for (uint32_t v = 0; v < 2; v++)
+      vec_store(acc + r * PAIR + v * VEC, s->ends ? vec_mul(sum[r][v], vec_splat(scales->whole[row0 + r])) : sum[r][v]);
+}
+
+/* For all blocks of a stretch's values. */
+static inline void scales_of(const moi_attend *a, const panel *x, const stretch *s, column_scales *scales) {
+  const uint32_t blocks = a->dv / PAIR, begin = s->first / VEC * VEC, end = (s->last + VEC - 1) / VEC * VEC;
+  const uint8_t *const *rows = a->v + s->key0;
+  uint16_t peaks[1024 / PAIR][VEC];
+  for (uint32_t b = 0; b < blocks; b++) {
+    memset(scales[b].of_keys + begin, 0, (end - begin) * sizeof scales[b].of_keys[0]);
+    for (uint32_t r = 0; r < VEC; r++) peaks[b][r] = 0;
+  }
+  for (uint32_t j = s->first; j < s->last; j++)
+    for (uint32_t b = 0; b < blocks; b++) scales[b].of_keys[j] = moi_load_u16(rows[j] + s->offset + b * BLOCK_BYTES);
+  for (uint32_t r = 0; r < x->rows; r++)
+    for (uint32_t b = 0; x->peak[r] >= 0 && b < blocks; b++)
+      peaks[b][r] = moi_load_u16(rows[x->peak[r]] + s->offset + b * BLOCK_BYTES);
+  for (uint32_t b = 0; b < blocks; b++) {
+    const vec whole = vec_mantissa(load_scales(peaks[b]));
+    vec_store(scales[b].whole, whole);
+    vec_store(scales[b].share, vec_div(vec_splat(1), whole));
+  }
+}
+#endif
+
 static inline __attribute__((always_inline)) void weighs(moi_format format, const uint32_t rows, const uint32_t width,
                                                          const moi_attend *a, const panel *x, const stretch *s) {
   const uint32_t pairs = width * 4 > 24 ? 1 : 2;
@@ -352,6 +447,13 @@ static inline __attribute__((always_inline)) void weighs(moi_format format, cons
   course *fetched = NULL;
 #else
   course ahead = course_of(a, s), *fetched = &ahead;
+  if (SCALED(format)) {
+    column_scales scales[1024 / PAIR];
+    scales_of(a, x, s, scales);
+    for (; column < a->dv; column += PAIR)
+      weigh_block(format, 0, rows, width, a, x, s, column, &scales[column / PAIR], fetched);
+    return;
+  }
 #endif
   for (; column + pairs * PAIR <= a->dv; column += pairs * PAIR)
     weigh(format, 0, rows, width, pairs, a, x, s, column, fetched);
@@ -385,7 +487,7 @@ typedef void (*pass)(const moi_attend *, const panel *, const stretch *);
   what(F32) what(F16) what(BF16) what(FP8) what(Q8_0)
 #else
 #define EACH_FORMAT(what)                                                                                              \
-  what(BF16) what(FP8)
+  what(BF16) what(FP8) what(Q8_0)
 #endif
 #define PASSES(NAME)                                                                                                   \
   static __attribute__((noinline)) void logits_##NAME(const moi_attend *a, const panel *x, const stretch *s) {        \
@@ -412,6 +514,13 @@ static __attribute__((noinline)) void value_of_one(const moi_attend *a, const pa
   course *none = NULL;
 #else
   course nothing = course_of(a, s), *none = &nothing;
+  if (SCALED(a->v_format)) {
+    column_scales scales[1024 / PAIR];
+    scales_of(a, x, s, scales);
+    for (uint32_t e = 0; e < a->dv; e += PAIR)
+      weigh_block(MOI_FORMAT_Q8_0, r, 1, x->width, a, x, s, e, &scales[e / PAIR], none);
+    return;
+  }
 #endif
   for (uint32_t e = 0; e < a->dv; e += PAIR) switch (a->v_format) {
 #define WEIGH_ONE(NAME)                                                                                                \
@@ -489,7 +598,9 @@ static inline __attribute__((always_inline)) void soften_width(const uint32_t wi
   for (uint32_t v = 0; v < width; v++) vec_store(x->sum + v * VEC, sum[v]);
 }
 
-static __attribute__((noinline)) void soften_panel(const moi_attend *a, panel *x, const part *p, int ragged) {
+static __attribute__((noinline)) void soften_panel(const moi_attend *a, uint32_t head, panel *x, const part *p,
+                                                   int ragged) {
+  (void)head;
 #if PANEL == 8
   if (x->width == 8) soften_width(8, a, x, p, ragged);
   else
@@ -501,7 +612,8 @@ static __attribute__((noinline)) void soften_panel(const moi_attend *a, panel *x
 }
 #else
 /* The same, where a row's keys lie side by side. */
-static __attribute__((noinline)) void soften_panel(const moi_attend *a, panel *x, const part *p, int ragged) {
+static __attribute__((noinline)) void soften_panel(const moi_attend *a, uint32_t head, panel *x, const part *p,
+                                                   int ragged) {
   const uint32_t first = p->first / VEC * VEC, last = p->last, width = x->width;
   const int whole = !ragged && p->first == first && last % VEC == 0;
   const vec none = vec_splat(-INFINITY), zero = vec_zero();
@@ -525,6 +637,7 @@ static __attribute__((noinline)) void soften_panel(const moi_attend *a, panel *x
   }
   const vec before = vec_load(x->max), after = vec_max(before, vec_load(most));
   const vec shift = vec_choose_less(none, after, after, vec_choose_less(after, zero, zero, after)); /* not of -inf */
+  const uint32_t risen = lanes_above(after, before);
   vec_store(x->factor, vec_exp2(vec_sub(before, shift)));
   vec_store(x->max, after);
   vec_store(down, vec_sub(zero, shift));
@@ -536,9 +649,14 @@ static __attribute__((noinline)) void soften_panel(const moi_attend *a, panel *x
       vec e = vec_exp2(vec_fma(vec_load(l), scale, minus));
       if (!whole) e = seen(e, j, begin[r], end[r], zero);
       sum = vec_add(sum, e);
-      pack_keys(e, x->weights + j * width + r * VEC);
+      if (SCALED(a->v_format)) vec_store(l, e);
+      else pack_keys(e, x->weights + j * width + r * VEC);
     }
     vec_store(x->sum + r * VEC, sum);
+    if (!SCALED(a->v_format)) continue;
+    x->peak[r] = risen >> r & 1 ? peak_of(x->logits + r * VEC, width * VEC, first / VEC, (last + VEC - 1) / VEC) : -1;
+    for (uint32_t at = 0; x->peak[r] >= 0 && at < row_bytes(a->v_format, a->dv); at += 64)
+      __builtin_prefetch(a->v[p->key0 + x->peak[r]] + head * a->v_head_stride + at, 0, 3); /* for its scales, early */
   }
 }
 #endif
@@ -565,14 +683,14 @@ static inline void gather(moi_format format, const float *from, float *to) {
 }
 #else
 static inline void spread(moi_format format, const float *from, float *to) {
-  (void)format; /* where no format's order differs */
-  (void)format;
-  for (uint32_t i = 0; i < 8; i++) memcpy(to + i % 2 * VEC + i / 2 * 4, from + i * 4, 16);
+  if (SCALED(format)) memcpy(to, from, PAIR * sizeof *to);
+  else
+    for (uint32_t i = 0; i < 8; i++) memcpy(to + i % 2 * VEC + i / 2 * 4, from + i * 4, 16);
 }
 static inline void gather(moi_format format, const float *from, float *to) {
-  (void)format;
-  (void)format;
-  for (uint32_t i = 0; i < 8; i++) memcpy(to + i * 4, from + i % 2 * VEC + i / 2 * 4, 16);
+  if (SCALED(format)) memcpy(to, from, PAIR * sizeof *to);
+  else
+    for (uint32_t i = 0; i < 8; i++) memcpy(to + i * 4, from + i % 2 * VEC + i / 2 * 4, 16);
 }
 #endif
 
@@ -673,6 +791,7 @@ static void walk(const moi_attend *a, const part *p, const stream *x, const pane
       s.end = a->ahead_end;
 #endif
       s.rescale = s.first == p->first;
+      s.ends = s.last == p->last;
       for (uint32_t i = 0; i < n_panels; i++) {
         s.fetch = x->fetch && !i;
         x->one(a, &panels[h * n_panels + i], &s);
@@ -728,7 +847,7 @@ void ATTEND_DOT(const moi_attend *a) {
     const int ragged = p.ragged || p.row_begin || p.row_end < a->m;
     const uint32_t next = key0 + tile_keys(a); /* tile */
     walk(a, &p, &keys, panels, n_panels, a->v_in_k ? &keys : &values, a->v_in_k ? next : key0 + p.first);
-    for (uint32_t i = 0; i < a->heads * n_panels; i++) soften_panel(a, &panels[i], &p, ragged);
+    for (uint32_t i = 0; i < a->heads * n_panels; i++) soften_panel(a, i / n_panels, &panels[i], &p, ragged);
     if (!ragged) {
       walk(a, &p, &values, panels, n_panels, &keys, next);
       continue;
@@ -736,7 +855,7 @@ void ATTEND_DOT(const moi_attend *a) {
     /* rows see other keys: each over its own, for a weight of 0 cannot hide a value that is not finite */
     for (uint32_t i = 0; i < a->heads * n_panels; i++) {
       const panel *x = &panels[i];
-      stretch s = {.key0 = key0, .offset = i / n_panels * a->v_head_stride, .rescale = 1};
+      stretch s = {.key0 = key0, .offset = i / n_panels * a->v_head_stride, .rescale = 1, .ends = 1};
       for (uint32_t r = 0; r < x->rows; r++) {
         const uint32_t begin = a->begin[x->row + r], end = a->end[x->row + r];
         s.first = begin > key0 + p.first ? begin - key0 : p.first;

@@ -359,7 +359,7 @@ MOI_DEVICE void attend_split(const moi_cu_attention_args *a, const unsigned FORM
         }
         moi_sync();
       }
-      if (FORMAT == ANY) { /* found again, so that no register holds it through the keys */
+      if (FORMAT == ANY || C > 1u) { /* found again, so that no register holds it through the keys */
         w = split_work_of(a, moi_fresh(at), R);
         split_keys(a, &w, R, begins, ends);
       }

@@ -4,7 +4,6 @@
  * Values are held as keys, uints in the values' order; 0, below all of them, is a class that cannot be chosen. Class i
  * is the thread i % threads's, which remembers the best of its own: a round of the arg max reduces those, and only the
  * winner's classes are looked through again. Rules are branches that all threads take alike. */
-#include "cuda/kernels/rows.h"
 #include "cuda/kernels/sort.h"
 
 enum { SOFTMAX, SIGMOID, SQRT_SOFTPLUS, TOPK_SOFTMAX, TOPK_SIGMOID, SPARSEMIXER }; /* moi_score */
@@ -464,12 +463,13 @@ MOI_DEVICE void select_tokens(const moi_cu_select_args *a, unsigned *words, unsi
 
 #define WARPS (BLOCK_THREADS / 32u)
 
-/* By all blocks of a grid. Where slots are counted, a block has a part of the tokens. */
+/* By the first n_blocks blocks of a grid. Where slots are counted, each has a part of the tokens. */
 MOI_DEVICE void select_parts(const moi_cu_select_args *a, unsigned *words, unsigned *counts, const unsigned classes) {
   unsigned thread = moi_thread(), block = moi_block_x(), n_tokens = moi_bounded(a->n_tokens, a->n_tokens_device);
-  unsigned from = block * WARPS, to = n_tokens, step = moi_grid_x() * WARPS;
+  unsigned from = block * WARPS, to = n_tokens, step = a->n_blocks * WARPS;
+  if (block >= a->n_blocks) return;
   if (a->histograms) {
-    moi_part(&from, &to, n_tokens, block, a->n_parts);
+    moi_part(&from, &to, n_tokens, block, a->n_blocks);
     step = WARPS;
     for (unsigned c = thread; c < a->n_class; c += BLOCK_THREADS) counts[c] = 0u;
     moi_sync();
@@ -483,41 +483,39 @@ MOI_DEVICE void select_parts(const moi_cu_select_args *a, unsigned *words, unsig
 
 /* at most `classes` classes and WARP_GROUPS groups */
 #define SELECT(name, classes)                                                                                          \
-  MOI_KERNEL(name, 256, moi_cu_select_args) {                                                                          \
-    MOI_SHARED(unsigned, words, WARPS *WARP_WORDS(classes));                                                           \
+  MOI_KERNEL(name, 256, moi_cu_select_sort_args) {                                                                     \
+    MOI_SHARED(unsigned, words, WARPS *WARP_WORDS(classes)); /* then the sort's */                                     \
     MOI_SHARED(unsigned, counts, classes);                                                                             \
-    select_parts(a, words, counts, classes);                                                                           \
+    MOI_SHARED(unsigned, partial, MOI_SORT_PARTIALS);                                                                  \
+    MOI_SHARED(float, shares, MOI_ROW_SHARES);                                                                         \
+    if (a->sort.steps & MOI_CU_STEP_SELECT) {                                                                          \
+      select_parts(&a->select, words, counts, classes);                                                                \
+      moi_meet(&a->sort);                                                                                              \
+    }                                                                                                                  \
+    moi_sort_steps(&a->sort, &a->rows, words, WARPS *WARP_WORDS(classes), partial, shares);                            \
   }
 SELECT(select_256, 256u)
 SELECT(select_1024, 1024u)
 
-MOI_KERNEL(select_any, 256, moi_cu_select_args) {
-  MOI_SHARED(unsigned, keys, MOI_CU_SELECT_HELD);
+MOI_KERNEL(select_any, 256, moi_cu_select_sort_args) {
+  MOI_SHARED(unsigned, keys, MOI_CU_SELECT_HELD); /* then the sort's */
   MOI_SHARED(unsigned, group_keys, 1024);
   MOI_SHARED(unsigned, slots, 3u * TOP_K);
   MOI_SHARED(unsigned, parts, 2u * BLOCK_THREADS / 32u);
-  shared m;
-  m.keys = a->n_class <= MOI_CU_SELECT_HELD ? keys : a->keys + (uint64_t)moi_block_x() * a->n_class;
-  m.group_keys = group_keys;
-  m.slots = slots;
-  m.parts = parts;
-  m.counts = NULL;
-  unsigned n_tokens = moi_bounded(a->n_tokens, a->n_tokens_device);
-  for (unsigned t = moi_block_x(); t < n_tokens; t += moi_grid_x()) select_token(a, &m, t, BLOCK_THREADS);
-}
-
-/* As select_1024 and sort, in one launch: the first block selects and sorts in the same memory, the others prepare rows. */
-MOI_KERNEL(select_sort, 256, moi_cu_select_sort_args) {
-  MOI_SHARED(unsigned, words, WARPS *WARP_WORDS(1024u));
   MOI_SHARED(unsigned, partial, MOI_SORT_PARTIALS);
   MOI_SHARED(float, shares, MOI_ROW_SHARES);
-  if (moi_block_x() > 0u) {
-    moi_prepare_rows(&a->rows, shares, moi_block_x() - 1u, moi_grid_x() - 1u);
-    return;
-  }
   const moi_cu_select_args *s = &a->select;
-  select_tokens(s, words + moi_warp() * WARP_WORDS(1024u), NULL, 1024u, moi_warp(), WARPS,
-                moi_bounded(s->n_tokens, s->n_tokens_device));
-  moi_sync();
-  moi_sort_slots(&a->sort, words, partial, 0u);
+  if (a->sort.steps & MOI_CU_STEP_SELECT) {
+    unsigned block = moi_block_x(), n_tokens = moi_bounded(s->n_tokens, s->n_tokens_device);
+    shared m;
+    m.keys = s->n_class <= MOI_CU_SELECT_HELD ? keys : s->keys + (uint64_t)block * s->n_class;
+    m.group_keys = group_keys;
+    m.slots = slots;
+    m.parts = parts;
+    m.counts = NULL;
+    for (unsigned t = block < s->n_blocks ? block : n_tokens; t < n_tokens; t += s->n_blocks)
+      select_token(s, &m, t, BLOCK_THREADS);
+    moi_meet(&a->sort);
+  }
+  moi_sort_steps(&a->sort, &a->rows, keys, MOI_CU_SELECT_HELD, partial, shares);
 }

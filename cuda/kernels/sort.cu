@@ -1,33 +1,15 @@
-/* sort: slots by class, with work items, and rows prepared beside it; where tokens are many, in parts that sort_count or
- * the selection has counted before. groups: work items of rows that come sorted, as offsets say. */
-#include "cuda/kernels/rows.h"
+/* sort: slots by class, with work items, and rows prepared beside it. groups: work items of rows that come sorted, as
+ * offsets say. */
 #include "cuda/kernels/sort.h"
 
 #define THREADS MOI_SORT_THREADS
-
-MOI_KERNEL(sort_count, 256, moi_cu_sort_args) {
-  MOI_SHARED(unsigned, counts, MOI_SORT_WORDS / 2u); /* more classes than that are sorted in one part */
-  unsigned from, to, n_class = a->n_class;
-  moi_part(&from, &to, moi_bounded(a->n_tokens, a->n_tokens_device), moi_block_x(), a->n_blocks);
-  from *= a->top_k;
-  to *= a->top_k;
-  for (unsigned c = moi_thread(); c < n_class; c += THREADS) counts[c] = 0u;
-  moi_sync();
-  for (unsigned s = from + moi_thread(); s < to; s += THREADS) {
-    unsigned id = (unsigned)a->ids[s];
-    if (id < n_class) moi_atomic_add(&counts[id], 1u);
-  }
-  moi_sync();
-  for (unsigned c = moi_thread(); c < n_class; c += THREADS) a->histograms[moi_block_x() * n_class + c] = counts[c];
-}
+#define WORDS 8192u
 
 MOI_KERNEL(sort, 256, moi_cu_sort_prepare_args) {
-  MOI_SHARED(unsigned, words, MOI_SORT_WORDS);
+  MOI_SHARED(unsigned, words, WORDS);
   MOI_SHARED(unsigned, partial, MOI_SORT_PARTIALS);
   MOI_SHARED(float, shares, MOI_ROW_SHARES);
-  unsigned n = a->sort.n_blocks;
-  if (moi_block_x() < n) moi_sort_slots(&a->sort, words, partial, moi_block_x());
-  else moi_prepare_rows(&a->rows, shares, moi_block_x() - n, moi_grid_x() - n);
+  moi_sort_steps(&a->sort, &a->rows, words, WORDS, partial, shares);
 }
 
 /* ---- groups */

@@ -7,12 +7,11 @@
 #ifndef MOI_CUDA_SORT_H
 #define MOI_CUDA_SORT_H
 
-#include "cuda/args.h"
-#include "cuda/device/thread.h"
+#include "cuda/device/grid.h"
+#include "cuda/kernels/rows.h"
 
 #define MOI_SORT_THREADS 256u
 #define MOI_SORT_WARPS (MOI_SORT_THREADS / 32u)
-#define MOI_SORT_WORDS 8192u  /* of shared memory, for a row of totals and a row of cursors for each warp */
 #define MOI_SORT_PARTIALS 16u /* of shared memory, for moi_scan */
 
 /* The sums over the threads before this one, or the largest of them, of n numbers (a constant, at most 2); total: over
@@ -116,11 +115,13 @@ MOI_DEVICE void moi_make_all_items(const moi_cu_sort_args *a, const unsigned *co
   }
 }
 
-/* ---- the sort, by the first n_blocks blocks of a grid. words: MOI_SORT_WORDS. */
+/* ---- the sort, by the first n_blocks blocks of a grid. words: of shared memory, for a row of totals and one of cursors for
+ * each warp; where there are several blocks, for a row at least. */
 
-MOI_DEVICE void moi_sort_slots(const moi_cu_sort_args *a, unsigned *words, unsigned *partial, unsigned block) {
+MOI_DEVICE void moi_sort_slots(const moi_cu_sort_args *a, unsigned *words, const unsigned n_words, unsigned *partial,
+                               unsigned block) {
   unsigned thread = moi_thread(), lane = moi_lane(), warp = moi_warp(), n_class = a->n_class;
-  unsigned rows = MOI_SORT_WORDS / n_class, held = rows >= 2u;
+  unsigned rows = n_words / n_class, held = rows >= 2u;
   /* too many classes for shared memory: one warp, its cursors where the offsets will be */
   unsigned *totals = held ? words : a->counts, *cursors = held ? words + n_class : a->offsets;
   rows = held ? rows - 1u < MOI_SORT_WARPS ? rows - 1u : MOI_SORT_WARPS : 1u;
@@ -194,6 +195,41 @@ MOI_DEVICE void moi_sort_slots(const moi_cu_sort_args *a, unsigned *words, unsig
   if (held) return;
   moi_sync();
   for (unsigned c = thread; c < n_class; c += MOI_SORT_THREADS) a->offsets[c] -= a->counts[c];
+}
+
+/* Slots of each class in the block's part of the tokens. */
+MOI_DEVICE void moi_count_slots(const moi_cu_sort_args *a, unsigned *counts, unsigned block) {
+  unsigned from, to, n_class = a->n_class;
+  moi_part(&from, &to, moi_bounded(a->n_tokens, a->n_tokens_device), block, a->n_blocks);
+  from *= a->top_k;
+  to *= a->top_k;
+  for (unsigned c = moi_thread(); c < n_class; c += MOI_SORT_THREADS) counts[c] = 0u;
+  moi_sync();
+  for (unsigned s = from + moi_thread(); s < to; s += MOI_SORT_THREADS) {
+    unsigned id = (unsigned)a->ids[s];
+    if (id < n_class) moi_atomic_add(&counts[id], 1u);
+  }
+  moi_sync();
+  for (unsigned c = moi_thread(); c < n_class; c += MOI_SORT_THREADS) a->histograms[block * n_class + c] = counts[c];
+}
+
+/* Between two steps of a launch. */
+MOI_DEVICE void moi_meet(const moi_cu_sort_args *a) {
+  if (a->together) moi_sync_grid();
+  else moi_sync();
+}
+
+/* The steps from COUNT on, by all blocks of a grid. Blocks that do not sort are the first to have rows. */
+MOI_DEVICE void moi_sort_steps(const moi_cu_sort_args *a, const moi_cu_prepare_set *rows, unsigned *words,
+                               const unsigned n_words, unsigned *partial, float *shares) {
+  unsigned block = moi_block_x(), n = a->n_blocks, grid = moi_grid_x();
+  if (a->steps & MOI_CU_STEP_COUNT) {
+    if (block < n) moi_count_slots(a, words, block);
+    moi_meet(a);
+  }
+  if (!(a->steps & MOI_CU_STEP_SORT)) return;
+  if (block < n) moi_sort_slots(a, words, n_words, partial, block);
+  moi_prepare_rows(rows, shares, block < n ? block + grid - n : block - n, grid);
 }
 
 #endif

@@ -16,15 +16,22 @@
 #define API __attribute__((visibility("default")))
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201,
-       INVALID_HANDLE = 400, NOT_FOUND = 500 };
+       INVALID_HANDLE = 400, NOT_FOUND = 500, COOPERATIVE_TOO_LARGE = 720 };
+enum { MULTIPROCESSORS = 2, BLOCKS = 16 }; /* at once; more than hardware has, so that many meet */
 
 static _Atomic int countdown, capability, asked; /* asked: by the environment */
+static _Atomic int cooperative = 1, resident = MULTIPROCESSORS * BLOCKS;
 static const char *device_name = "emulated on the CPU";
 
 /* What the environment says, or a test that finds these with dlsym. nth 0: nothing fails; sm 0: as before,
  * 89 if nothing was said. */
 API void moi_emulated_fail(int nth) { countdown = nth; }
 API void moi_emulated_sm(int sm) { capability = sm ? sm : asked; }
+/* Blocks of a cooperative launch: as many as the device says; fewer, as in a green context; 0: it has no such launches. */
+API void moi_emulated_together(int blocks) {
+  cooperative = blocks != 0;
+  resident = blocks;
+}
 API void moi_emulated_name(const char *name) { device_name = name ? name : "emulated on the CPU"; }
 
 __attribute__((constructor)) static void read_environment(void) {
@@ -88,10 +95,11 @@ API int cuDeviceGetAttribute(int *value, int attribute, int device) {
     case 8: *value = 48 << 10; break;
     case 97: *value = (sm < 80 ? 64 : sm == 80 ? 163 : sm == 90 || sm == 100 ? 227 : 99) << 10; break;
     case 13: *value = 1000000; break;
-    case 16: *value = 2; break;
+    case 16: *value = MULTIPROCESSORS; break;
     case 38: *value = 1 << 20; break;
     case 75: *value = sm / 10; break;
     case 76: *value = sm % 10; break;
+    case 95: *value = cooperative; break;
     default: *value = 0;
   }
   return SUCCESS;
@@ -161,7 +169,7 @@ API int cuFuncSetAttribute(const moi_emulated_kernel *function, int attribute, i
 
 typedef struct launch {
   const moi_emulated_kernel *kernel;
-  unsigned grid_x, grid_y, threads, shared;
+  unsigned grid_x, grid_y, threads, shared, together;
   void *args;
 } launch;
 
@@ -232,20 +240,22 @@ API int cuGraphDestroy(void *p) {
   return SUCCESS;
 }
 API int cuGraphExecDestroy(void *instance) { return cuGraphDestroy(instance); }
+static void start(const launch *l) {
+  if (l->together) moi_emulated_launch_together(l->kernel, l->args, l->grid_x, l->threads);
+  else moi_emulated_launch(l->kernel, l->args, l->grid_x, l->grid_y, l->threads, l->shared);
+}
 API int cuGraphLaunch(void *instance, void *stream) {
   (void)stream;
   IN_CONTEXT;
   const graph *g = instance;
-  for (size_t i = 0; i < g->n; i++)
-    moi_emulated_launch(g->list[i].kernel, g->list[i].args, g->list[i].grid_x, g->list[i].grid_y, g->list[i].threads,
-                        g->list[i].shared);
+  for (size_t i = 0; i < g->n; i++) start(&g->list[i]);
   return SUCCESS;
 }
 
-API int cuLaunchKernel(const moi_emulated_kernel *k, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                       unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **params, void **extra) {
+static int launch_or_record(const moi_emulated_kernel *k, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                            unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared, const void *stream,
+                            void *args, unsigned together) {
   unsigned flags;
-  (void)extra;
   IN_CONTEXT;
   if (cuStreamGetFlags(stream, &flags)) return INVALID_HANDLE;
   if (!grid_x || !grid_y || grid_z != 1 || grid_x > 2147483647u || grid_y > 65535u || block_y != 1 || block_z != 1 ||
@@ -256,17 +266,37 @@ API int cuLaunchKernel(const moi_emulated_kernel *k, unsigned grid_x, unsigned g
   }
   MAY_FAIL;
   n_launches++;
+  launch l = {k, grid_x, grid_y, block_x, shared, together, args};
   if (!capture) {
-    moi_emulated_launch(k, params[0], grid_x, grid_y, block_x, shared);
+    start(&l);
     return SUCCESS;
   }
   launch *list = realloc(capture->list, (capture->n + 1) * sizeof *list);
   if (!list) return OUT_OF_MEMORY;
   capture->list = list;
-  launch l = {k, grid_x, grid_y, block_x, shared, malloc(k->args_size)};
+  l.args = malloc(k->args_size);
   if (!l.args) return OUT_OF_MEMORY;
-  memcpy(l.args, params[0], k->args_size);
+  memcpy(l.args, args, k->args_size);
   list[capture->n++] = l;
+  return SUCCESS;
+}
+
+API int cuLaunchKernel(const moi_emulated_kernel *k, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                       unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **params, void **extra) {
+  (void)extra;
+  return launch_or_record(k, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared, stream, params[0], 0);
+}
+API int cuLaunchCooperativeKernel(const moi_emulated_kernel *k, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                                  unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared, void *stream,
+                                  void **params) {
+  if (!cooperative || shared || grid_y != 1) return INVALID_VALUE;
+  if (grid_x > (unsigned)resident) return COOPERATIVE_TOO_LARGE;
+  return launch_or_record(k, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared, stream, params[0], 1);
+}
+API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const moi_emulated_kernel *k, int threads, size_t shared) {
+  (void)k, (void)threads, (void)shared;
+  IN_CONTEXT;
+  *blocks = BLOCKS;
   return SUCCESS;
 }
 

@@ -21,6 +21,7 @@ void *moi_emulated_shared(const char *name, size_t bytes); /* known by the addre
 void *moi_emulated_asked(void); /* the launch's */
 void moi_emulated_sync(void);
 void moi_emulated_sync_warp(void);
+void moi_emulated_sync_grid(void);
 unsigned moi_emulated_atomic_add(unsigned *p, unsigned v);
 /* A thread's copies: made when they are waited for; until then shared memory is NaN there. */
 void moi_emulated_copy16(void *to, const void *from, int valid);
@@ -106,6 +107,10 @@ MOI_WORD unsigned moi_match(unsigned v) {
 }
 MOI_DEVICE unsigned moi_bits(unsigned v) { return (unsigned)__builtin_popcount(v); }
 MOI_DEVICE unsigned moi_atomic_add(unsigned *p, unsigned v) { return moi_emulated_atomic_add(p, v); }
+
+/* ---- cuda/device/grid.h */
+
+MOI_DEVICE void moi_sync_grid(void) { moi_emulated_sync_grid(); }
 
 /* ---- cuda/device/copy.h */
 

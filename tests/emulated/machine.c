@@ -22,6 +22,7 @@
 
 _Thread_local moi_emulated_thread moi_emulated_now;
 
+enum { MAX_TOGETHER = 64 }; /* blocks of a launch that meet */
 enum { MAX_THREADS = 1024, STACK = 128 << 10, MAX_SHARED = 64, SHARED_LIMIT = 227 << 10, MAX_COPIES = 256, NOBODY = MAX_THREADS };
 
 /* One copy of 16 bytes, or the end of a group. */
@@ -56,8 +57,10 @@ typedef struct shared {
   size_t bytes;
 } shared;
 
+/* A block's. Blocks that meet have one each, others use a thread's one after the other. */
 static _Thread_local struct machine {
   struct machine *next;
+  moi_emulated_thread place;
   fiber fibers[MAX_THREADS], scheduler;
   const fiber *before; /* whose turn was before this one's */
   const void *scheduler_stack;
@@ -65,7 +68,7 @@ static _Thread_local struct machine {
   warp warps[MAX_THREADS / 32];
   shared shared[MAX_SHARED];
   size_t shared_end;
-  unsigned n_shared, n, done, waiting, current, asked;
+  unsigned n_shared, n, done, waiting, at_grid, together, current, asked; /* together: 1 + its number among those that meet */
   struct {
     unsigned first, from, to, parts; /* of the part from..to is still to come, and `parts` after it */
     int backwards;
@@ -228,7 +231,7 @@ void *moi_emulated_shared(const char *name, size_t bytes) {
   size_t all = bytes;
   for (unsigned i = 0; i < m->n_shared; i++) all += m->shared[i].bytes;
   if (all > SHARED_LIMIT) die("more shared memory than any device has");
-  unsigned char *memory = moi_races_shared(m->shared_end, bytes);
+  unsigned char *memory = moi_races_shared(m->together, m->shared_end, bytes);
   if (!memory) die("out of memory");
   m->shared_end = (m->shared_end + bytes + 127) & ~(size_t)127;
   memset(memory, 0xff, bytes);
@@ -294,6 +297,8 @@ void moi_emulated_copy_wait(unsigned groups) {
 }
 
 static void open_barrier(void) {
+  if (m->at_grid && m->at_grid < m->n) die("threads of a block are not all at the barrier of the grid");
+  m->at_grid = 0;
   for (unsigned i = 0; i < m->n; i += 32) {
     warp *w = &m->warps[i >> 5];
     w->ready |= w->at_barrier;
@@ -316,6 +321,15 @@ void moi_emulated_sync(void) {
     open_barrier();
     return;
   }
+  m->warps[m->current >> 5].at_barrier |= 1u << (m->current & 31u);
+  go_on(&m->fibers[m->current], 0);
+}
+
+/* The last of the block waits too: its scheduler goes on with another block. */
+void moi_emulated_sync_grid(void) {
+  if (!m->together) die("a barrier of the grid in a launch that is not cooperative");
+  m->waiting++;
+  m->at_grid++;
   m->warps[m->current >> 5].at_barrier |= 1u << (m->current & 31u);
   go_on(&m->fibers[m->current], 0);
 }
@@ -345,27 +359,42 @@ const unsigned char *moi_emulated_meet(const char *what, const void *value, size
 
 /* ---- a block, a launch */
 
-static void run_block(unsigned x, unsigned y, unsigned grid_x, unsigned grid_y) {
-  m->done = m->waiting = 0;
-  moi_races_block();
+static void begin_block(unsigned x, unsigned y, unsigned grid_x, unsigned grid_y) {
+  m->done = m->waiting = m->at_grid = 0;
   memset(m->warps, 0, sizeof m->warps);
   for (unsigned i = 0; i < m->n; i++) {
     m->warps[i >> 5].lanes++;
     m->warps[i >> 5].ready |= 1u << (i & 31u);
     prepare(&m->fibers[i]);
   }
-  moi_emulated_now = (moi_emulated_thread){0, x, y, grid_x, grid_y};
+  m->place = (moi_emulated_thread){0, x, y, grid_x, grid_y};
+}
+
+/* Until the block has ended: 1, or all of it is at the barrier of the grid: 0. */
+static int run_on(void) {
+  moi_races_block();
+  moi_emulated_now = m->place;
   begin_pass();
   for (;;) {
     go_on(&m->scheduler, 0); /* until nobody is ready */
-    if (m->done == m->n) break;
+    if (m->done == m->n) return 1;
+    if (m->at_grid == m->n) return 0;
     /* those at the barrier wait for lanes that wait for each other, or for who has gone */
     if (!m->waiting || m->waiting + m->done != m->n) die("threads wait for each other at different places");
     open_barrier(); /* the last to be waited for has gone */
   }
+}
+
+static void end_block(void) {
   for (unsigned i = 0; i < m->n_shared && !MOI_RACES; i++) free(m->shared[i].memory);
   m->n_shared = 0;
   m->shared_end = 0;
+}
+
+static void run_block(unsigned x, unsigned y, unsigned grid_x, unsigned grid_y) {
+  begin_block(x, y, grid_x, grid_y);
+  run_on();
+  end_block();
 }
 
 /* A launch that several threads share: each takes the next block. */
@@ -385,15 +414,17 @@ static struct {
 static struct machine *machines;
 static pthread_mutex_t machines_lock = PTHREAD_MUTEX_INITIALIZER;
 
+static void new_machine(void) {
+  m = calloc(1, sizeof *m);
+  if (!m) abort();
+  pthread_mutex_lock(&machines_lock);
+  m->next = machines;
+  machines = m;
+  pthread_mutex_unlock(&machines_lock);
+}
+
 static void be_machine(const moi_emulated_kernel *kernel, const void *args, unsigned threads, unsigned asked) {
-  if (!m) {
-    m = calloc(1, sizeof *m);
-    if (!m) abort();
-    pthread_mutex_lock(&machines_lock);
-    m->next = machines;
-    machines = m;
-    pthread_mutex_unlock(&machines_lock);
-  }
+  if (!m) new_machine();
   m->kernel = kernel;
   m->args = args;
   m->n = threads;
@@ -458,6 +489,38 @@ void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, un
   while (pool.busy) pthread_cond_wait(&pool.done, &pool.lock);
   pthread_mutex_unlock(&pool.lock);
   pthread_mutex_unlock(&pool.turn);
+}
+
+/* By this thread alone: each block up to the barrier of the grid, and when all are there, each from there on. */
+void moi_emulated_launch_together(const moi_emulated_kernel *kernel, const void *args, unsigned grid_x, unsigned threads) {
+  static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+  static struct machine *blocks[MAX_TOGETHER];
+  struct machine *mine = m;
+  if (grid_x > MAX_TOGETHER) abort();
+  pthread_mutex_lock(&lock);
+  for (unsigned i = 0; i < grid_x; i++) {
+    m = blocks[i];
+    be_machine(kernel, args, threads, 0);
+    blocks[i] = m;
+    m->together = 1 + i;
+    begin_block(i, 0, grid_x, 1);
+  }
+  for (unsigned turn = 0, ended = 0; !ended; turn++) {
+    moi_races_begin(grid_x); /* a barrier of the grid orders as the end of a launch does */
+    for (unsigned i = 0; i < grid_x; i++) {
+      m = blocks[turn % 2 ? grid_x - 1 - i : i];
+      if (turn) open_barrier();
+      ended += (unsigned)run_on();
+    }
+    if (ended && ended < grid_x) die("blocks wait for this or others that have ended");
+    moi_races_end();
+  }
+  for (unsigned i = 0; i < grid_x; i++) {
+    m = blocks[i];
+    end_block();
+  }
+  pthread_mutex_unlock(&lock);
+  m = mine;
 }
 
 /* ---- the kernels that are linked in */

@@ -17,6 +17,9 @@ const moi_emulated_kernel *moi_emulated_find(const char *name);
 void moi_emulated_launch(const moi_emulated_kernel *kernel, const void *args, unsigned grid_x, unsigned grid_y,
                          unsigned threads, unsigned asked);
 
+/* The same of blocks that are all there at once, at most 64, and can meet at the barrier of the grid. */
+void moi_emulated_launch_together(const moi_emulated_kernel *kernel, const void *args, unsigned grid_x, unsigned threads);
+
 /* Ends the program with a text of the thread that runs. */
 void moi_emulated_die(const char *what);
 /* Says where in the running block's shared memory an address is. */

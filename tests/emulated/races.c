@@ -1,6 +1,6 @@
 /* See races.h. Memory that is watched lies in one mapping: the device's, and behind it the shared memory of the block that
- * runs. For each word of it, and for each byte of words that are touched by parts, there is a cell: who has written, read,
- * and touched it by an atomic, as far as that is not ordered before everything that comes.
+ * runs, then of those that meet. For each word of it, and for each byte of words that are touched by parts, there is a cell:
+ * who has written, read, and touched it by an atomic, as far as that is not ordered before everything that comes.
  *
  * A moment of a block is its number and how many barriers it has passed. An access is ordered before the one at hand if it
  * is this thread's; or of this block and an earlier moment; or of this warp and before its last moi_sync_warp. A set keeps
@@ -22,8 +22,8 @@
 enum kind { WRITE, READ, ATOMIC, N_KINDS };
 
 #define DEVICE ((size_t)2 << 30)
-#define SHARED ((size_t)256 << 10)
-#define WATCHED (DEVICE + SHARED)
+#define SHARED ((size_t)256 << 10) /* of a block */
+#define WATCHED (DEVICE + 65 * SHARED)
 #define PAGE ((size_t)4096)
 #define BARRIERS 24 /* bits of a moment that count them; above are the block's */
 
@@ -304,7 +304,9 @@ void moi_races_sync_warp(unsigned warp) { warp_syncs[warp]++; }
 
 /* ---- memory */
 
-void *moi_races_shared(size_t at, size_t size) { return at + size <= SHARED ? memory + DEVICE + at : NULL; }
+void *moi_races_shared(size_t block, size_t at, size_t size) {
+  return at + size <= SHARED ? memory + DEVICE + block * SHARED + at : NULL;
+}
 
 static struct piece { size_t at, end; } pieces[4096]; /* by address */
 static size_t n_pieces;

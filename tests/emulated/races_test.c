@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "cuda/device/copy.h"
+#include "cuda/device/grid.h"
 #include "cuda/device/mma.h"
 #include "machine.h"
 #include "races.h"
@@ -255,8 +256,37 @@ KERNEL(block_reads_what_another_wrote) {
 KERNEL(blocks_halves_of_a_word) { WORDS((uint16_t *)(void *)a->global)[moi_block_x()] = 1u; }
 KERNEL(blocks_atomics) { WORDS moi_atomic_add(a->global, 1u); }
 
+/* ---- the barrier of a grid */
+
+KERNEL(grid_barrier) {
+  WORDS g[t] = s[t] = t;
+  moi_sync_grid();
+  unsigned sum = a->global[t ^ 32u] + s[t ^ 32u];
+  moi_sync_grid();
+  g[t] = sum;
+  moi_sync_grid();
+  (void)*(volatile unsigned *)&a->global[t];
+}
+KERNEL(grid_barrier_before_both) {
+  WORDS moi_sync_grid();
+  g[t] = t;
+  (void)*(volatile unsigned *)&a->global[t];
+}
+KERNEL(grid_barrier_of_one_block) {
+  WORDS if (moi_block_x() == 0u) moi_sync_grid();
+}
+KERNEL(grid_barrier_of_one_warp) {
+  WORDS if (t < 32u) moi_sync_grid();
+  else moi_sync();
+}
+KERNEL(grid_barrier_of_a_warp_that_is_left) {
+  WORDS if (t < 32u) moi_sync_grid();
+}
+KERNEL(grid_barrier_in_another_launch) { WORDS moi_sync_grid(); }
+
 static const struct {
   const char *kernel, *report; /* null: none */
+  int together;
 } cases[] = {
     {"no_barrier", "a race at byte"},
     {"barrier", NULL},
@@ -299,6 +329,13 @@ static const struct {
     {"block_reads_what_another_wrote", "of another block"},
     {"blocks_halves_of_a_word", NULL},
     {"blocks_atomics", NULL},
+    {"blocks_write_one_word", "of another block", 1},
+    {"grid_barrier", NULL, 1},
+    {"grid_barrier_before_both", "of another block", 1},
+    {"grid_barrier_of_one_block", "others that have ended", 1},
+    {"grid_barrier_of_one_warp", "not all at the barrier of the grid", 1},
+    {"grid_barrier_of_a_warp_that_is_left", "not all at the barrier of the grid", 1},
+    {"grid_barrier_in_another_launch", "not cooperative"},
 };
 
 int main(void) {
@@ -315,7 +352,9 @@ int main(void) {
     pid_t child = fork();
     if (!child) {
       dup2(ends[1], 2);
-      moi_emulated_launch(moi_emulated_find(cases[i].kernel), &args, 4, 1, THREADS, 0);
+      const moi_emulated_kernel *kernel = moi_emulated_find(cases[i].kernel);
+      if (cases[i].together) moi_emulated_launch_together(kernel, &args, 4, THREADS);
+      else moi_emulated_launch(kernel, &args, 4, 1, THREADS, 0);
       _exit(0);
     }
     close(ends[1]);

@@ -209,6 +209,33 @@ def gguf_blocks(rng):
         write(name, name, "gguf", w, blocks)
 
 
+def rows_of_16(rng):
+    """moiety.h's order R, of GGUF's blocks: whatever moves bytes alone leaves the floats as they were."""
+    kinds = gguf.GGMLQuantizationType
+    #        name     type         bytes, elements, offsets of f16 scales, bytes of scale before what is interleaved
+    table = [("q4_0", kinds.Q4_0, 18, 32, [0], 2), ("iq4_nl", kinds.IQ4_NL, 18, 32, [0], 2),
+             ("mxfp4", kinds.MXFP4, 17, 32, [], 1), ("q8_0", kinds.Q8_0, 34, 32, [0], 2),
+             ("q4_k", kinds.Q4_K, 144, 256, [0, 2], 0)]
+    for name, kind, size, elements, halves, head in table:
+        n, k = (32, 96) if elements == 32 else (16, 512)
+        count = k // elements
+        blocks = rng.integers(0, 256, (n, count, size)).astype(np.uint8)
+        for offset in halves:
+            d = f16_scales(rng, (n, count)) * rng.choice([-1, 1], (n, count))
+            d = d.astype(np.float16)
+            d[-1, -1] = np.array(0x0155, dtype=np.uint16).view(np.float16)  # subnormal
+            d[-3, 0] = 0
+            blocks[..., offset : offset + 2] = d[..., None].view(np.uint8)
+        if name == "mxfp4":
+            blocks[..., 0] = rng.integers(110, 136, (n, count))
+            blocks[-8:, 1, 0] = [0, 1, 2, 3, 126, 127, 128, 252]
+        w = gguf.quants.dequantize(blocks.reshape(n, -1), kind)
+        assert w.shape == (n, k) and np.isfinite(w).all()
+        groups = blocks.reshape(n // 16, 16, count, size)
+        words = groups[..., head:].reshape(n // 16, 16, count, -1, 4).transpose(0, 2, 3, 1, 4)
+        write(f"{name}_r16", f"{name}_r16", "gguf", w, words, groups[..., :head].transpose(0, 2, 1, 3) if head else None)
+
+
 def fp4_g16(rng):
     q, scales = all_codes(rng, 8, 96)[:, :80], rng.integers(117, 136, (8, 5))
     scales[:, 4] = [0, 1, 2, 24, 127, 128, 251, 252]
@@ -227,5 +254,5 @@ def fp8_unscaled(rng):
 if __name__ == "__main__":
     check_codes()
     for i, make in enumerate((dense, fp8, mxfp4, nvfp4, int4, gptq_awq, gguf_blocks, fp4_g16,
-                              fp8_unscaled)):
+                              fp8_unscaled, rows_of_16)):
         make(np.random.default_rng([SEED, i]))

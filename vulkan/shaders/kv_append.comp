@@ -93,9 +93,12 @@ uint input_bits(uvec2 row, uint i, uint scale) {
 }
 
 void store_block(uvec2 row, uint first, uint scale, uvec2 to) {
-  uint most = 0u;
+  /* Read in one loop alone. lavapipe of Mesa 26 goes through loops that no invocation is in; by descriptors it crashes there
+   * in a second loop that reads the same buffer: where the buffer lies was found in the first, for none. */
+  uint bits[32], most = 0u;
   for (uint i = 0u; i < 32u; i++) {
-    uint magnitude = input_bits(row, first + i, scale) & 0x7fffffffu;
+    bits[i] = input_bits(row, first + i, scale);
+    uint magnitude = bits[i] & 0x7fffffffu;
     most = magnitude <= 0x7f800000u ? max(most, magnitude) : most;
   }
   uint d = divide(most, floatBitsToUint(127.0));
@@ -108,7 +111,7 @@ void store_block(uvec2 row, uint first, uint scale, uvec2 to) {
   for (uint i = 0u; i < 32u; i += 2u) {
     uint pair = 0u;
     [[unroll]] for (uint j = 0u; j < 2u; j++) {
-      precise float f = uintBitsToFloat(input_bits(row, first + i + j, scale)) * by;
+      precise float f = uintBitsToFloat(bits[i + j]) * by;
       precise float whole = trunc(abs(f)), part = abs(f) - whole;
       int q = int(min(part >= 0.5 ? whole + 1.0 : whole, 127.0));
       pair |= (uint(f < 0.0 ? -q : q) & 255u) << (8u * j);

@@ -3,7 +3,7 @@
  * (MOI_ROUTE_INPUT_NORM), zero from hidden to kp. One workgroup for each token. */
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
-#define MOI_READABLE push.x
+#define MOI_READABLE uvec2(push.x.x & ~3u, push.x.y) /* rows of 16 bits may begin at half a word */
 #include "common.glsl"
 
 layout(local_size_x_id = 0) in; /* at most 128 */
