@@ -27,10 +27,12 @@ static struct {
   int several;      /* it is a GPU with subgroups of more sizes than one */
   int dots;         /* it accelerates integer dot products */
   uint32_t told;    /* subgroupSize, whatever it is; 0: as it is */
+  uint32_t mesa;    /* it is lavapipe of this version of Mesa */
   /* a plan's pipelines are made by several threads */
   atomic_int live;  /* objects made and not destroyed */
   atomic_int calls; /* of `failing` */
   atomic_int asked; /* for subgroups of a size */
+  atomic_int fifth; /* pipelines whose constant 5 is not 0 */
 } layered;
 
 static PFN_vkGetInstanceProcAddr below;
@@ -73,6 +75,14 @@ static VkResult on_CreateComputePipelines(VkDevice device, VkPipelineCache cache
   const VkBaseInStructure *next = info->stage.pNext;
   layered.asked +=
       next && next->sType == VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO_EXT;
+  const VkSpecializationInfo *constants = info->stage.pSpecializationInfo;
+  for (uint32_t i = 0; constants && i < constants->mapEntryCount; i++) {
+    const VkSpecializationMapEntry *entry = &constants->pMapEntries[i];
+    uint32_t value;
+    if (entry->constantID != 5 || entry->size != sizeof value) continue;
+    memcpy(&value, (const char *)constants->pData + entry->offset, sizeof value);
+    layered.fifth += value != 0;
+  }
   VkResult result = real_CreateComputePipelines(device, cache, n, info, allocator, out);
   layered.live += result == VK_SUCCESS ? (int)n : 0;
   return result;
@@ -138,6 +148,10 @@ static void on_GetPhysicalDeviceProperties2(VkPhysicalDevice physical, VkPhysica
   for (VkBaseOutStructure *s = out->pNext; s && layered.dots; s = s->pNext)
     if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES_KHR)
       ((VkPhysicalDeviceShaderIntegerDotProductPropertiesKHR *)(void *)s)->integerDotProduct4x8BitPackedSignedAccelerated = 1;
+  if (layered.mesa) out->properties.driverVersion = layered.mesa;
+  for (VkBaseOutStructure *s = out->pNext; s && layered.mesa; s = s->pNext)
+    if (s->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES)
+      ((VkPhysicalDeviceDriverProperties *)(void *)s)->driverID = VK_DRIVER_ID_MESA_LLVMPIPE;
   if (!layered.several) return;
   out->properties.deviceType = VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU;
   for (VkBaseOutStructure *s = out->pNext; s; s = s->pNext)
@@ -431,47 +445,77 @@ static void test_integer_dot_products(void **state) {
     }
 }
 
-/* The other rows ask nothing of a subgroup's size: not even that it is the one that the device tells. */
-static void test_subgroups_of_another_size_than_told(void **state) {
-  static layer host, device;
+static void layer_on_host(layer *host) {
   moi_context *cpu = open_cpu(1);
   moi_plan *plan = NULL;
-  layer_make(&host);
-  passes(layer_plan(&host, MOI_OP_MOE, cpu, &plan));
+  layer_make(host);
+  passes(layer_plan(host, MOI_OP_MOE, cpu, &plan));
   moi_buffer room = take_workspace(plan);
-  passes(layer_run(&host, MOI_OP_MOE, plan, room));
+  passes(layer_run(host, MOI_OP_MOE, plan, room));
   drop_aligned(room.ptr);
   moi_plan_destroy(plan);
   moi_context_destroy(cpu);
+}
+
+/* The same on the device, as it is layered; what, value: it, for a failure's text. out: y. */
+static void layer_on_device(const layer *host, const char *what, uint32_t value, float out[LAYER_T * LAYER_H]) {
+  static layer device;
+  moi_context *c = NULL;
+  moi_plan *plan = NULL;
+  engine_buffer memory = engine_take(&e, sizeof(layer));
+  layer_make(&device);
+  layer_to_device(&device, &memory);
+  passes(open_context(1, &c));
+  passes(layer_plan(&device, MOI_OP_MOE, c, &plan));
+  size_t align, size = moi_plan_workspace(plan, &align);
+  engine_buffer workspace = engine_take(&e, size);
+  engine_commands commands = engine_begin(&e);
+  passes(layer_record(&device, MOI_OP_MOE, plan, engine_view(&workspace), &commands));
+  engine_end(&e, &commands);
+  engine_submit(&e, &commands);
+  const layer *result = memory.mapped;
+  assert_memory_equal(result->ids, host->ids, sizeof host->ids);
+  for (size_t i = 0; i < LAYER_T * LAYER_H; i++)
+    if (!(fabsf(result->y[i] - host->y[i]) <= 1e-4f * (1 + fabsf(host->y[i]))))
+      fail_msg("%s %u: y[%zu] is %g, the CPU has %g", what, value, i, result->y[i], host->y[i]);
+  memcpy(out, result->y, sizeof result->y);
+  engine_forget(&e, &commands);
+  engine_drop(&e, &workspace);
+  engine_drop(&e, &memory);
+  moi_plan_destroy(plan);
+  moi_context_destroy(c);
+  nothing_is_left();
+}
+
+/* The other rows ask nothing of a subgroup's size: not even that it is the one that the device tells. */
+static void test_subgroups_of_another_size_than_told(void **state) {
+  static layer host;
+  float y[LAYER_T * LAYER_H];
+  layer_on_host(&host);
   for (uint32_t told = 4; told <= 64; told *= 4) {
-    moi_context *c = NULL;
-    plan = NULL;
     clear(state);
     layered.several = 1;
     layered.told = told;
-    engine_buffer memory = engine_take(&e, sizeof(layer));
-    layer_make(&device);
-    layer_to_device(&device, &memory);
-    passes(open_context(1, &c));
-    passes(layer_plan(&device, MOI_OP_MOE, c, &plan));
-    size_t align, size = moi_plan_workspace(plan, &align);
-    engine_buffer workspace = engine_take(&e, size);
-    engine_commands commands = engine_begin(&e);
-    passes(layer_record(&device, MOI_OP_MOE, plan, engine_view(&workspace), &commands));
-    engine_end(&e, &commands);
-    engine_submit(&e, &commands);
-    const layer *result = memory.mapped;
-    assert_memory_equal(result->ids, host.ids, sizeof host.ids);
-    for (size_t i = 0; i < LAYER_T * LAYER_H; i++)
-      if (!(fabsf(result->y[i] - host.y[i]) <= 1e-4f * (1 + fabsf(host.y[i]))))
-        fail_msg("subgroups of %u: y[%zu] is %g, the CPU has %g", told, i, result->y[i], host.y[i]);
-    engine_forget(&e, &commands);
-    engine_drop(&e, &workspace);
-    engine_drop(&e, &memory);
-    moi_plan_destroy(plan);
-    moi_context_destroy(c);
-    nothing_is_left();
+    layer_on_device(&host, "subgroups of", told, y);
   }
+}
+
+/* The rows for software devices read x in two ways, which give the same bits. */
+static void test_scalar_loads(void **state) {
+  static layer host;
+  float gathered[LAYER_T * LAYER_H], scalar[LAYER_T * LAYER_H];
+  VkPhysicalDeviceProperties p;
+  real_GetPhysicalDeviceProperties(e.physical, &p);
+  if (p.deviceType != VK_PHYSICAL_DEVICE_TYPE_CPU) skip();
+  layer_on_host(&host);
+  layered.mesa = VK_MAKE_VERSION(25, 3, 0);
+  layer_on_device(&host, "Mesa", 25, gathered);
+  assert_int_equal(layered.fifth, 0);
+  clear(state);
+  layered.mesa = VK_MAKE_VERSION(26, 0, 0);
+  layer_on_device(&host, "Mesa", 26, scalar);
+  assert_true(layered.fifth > 0);
+  assert_memory_equal(gathered, scalar, sizeof scalar);
 }
 
 /* A device without addresses reaches memory by descriptors; one that has been made without what they need is refused. */
@@ -626,6 +670,7 @@ int main(void) {
       cmocka_unit_test_setup(test_subgroups_of_several_sizes, clear),
       cmocka_unit_test_setup(test_integer_dot_products, clear),
       cmocka_unit_test_setup(test_subgroups_of_another_size_than_told, clear),
+      cmocka_unit_test_setup(test_scalar_loads, clear),
       cmocka_unit_test_setup(test_devices_without_addresses, clear),
       cmocka_unit_test_setup(test_functions_that_are_not_there, clear),
       cmocka_unit_test_setup(test_plans_that_cannot_be_made, clear),

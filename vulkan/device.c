@@ -400,6 +400,7 @@ static void read_traits(const identity *id, int addresses, int size_control, int
              (id->sizes.minSubgroupSize == t->subgroup && id->sizes.maxSubgroupSize == t->subgroup);
   t->dot = dot && has_dot(id);
   t->fast_dot = t->dot && id->dots.integerDotProduct4x8BitPackedSignedAccelerated;
+  t->scalar_loads = id->driver.driverID == VK_DRIVER_ID_MESA_LLVMPIPE && VK_VERSION_MAJOR(p->driverVersion) >= 26;
   t->max_threads = limits->maxComputeWorkGroupInvocations < limits->maxComputeWorkGroupSize[0]
                        ? limits->maxComputeWorkGroupInvocations
                        : limits->maxComputeWorkGroupSize[0];

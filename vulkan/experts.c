@@ -106,9 +106,9 @@ static void put_ffn(const moi_plan *plan, const moi_run *run, const moi_vk_recor
                          .rows_per_count = d->top_k,
                          .alpha = d->act_alpha,
                          .limit = d->act_limit};
-  up.up = moi_vk_matrix_of(r, 0, &in->up, inter << both, tables, &up_aligned);
+  up.up = moi_vk_matrix_of(r, 0, &in->up, inter << both, d->hidden, tables, &up_aligned);
   up.gate = up.up;
-  if (d->gate_layout == MOI_GATE_SPLIT) up.gate = moi_vk_matrix_of(r, 1, &in->gate, inter, tables, &up_aligned);
+  if (d->gate_layout == MOI_GATE_SPLIT) up.gate = moi_vk_matrix_of(r, 1, &in->gate, inter, d->hidden, tables, &up_aligned);
   if (d->gate_layout == MOI_GATE_CONCAT) up.up.row_add = inter;
   if (d->gate_layout == MOI_GATE_INTERLEAVED) up.up.row_mul = up.gate.row_mul = 2, up.up.row_add = 1;
   moi_vk_gemm_args down = {.x = base + m->mid[i],
@@ -123,7 +123,7 @@ static void put_ffn(const moi_plan *plan, const moi_run *run, const moi_vk_recor
                            .n_rows = slots,
                            .bias_type = d->bias_type,
                            .rows_per_count = d->top_k};
-  down.up = moi_vk_matrix_of(r, 0, &in->down, d->hidden, tables, &down_aligned);
+  down.up = moi_vk_matrix_of(r, 0, &in->down, d->hidden, inter, tables, &down_aligned);
   double work = (double)slots * inter * d->hidden;
   out->up = moi_vk_gemm_make(r, &state->ffn[i].up, moi_vk_put(r, block, &up, sizeof up), groups, 0, up_aligned, up.ldy,
                              slots, 2 * work);

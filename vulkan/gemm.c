@@ -70,7 +70,7 @@ void moi_vk_bare_gemm_record(const moi_plan *plan, const moi_run *run, const moi
                         .n_rows = rows,
                         .bias_type = d->bias_type,
                         .rows_per_count = 1};
-  a.up = moi_vk_matrix_of(r, 0, &run->gemm_weights, d->n, (d->flags & MOI_EXPERTS_TABLES) != 0, &aligned);
+  a.up = moi_vk_matrix_of(r, 0, &run->gemm_weights, d->n, d->k, (d->flags & MOI_EXPERTS_TABLES) != 0, &aligned);
   store_args store = {.y = a.y,
                       .output_rows = moi_vk_address(r, run->gemm.output),
                       .ends = base + m.groups.ends,

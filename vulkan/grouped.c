@@ -43,15 +43,17 @@ moi_status moi_vk_gemm_choose(const char *fn, moi_plan *plan, const char *what, 
     const moi_vk_kernel *row = which ? out->pick.many : out->pick.few;
     for (uint32_t aligned = 0; aligned < 2 && !status; aligned++) {
       uint32_t threads = min_u32(n_tile(v, row) * v->traits.subgroup, v->traits.max_threads);
-      if (row->flags & MOI_VK_WHOLE) threads = v->traits.subgroup;
+      uint32_t whole = (row->flags & MOI_VK_WHOLE) != 0;
+      if (whole) threads = v->traits.subgroup;
       uint32_t constants[7] = {aligned, gate_up != 0, threads, row->m_tile, row->n_tile, digits, (uint32_t)format};
-      status = moi_vk_row_want(fn, plan, row, constants, integers ? 7 : 5, &out->pipeline[which][aligned]);
+      if (whole) constants[5] = v->traits.scalar_loads;
+      status = moi_vk_row_want(fn, plan, row, constants, integers ? 7 : whole ? 6 : 5, &out->pipeline[which][aligned]);
     }
   }
   return status;
 }
 
-moi_vk_matrix moi_vk_matrix_of(const moi_vk_record *r, uint32_t which, const moi_weights *w, uint32_t rows,
+moi_vk_matrix moi_vk_matrix_of(const moi_vk_record *r, uint32_t which, const moi_weights *w, uint32_t rows, uint32_t k,
                                uint32_t tables, int *aligned) {
   moi_vk_matrix m = {.data_stride = w->data_stride,
                      .scales_stride = w->scales_stride,
@@ -67,7 +69,7 @@ moi_vk_matrix moi_vk_matrix_of(const moi_vk_record *r, uint32_t which, const moi
   m.zeros = moi_vk_next_stream(r, w->zeros, &m.zeros_stride);
   m.bias = moi_vk_next_stream(r, w->bias, &m.bias_stride);
   m.global_scale = moi_vk_next_stream(r, w->global_scale, &none);
-  if (tables || ((m.data | m.data_stride) & 3)) *aligned = 0;
+  if (tables || ((m.data | m.data_stride | k) & 3)) *aligned = 0;
   return m;
 }
 
@@ -254,7 +256,7 @@ void moi_vk_product_record(const moi_vk_record *r, const moi_vk_gemm_state *stat
   a.up.row_mul = 1;
   uint64_t args = moi_vk_args(r, at, &a, sizeof a);
   moi_vk_barrier(r);
-  moi_vk_gemm g = moi_vk_gemm_make(r, state, args, NULL, 0, (p->w & 3) == 0, p->n, p->n_rows,
+  moi_vk_gemm g = moi_vk_gemm_make(r, state, args, NULL, 0, ((p->w | p->k) & 3) == 0, p->n, p->n_rows,
                                    (double)p->n_rows * p->n * p->k);
   moi_vk_gemm_record(r, &g);
 }

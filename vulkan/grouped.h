@@ -33,9 +33,10 @@ typedef struct moi_vk_prepare_args {
   moi_vk_form form;
 } moi_vk_prepare_args;
 
-/* A matrix's addresses out of the views of a run. rows: N; bias_type 0: none. *aligned becomes 0 if a stream of an expert
- * may begin inside a word. which: 0, then 1 if the GEMM has two; it is bound as moi_vk_gemm's weights[which]. */
-moi_vk_matrix moi_vk_matrix_of(const moi_vk_record *r, uint32_t which, const moi_weights *w, uint32_t rows,
+/* A matrix's addresses out of the views of a run. rows, k: N, K; bias_type 0: none. *aligned becomes 0 if a stream of an
+ * expert may begin inside a word, or K is such that a row of it may. which: 0, then 1 if the GEMM has two; it is bound as
+ * moi_vk_gemm's weights[which]. */
+moi_vk_matrix moi_vk_matrix_of(const moi_vk_record *r, uint32_t which, const moi_weights *w, uint32_t rows, uint32_t k,
                                uint32_t tables, int *aligned);
 
 /* ---- groups: what sort.comp makes */

@@ -44,6 +44,7 @@ typedef struct moi_vk_traits {
   uint32_t exact;         /* no pipeline is compiled for subgroups of another size, or none that asks for it */
   uint32_t size_control;  /* pipelines may ask: the feature is enabled */
   uint32_t dot, fast_dot; /* integer dot products: the feature is enabled; four signed bytes are accelerated */
+  uint32_t scalar_loads;  /* what all lanes read of one address is one scalar load, in loops too: lavapipe from Mesa 26 on */
   uint32_t max_threads;   /* of a workgroup along x; at least 128 */
   uint32_t shared_memory; /* bytes of a workgroup */
   uint32_t max_groups[3]; /* maxComputeWorkGroupCount */

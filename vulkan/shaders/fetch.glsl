@@ -5,7 +5,7 @@
 
 #include "common.glsl"
 
-/* 1: every stream of every expert begins at a word (their alignment is known when a run is recorded) */
+/* 1: every stream of every expert begins at a word, and K is a multiple of 4 (that is known when a run is recorded) */
 layout(constant_id = 0) const uint ALIGNED = 0u;
 
 /* 16 bytes from byte `i` on; of a stream whose accesses are words, i is a multiple of 4 */
@@ -17,7 +17,7 @@ uvec4 moi_block4(Stream s, uint i) {
   return uvec4((a >> shift) | ((b << 1) << left), (b >> shift) | ((c << 1) << left), (c >> shift) | ((d << 1) << left),
                (d >> shift) | ((e << 1) << left));
 }
-/* the same where the address is a multiple of 4 if the stream's is */
+/* the same where the address is a multiple of 4 if the stream's and K are */
 uvec4 moi_words4(Stream s, uint i) {
   if (ALIGNED == 0u) return moi_block4(s, i);
   uint word = i >> 2;
@@ -67,6 +67,43 @@ uvec4 moi_q6_k_codes(Stream D, uint b, uint c32, uint j) {
 
 #ifdef MOI_AT
 
+/* Bytes of the first k elements of a row of W, where rows lie one behind another; k is a multiple of the format's block. */
+#if defined(MOI_FORMAT_F32)
+#define MOI_ROW_BYTES(k) ((k) * 4u)
+#elif defined(MOI_FORMAT_F16) || defined(MOI_FORMAT_BF16)
+#define MOI_ROW_BYTES(k) ((k) * 2u)
+#elif defined(MOI_FORMAT_FP8) || defined(MOI_FORMAT_FP8_B128)
+#define MOI_ROW_BYTES(k) (k)
+#elif defined(MOI_FORMAT_Q8_0)
+#define MOI_ROW_BYTES(k) (((k) >> 5) * 34u)
+#elif defined(MOI_FORMAT_Q4_0) || defined(MOI_FORMAT_IQ4_NL)
+#define MOI_ROW_BYTES(k) (((k) >> 5) * 18u)
+#elif defined(MOI_FORMAT_MXFP4_GGUF)
+#define MOI_ROW_BYTES(k) (((k) >> 5) * 17u)
+#elif defined(MOI_FORMAT_Q4_K)
+#define MOI_ROW_BYTES(k) (((k) >> 8) * 144u)
+#elif defined(MOI_FORMAT_Q5_K)
+#define MOI_ROW_BYTES(k) (((k) >> 8) * 176u)
+#elif defined(MOI_FORMAT_Q6_K)
+#define MOI_ROW_BYTES(k) (((k) >> 8) * 210u)
+#elif !defined(MOI_FORMAT_BF16_KN) && !defined(MOI_FORMAT_GPTQ_G32) && !defined(MOI_FORMAT_GPTQ_G128) &&               \
+    !defined(MOI_FORMAT_AWQ_G32) && !defined(MOI_FORMAT_AWQ_G128)
+#define MOI_ROW_BYTES(k) ((k) >> 1)
+#endif
+
+/* Reads a word of each 64 bytes of row n from k0 on, before k1. The result is their or, which keeps the reads. */
+uint moi_touch(Stream D, uint n, uint k0, uint k1, uint K) {
+  uint found = 0u;
+#ifdef MOI_ROW_BYTES
+  uint row = n * MOI_ROW_BYTES(K) + D.at, at = row + MOI_ROW_BYTES(k0);
+  do {
+    found |= WORD(D.words, at >> 2);
+    at += 64u;
+  } while (at < row + MOI_ROW_BYTES(k1));
+#endif
+  return found;
+}
+
 /* For the last 32 k of rows that end inside them. Formats whose groups are 32 or more k long have no such rows. */
 #if defined(MOI_FORMAT_F32) || defined(MOI_FORMAT_F16) || defined(MOI_FORMAT_BF16) || defined(MOI_FORMAT_BF16_KN) ||   \
     defined(MOI_FORMAT_FP8) || defined(MOI_FORMAT_FP8_B128) || defined(MOI_FORMAT_NVFP4) || defined(MOI_FORMAT_FP4_G16)
@@ -99,7 +136,7 @@ void moi_fetch(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, ou
 void moi_fetch(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, out float w[32]) {
   uint at = (n * K + k0) * 2u;
   [[unroll]] for (int j = 0; j < 4; j++) {
-    uvec4 q = moi_block4(D, at + 16u * uint(j)); /* rows of an odd length begin inside words */
+    uvec4 q = moi_words4(D, at + 16u * uint(j)); /* rows of an odd length begin inside words */
 #define STEP(c, p) w[8 * j + 2 * c] = LOW(q.p), w[8 * j + 2 * c + 1] = HIGH(q.p);
     EACH4(STEP)
 #undef STEP
@@ -115,7 +152,7 @@ void moi_fetch(Stream D, Stream S, Stream Z, uint n, uint k0, uint N, uint K, ou
   float scale = uintBitsToFloat(moi_u32(S, ((n >> 7) * ((K + 127u) >> 7) + (k0 >> 7)) * 4u));
 #endif
   [[unroll]] for (int j = 0; j < 2; j++) {
-    uvec4 q = moi_block4(D, at + 16u * uint(j));
+    uvec4 q = moi_words4(D, at + 16u * uint(j));
 #define VALUE(b) (moi_e4m3_value(b) * scale)
 #define STEP(c, p) BYTES(VALUE, q.p, 16 * j + 4 * c)
     EACH4(STEP)
