@@ -95,7 +95,7 @@ static uint8_t *take_kept(size_t size) {
 }
 
 static int keep(uint8_t *map, size_t size) {
-  if (size > KEPT_SIZE) return 0;
+  if (!KEPT || size > KEPT_SIZE) return 0;
   enter();
   while (kept.n == KEPT || kept.size + size > KEPT_SIZE) { /* some other makes room */
     unmap(kept.maps[0].map, kept.maps[0].size);
