@@ -64,6 +64,27 @@ INLINE __m512 k_scales(const uint8_t *block) {
   return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_or_si512(l, h)));
 }
 
+/* The 8 scales and then the 8 minima of a superblock of 16 rows, a row in each lane, vectors `apart` floats from each other:
+ * h has their d and dmin and the 12 bytes behind, 4 bytes of each row. */
+INLINE void k_scales_of_rows(const __m512i h[4], float *out, size_t apart) {
+  const __m512i six = _mm512_set1_epi8(63), two = _mm512_set1_epi8(0x30), low = _mm512_set1_epi8(15);
+  const __m512i q[4] = {
+      _mm512_and_si512(h[1], six),
+      _mm512_or_si512(_mm512_and_si512(h[3], low), _mm512_and_si512(_mm512_srli_epi16(h[1], 2), two)),
+      _mm512_and_si512(h[2], six),
+      _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(h[3], 4), low),
+                      _mm512_and_si512(_mm512_srli_epi16(h[2], 2), two))};
+  const __m512 d[2] = {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(h[0])),
+                       _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(h[0], 16)))};
+#pragma GCC unroll 4
+  for (uint32_t i = 0; i < 4; i++)
+#pragma GCC unroll 4
+    for (uint32_t j = 0; j < 4; j++) {
+      const __m512i byte = _mm512_and_si512(_mm512_srli_epi32(q[i], 8 * j), _mm512_set1_epi32(255));
+      _mm512_store_ps(out + (4 * i + j) * apart, _mm512_mul_ps(d[i / 2], _mm512_cvtepi32_ps(byte)));
+    }
+}
+
 /* The 16-bit words (MXFP4_GGUF: bytes) at the head of up to 16 blocks of 32 elements; the missing ones are 0. A 64-byte
  * load holds the heads of `heads` blocks, and one permutation puts them in place; a gather costs several times that. */
 INLINE __m256i block_heads(int f, const uint8_t *p, uint32_t n) {

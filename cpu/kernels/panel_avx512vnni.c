@@ -263,24 +263,10 @@ INLINE void fill_codes(int f, const row *w, size_t stride, size_t k0, uint32_t c
     }
 }
 
-/* The scales and minima of a superblock of Q4_K or Q5_K of 16 rows: k_scales with a row in each lane. */
 INLINE void fill_k_scales(const uint8_t *block, size_t stride, float *scales) {
-  __m512i h[4], q[4]; /* d and dmin, 12 bytes */
+  __m512i h[4];
   panel_words(block, stride, h);
-  const __m512i six = _mm512_set1_epi8(63), two = _mm512_set1_epi8(0x30);
-  q[0] = _mm512_and_si512(h[1], six);
-  q[1] = _mm512_or_si512(low_nibbles(h[3]), _mm512_and_si512(_mm512_srli_epi16(h[1], 2), two));
-  q[2] = _mm512_and_si512(h[2], six);
-  q[3] = _mm512_or_si512(high_nibbles(h[3]), _mm512_and_si512(_mm512_srli_epi16(h[2], 2), two));
-  const __m512 d[2] = {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(h[0])),
-                       _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(h[0], 16)))};
-#pragma GCC unroll 4
-  for (uint32_t i = 0; i < 4; i++)
-#pragma GCC unroll 4
-    for (uint32_t j = 0; j < 4; j++) {
-      const __m512i byte = _mm512_and_si512(_mm512_srli_epi32(q[i], 8 * j), _mm512_set1_epi32(255));
-      _mm512_store_ps(scales + (4 * i + j) * COLUMNS, _mm512_mul_ps(d[i / 2], _mm512_cvtepi32_ps(byte)));
-    }
+  k_scales_of_rows(h, scales, COLUMNS);
 }
 
 /* Vector v of the panel: rows n..n+15, the last that exists again behind it. */

@@ -8,14 +8,9 @@
 #if defined(__x86_64__)
 
 #include "cpu/kernels/int_avx2.h"
+#include "cpu/kernels/rows16.h"
 
-enum { TOKENS = 4 /* most tokens at once */, AHEAD = 4096 /* bytes */ };
-
-INLINE int has_table(int f) { return f == MOI_FORMAT_IQ4_NL_R16 || f == MOI_FORMAT_MXFP4_R16; }
-/* Bytes of 32 elements of 16 rows. */
-INLINE uint32_t code_bytes(int f) { return f == MOI_FORMAT_Q8_0_R16 ? 512 : 256; }
-INLINE uint32_t r16_scale_bytes(int f) { return f == MOI_FORMAT_MXFP4_R16 ? 16 : 32; }
-INLINE float r16_offset(int f) { return f == MOI_FORMAT_Q4_0_R16 ? 8 : f == MOI_FORMAT_MXFP4_R16 ? 12 : 128; }
+enum { R16_TOKENS = 4 /* most tokens at once */, AHEAD = 4096 /* bytes */ };
 
 INLINE __m256 r16_scales(int f, const uint8_t *at, uint32_t v) {
   if (f == MOI_FORMAT_MXFP4_R16) return e8m0_half(_mm256_cvtepu8_epi32(load8(at + 8 * v)));
@@ -30,7 +25,7 @@ INLINE void word_of(int f, const uint8_t *codes, uint32_t word, uint32_t v, __m2
   __m256i u = _mm256_loadu_si256((const __m256i *)(const void *)(codes + 64 * piece + 32 * v));
   if (f == MOI_FORMAT_Q8_0_R16) u = _mm256_xor_si256(u, _mm256_set1_epi8((char)128));
   else u = _mm256_and_si256(word >= 4 ? _mm256_srli_epi16(u, 4) : u, _mm256_set1_epi8(15));
-  if (has_table(f)) u = _mm256_shuffle_epi8(table, u);
+  if (r16_has_table(f)) u = _mm256_shuffle_epi8(table, u);
   out[0] = _mm256_shuffle_epi8(u, _mm256_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1, 0, -1, 1,
                                                    -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
   out[1] = _mm256_shuffle_epi8(u, _mm256_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1, 2, -1, 3,
@@ -39,8 +34,8 @@ INLINE void word_of(int f, const uint8_t *codes, uint32_t word, uint32_t v, __m2
 
 /* y += block b of k for 16 rows and m tokens. */
 INLINE void add_block(int f, const uint32_t m, const uint8_t *codes, const uint8_t *scales, const uint8_t *const *x,
-                      uint32_t k, uint32_t b, __m256i table, float y[TOKENS][16]) {
-  __m256i sum[TOKENS][2];
+                      uint32_t k, uint32_t b, __m256i table, float y[R16_TOKENS][16]) {
+  __m256i sum[R16_TOKENS][2];
 #pragma GCC unroll 4
   for (uint32_t t = 0; t < m; t++) sum[t][0] = sum[t][1] = _mm256_setzero_si256();
 #pragma GCC unroll 8
@@ -71,59 +66,20 @@ INLINE void add_block(int f, const uint32_t m, const uint8_t *codes, const uint8
   }
 }
 
-INLINE void tile(int f, const uint32_t m, const uint8_t *codes, const uint8_t *scales, const uint8_t *const *x,
-                 uint32_t k, float y[TOKENS][16]) {
+INLINE void r16_tile(int f, const uint32_t m, const uint8_t *codes, const uint8_t *scales, const uint8_t *const *x,
+                 uint32_t k, float y[R16_TOKENS][16]) {
   __m256i table = _mm256_setzero_si256();
-  if (has_table(f))
-    table =
-        _mm256_broadcastsi128_si256(load16(codes_of(f == MOI_FORMAT_MXFP4_R16 ? MOI_FORMAT_MXFP4 : MOI_FORMAT_IQ4_NL)));
+  if (r16_has_table(f)) table = _mm256_broadcastsi128_si256(load16(codes_of(r16_codes_as(f))));
   memset(y, 0, m * sizeof *y);
 #pragma GCC unroll 1
-  for (uint32_t b = 0; b < k / 32; b++, codes += code_bytes(f), scales += r16_scale_bytes(f)) {
-    prefetch(codes, AHEAD, code_bytes(f));
+  for (uint32_t b = 0; b < k / 32; b++, codes += r16_code_bytes(f), scales += r16_scale_bytes(f)) {
+    prefetch(codes, AHEAD, r16_code_bytes(f));
     add_block(f, m, codes, scales, x, k, b, table, y);
   }
 }
 
-INLINE void gemm(int f, const moi_gemm_tile *g) {
-  const moi_matrix *w = g->w;
-  const size_t blocks = w->k / 32;
-  float y[TOKENS][16] __attribute__((aligned(32)));
-  for (uint32_t n = g->n0; n < g->n1; n += 16) {
-    const uint32_t width = g->n1 - n < 16 ? g->n1 - n : 16;
-    const uint8_t *codes = w->data + n / 16 * blocks * code_bytes(f);
-    const uint8_t *scales = w->scales + n / 16 * blocks * r16_scale_bytes(f);
-    for (uint32_t t = 0; t < g->m; t += TOKENS) {
-      const uint32_t m = g->m - t < TOKENS ? g->m - t : TOKENS;
-      const uint8_t *x[TOKENS];
-      for (uint32_t i = 0; i < m; i++) x[i] = g->x + g->rows[t + i] * g->x_stride;
-      switch (m) {
-      case 1:
-        tile(f, 1, codes, scales, x, w->k, y);
-        break;
-      case 2:
-        tile(f, 2, codes, scales, x, w->k, y);
-        break;
-      case 3:
-        tile(f, 3, codes, scales, x, w->k, y);
-        break;
-      default:
-        tile(f, TOKENS, codes, scales, x, w->k, y);
-        break;
-      }
-      for (uint32_t i = 0; i < m; i++)
-        for (uint32_t j = 0; j < width; j++) g->c[(t + i) * g->ldc + (n - g->n0) + j] = y[i][j] * w->global;
-    }
-  }
-}
-
-#define MOI_GEMM(format, name)                                                                                         \
-  void moi_gemm_##name##_avx2i(const moi_gemm_tile *g);                                                                \
-  void moi_gemm_##name##_avx2i(const moi_gemm_tile *g) { gemm(MOI_FORMAT_##format, g); }
-MOI_GEMM(Q4_0_R16, q4_0_r16)
-MOI_GEMM(IQ4_NL_R16, iq4_nl_r16)
-MOI_GEMM(MXFP4_R16, mxfp4_r16)
-MOI_GEMM(Q8_0_R16, q8_0_r16)
+#include "cpu/kernels/rows16_few.h"
+R16_GEMMS(avx2i)
 
 #endif
 typedef int moi_rows16_avx2_unit; /* never an empty translation unit */

@@ -16,6 +16,7 @@
 #include "cpu/kernels/int_avx512.h"
 #define COLUMNS 32 /* two vectors of weights share the loads of x */
 #include "cpu/kernels/panel.h"
+#include "cpu/kernels/rows16.h"
 
 enum {
   VECTORS = COLUMNS / 16,
@@ -23,18 +24,8 @@ enum {
 };
 
 INLINE int is_r16_k(int f) { return f == MOI_FORMAT_Q4_K_R16; }
-INLINE int has_table(int f) { return f == MOI_FORMAT_IQ4_NL_R16 || f == MOI_FORMAT_MXFP4_R16; }
-
-/* Bytes of 32 elements of 16 rows. */
-INLINE uint32_t code_bytes(int f) { return f == MOI_FORMAT_Q8_0_R16 ? 512 : 256; }
-INLINE uint32_t scale_bytes(int f) { return is_r16_k(f) ? 0 : f == MOI_FORMAT_MXFP4_R16 ? 16 : 32; }
 /* Q4_K: bytes of 256 elements of 16 rows, and of what stands before their codes. */
 enum { SUPERBLOCK = 2304, HEADER = 256 };
-
-/* What makes the codes unsigned; Q4_K: its minima are subtracted. */
-INLINE float offset_of_r16(int f) {
-  return is_r16_k(f) ? 1 : f == MOI_FORMAT_Q4_0_R16 ? 8 : f == MOI_FORMAT_MXFP4_R16 ? 12 : 128;
-}
 
 /* The scales of a block's 16 rows. */
 INLINE __m512 r16_scales(int f, const uint8_t *at) {
@@ -49,23 +40,9 @@ typedef struct k_values {
 } k_values;
 
 INLINE void r16_k_values(const uint8_t *at, k_values *out) {
-  __m512i h[4], q[4]; /* d and dmin, 12 bytes */
+  __m512i h[4];
   for (int i = 0; i < 4; i++) h[i] = _mm512_loadu_si512(at + 64 * i);
-  const __m512i six = _mm512_set1_epi8(63), two = _mm512_set1_epi8(0x30), low = _mm512_set1_epi8(15);
-  q[0] = _mm512_and_si512(h[1], six);
-  q[1] = _mm512_or_si512(_mm512_and_si512(h[3], low), _mm512_and_si512(_mm512_srli_epi16(h[1], 2), two));
-  q[2] = _mm512_and_si512(h[2], six);
-  q[3] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(h[3], 4), low),
-                         _mm512_and_si512(_mm512_srli_epi16(h[2], 2), two));
-  const __m512 d[2] = {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(h[0])),
-                       _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(h[0], 16)))};
-#pragma GCC unroll 4
-  for (uint32_t i = 0; i < 4; i++)
-#pragma GCC unroll 4
-    for (uint32_t j = 0; j < 4; j++) {
-      const __m512i byte = _mm512_and_si512(_mm512_srli_epi32(q[i], 8 * j), _mm512_set1_epi32(255));
-      _mm512_store_ps(out->of[4 * i + j], _mm512_mul_ps(d[i / 2], _mm512_cvtepi32_ps(byte)));
-    }
+  k_scales_of_rows(h, out->of[0], 16);
 }
 
 /* sum += u . q. GCC 12 copies every sum around the intrinsic, once before and once behind it. */
@@ -88,7 +65,7 @@ INLINE __m512i word_of(int f, const uint8_t *codes, uint32_t b, uint32_t word, _
   const int high = is_r16_k(f) ? (int)(b & 1) : word >= 4;
   __m512i u = _mm512_loadu_si512(codes + (is_r16_k(f) ? word : word % 4) * 64);
   u = _mm512_and_si512(high ? _mm512_srli_epi16(u, 4) : u, low);
-  return has_table(f) ? _mm512_shuffle_epi8(table, u) : u;
+  return r16_has_table(f) ? _mm512_shuffle_epi8(table, u) : u;
 }
 
 /* Constants of a tile, and what does not change while it goes along k. */
@@ -163,8 +140,8 @@ INLINE void tile(int f, uint32_t digits, uint32_t tokens, uint32_t k, const uint
             digits == 2 ? MOI_FORM_D(k) : MOI_FORM_I8_D(k),
             _mm512_set1_epi8(f == MOI_FORMAT_Q8_0_R16 ? (char)128 : 15), _mm512_setzero_si512()};
   IN_REGISTER(w.low);
-  if (has_table(f)) {
-    w.table = load16x4(codes_of(f == MOI_FORMAT_MXFP4_R16 ? MOI_FORMAT_MXFP4 : MOI_FORMAT_IQ4_NL));
+  if (r16_has_table(f)) {
+    w.table = load16x4(codes_of(r16_codes_as(f)));
     IN_REGISTER(w.table);
   }
   __m512 y[PANEL_TOKENS][VECTORS];
@@ -198,8 +175,8 @@ INLINE void tile(int f, uint32_t digits, uint32_t tokens, uint32_t k, const uint
     for (uint32_t b = 0; b < k / 32; b++) {
       ahead_fetch(&ahead, tokens);
       for (uint32_t v = 0; v < VECTORS; v++) {
-        codes[v] = rows[v].codes + (size_t)b * code_bytes(f);
-        scales[v] = rows[v].scales + (size_t)b * scale_bytes(f);
+        codes[v] = rows[v].codes + (size_t)b * r16_code_bytes(f);
+        scales[v] = rows[v].scales + (size_t)b * r16_scale_bytes(f);
       }
       add_block(&w, b, codes, scales, y);
     }
@@ -240,14 +217,14 @@ INLINE void sums_of_x(float offset, size_t kp, const float *s, float *out) {
 INLINE void gemm(int f, uint32_t digits, const tile_fn run[PANEL_TOKENS], const moi_gemm_tile *g) {
   const moi_matrix *w = g->w;
   const size_t kp = MOI_FORM_KP(w->k), s_at = digits == 2 ? MOI_FORM_S(w->k) : MOI_FORM_I8_S(w->k);
-  const size_t blocks = w->k / 32, group_scales = blocks * scale_bytes(f);
-  const size_t group_bytes = is_r16_k(f) ? w->k / 256 * SUPERBLOCK : blocks * code_bytes(f);
+  const size_t blocks = w->k / 32, group_scales = blocks * r16_scale_bytes(f);
+  const size_t group_bytes = is_r16_k(f) ? w->k / 256 * SUPERBLOCK : blocks * r16_code_bytes(f);
   float *const s = g->scratch, sum[PANEL_TOKENS][COLUMNS] __attribute__((aligned(64)));
   ahead_state ahead = ahead_of(g, (uint64_t)((g->n1 - g->n0 + COLUMNS - 1) / COLUMNS) * blocks * g->m);
   for (uint32_t t0 = 0; t0 < g->m; t0 += CALL) {
     const uint32_t m = g->m - t0 < CALL ? g->m - t0 : CALL;
     for (uint32_t t = 0; t < m; t++)
-      sums_of_x(offset_of_r16(f), kp, (const float *)(const void *)(g->x + g->rows[t0 + t] * g->x_stride + s_at),
+      sums_of_x(r16_offset(f), kp, (const float *)(const void *)(g->x + g->rows[t0 + t] * g->x_stride + s_at),
                 s + t * (kp / 32));
     for (uint32_t n = g->n0; n < g->n1; n += COLUMNS) {
       const uint32_t width = g->n1 - n < COLUMNS ? g->n1 - n : COLUMNS;

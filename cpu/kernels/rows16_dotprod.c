@@ -6,30 +6,20 @@
 #if defined(__aarch64__)
 
 #include "cpu/kernels/int_neon.h"
+#include "cpu/kernels/rows16.h"
 
-enum { AHEAD_R16 = 4096 /* bytes */ };
-
-/* The format with the same codes. */
-INLINE int codes_as(int f) {
-  return f == MOI_FORMAT_Q4_0_R16     ? MOI_FORMAT_Q4_0
-         : f == MOI_FORMAT_IQ4_NL_R16 ? MOI_FORMAT_IQ4_NL
-         : f == MOI_FORMAT_MXFP4_R16  ? MOI_FORMAT_MXFP4
-                                      : MOI_FORMAT_Q8_0;
-}
-/* Bytes of 32 elements of 16 rows. */
-INLINE uint32_t code_bytes(int f) { return f == MOI_FORMAT_Q8_0_R16 ? 512 : 256; }
-INLINE uint32_t r16_scale_bytes(int f) { return f == MOI_FORMAT_MXFP4_R16 ? 16 : 32; }
+enum { R16_TOKENS = TOKENS, AHEAD_R16 = 4096 /* bytes */ };
 
 /* The scales of rows 4v .. 4v+3, divided by what c is of a code. */
 INLINE float32x4_t r16_scales(int f, const uint8_t *at, uint32_t v) {
-  const float by = 1 / counts_of(codes_as(f));
+  const float by = 1 / counts_of(r16_codes_as(f));
   if (f == MOI_FORMAT_MXFP4_R16) return vmulq_n_f32(e8m0(u8x4(bytes_at(at + 4 * v, 4))), by);
   return vmulq_n_f32(f16x4(bytes_at(at + 8 * v, 8)), by);
 }
 
 /* c of the 8 words of a block, of rows 4v .. 4v+3. */
 INLINE void words_of(int f, const uint8_t *codes, uint32_t v, int8x16_t out[8]) {
-  const int as = codes_as(f);
+  const int as = r16_codes_as(f);
 #pragma GCC unroll 4
   for (uint32_t j = 0; j < 4; j++) {
     const uint8x16_t u = vld1q_u8(codes + 64 * j + 16 * v);
@@ -59,15 +49,15 @@ INLINE int32x4_t dot(int32x4_t sum, const int8x16_t c[8], const uint8_t *x) {
   return vdotq_laneq_s32(sum, c[7], b, 3);
 }
 
-INLINE void tile(int f, const uint32_t m, const uint8_t *codes, const uint8_t *scale_bytes, const uint8_t *const *x,
-                 uint32_t k, float y[TOKENS][16]) {
-  float32x4_t sum[TOKENS][4];
+INLINE void r16_tile(int f, const uint32_t m, const uint8_t *codes, const uint8_t *scale_bytes, const uint8_t *const *x,
+                 uint32_t k, float y[R16_TOKENS][16]) {
+  float32x4_t sum[R16_TOKENS][4];
 #pragma GCC unroll 4
   for (uint32_t t = 0; t < m; t++) sum[t][0] = sum[t][1] = sum[t][2] = sum[t][3] = vdupq_n_f32(0);
 #pragma GCC unroll 1
-  for (uint32_t b = 0; b < k / 32; b++, codes += code_bytes(f), scale_bytes += r16_scale_bytes(f)) {
+  for (uint32_t b = 0; b < k / 32; b++, codes += r16_code_bytes(f), scale_bytes += r16_scale_bytes(f)) {
     const size_t at = (size_t)b / 2 * 128 + b % 2 * 32; /* hi; lo is 64 bytes behind */
-    prefetch(codes, AHEAD_R16, code_bytes(f));
+    prefetch(codes, AHEAD_R16, r16_code_bytes(f));
 #pragma GCC unroll 4
     for (uint32_t v = 0; v < 4; v++) {
       int8x16_t c[8];
@@ -88,45 +78,8 @@ INLINE void tile(int f, const uint32_t m, const uint8_t *codes, const uint8_t *s
     for (uint32_t v = 0; v < 4; v++) vst1q_f32(y[t] + 4 * v, sum[t][v]);
 }
 
-INLINE void gemm_r16(int f, const moi_gemm_tile *g) {
-  const moi_matrix *w = g->w;
-  const size_t blocks = w->k / 32;
-  float y[TOKENS][16];
-  for (uint32_t n = g->n0; n < g->n1; n += 16) {
-    const uint32_t width = g->n1 - n < 16 ? g->n1 - n : 16;
-    const uint8_t *codes = w->data + n / 16 * blocks * code_bytes(f);
-    const uint8_t *scale_bytes = w->scales + n / 16 * blocks * r16_scale_bytes(f);
-    for (uint32_t t = 0; t < g->m; t += TOKENS) {
-      const uint32_t m = g->m - t < TOKENS ? g->m - t : TOKENS;
-      const uint8_t *x[TOKENS];
-      for (uint32_t i = 0; i < m; i++) x[i] = g->x + g->rows[t + i] * g->x_stride;
-      switch (m) {
-      case 1:
-        tile(f, 1, codes, scale_bytes, x, w->k, y);
-        break;
-      case 2:
-        tile(f, 2, codes, scale_bytes, x, w->k, y);
-        break;
-      case 3:
-        tile(f, 3, codes, scale_bytes, x, w->k, y);
-        break;
-      default:
-        tile(f, TOKENS, codes, scale_bytes, x, w->k, y);
-        break;
-      }
-      for (uint32_t i = 0; i < m; i++)
-        for (uint32_t j = 0; j < width; j++) g->c[(t + i) * g->ldc + (n - g->n0) + j] = y[i][j] * w->global;
-    }
-  }
-}
-
-#define MOI_GEMM(format, name)                                                                                         \
-  void moi_gemm_##name##_dotprod(const moi_gemm_tile *g);                                                              \
-  void moi_gemm_##name##_dotprod(const moi_gemm_tile *g) { gemm_r16(MOI_FORMAT_##format, g); }
-MOI_GEMM(Q4_0_R16, q4_0_r16)
-MOI_GEMM(IQ4_NL_R16, iq4_nl_r16)
-MOI_GEMM(MXFP4_R16, mxfp4_r16)
-MOI_GEMM(Q8_0_R16, q8_0_r16)
+#include "cpu/kernels/rows16_few.h"
+R16_GEMMS(dotprod)
 
 #endif
 typedef int moi_rows16_dotprod_unit; /* never an empty translation unit */
