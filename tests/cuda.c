@@ -428,14 +428,8 @@ static void test_threads_run_one_plan(void **state) {
 /* Formats of order R are refused by name, with the one to use. */
 static void test_rows_of_16(void **state) {
   (void)state;
-  moi_gemm_desc d = MOI_GEMM_DESC_INIT;
-  d.max_rows = 1, d.n = 32, d.k = 256, d.n_experts = 1;
+  refuses_rows_of_16(context);
   moi_plan *plan = NULL;
-  d.format = MOI_FORMAT_Q4_K_R16;
-  refused(moi_gemm_plan(context, &d, &plan), MOI_UNSUPPORTED, "q4_k_r16");
-  refused(moi_gemm_plan(context, &d, &plan), MOI_UNSUPPORTED, "use q4_k");
-  d.format = MOI_FORMAT_MXFP4_R16;
-  refused(moi_gemm_plan(context, &d, &plan), MOI_UNSUPPORTED, "use mxfp4");
   moi_pack_desc pack = MOI_PACK_DESC_INIT;
   pack.from = MOI_FORMAT_MXFP4, pack.to = MOI_FORMAT_MXFP4_R16, pack.n = 32, pack.k = 256, pack.n_experts = 1;
   refused(moi_pack_plan(context, &pack, &plan), MOI_UNSUPPORTED, "no CUDA kernel packs mxfp4 to mxfp4_r16");

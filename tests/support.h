@@ -73,6 +73,32 @@ static inline void refused_at(const char *file, int line, moi_status got, moi_st
   fail();
 }
 #define refused(call, wanted, says) refused_at(__FILE__, __LINE__, call, wanted, says)
+
+/* Formats of order R, on a backend that has no kernels for them: by name, with the one to use. */
+static inline void refuses_rows_of_16(moi_context *context) {
+  moi_gemm_desc d = MOI_GEMM_DESC_INIT;
+  d.max_rows = 1, d.n = 32, d.k = 256, d.n_experts = 1;
+  moi_plan *plan = NULL;
+  d.format = MOI_FORMAT_Q4_K_R16;
+  refused(moi_gemm_plan(context, &d, &plan), MOI_UNSUPPORTED, "q4_k_r16");
+  refused(moi_gemm_plan(context, &d, &plan), MOI_UNSUPPORTED, "use q4_k");
+  d.format = MOI_FORMAT_MXFP4_R16;
+  refused(moi_gemm_plan(context, &d, &plan), MOI_UNSUPPORTED, "use mxfp4");
+}
+
+/* The pairs of moi_pack. */
+static const moi_format packed_pairs[][2] = {
+    {MOI_FORMAT_BF16_KN, MOI_FORMAT_BF16},         {MOI_FORMAT_GPTQ_G32, MOI_FORMAT_INT4Z_G32},
+    {MOI_FORMAT_GPTQ_G128, MOI_FORMAT_INT4Z_G128}, {MOI_FORMAT_AWQ_G32, MOI_FORMAT_INT4Z_G32},
+    {MOI_FORMAT_AWQ_G128, MOI_FORMAT_INT4Z_G128},  {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_GGUF},
+    {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4},     {MOI_FORMAT_Q4_0, MOI_FORMAT_Q4_0_R16},
+    {MOI_FORMAT_Q4_0_R16, MOI_FORMAT_Q4_0},        {MOI_FORMAT_IQ4_NL, MOI_FORMAT_IQ4_NL_R16},
+    {MOI_FORMAT_IQ4_NL_R16, MOI_FORMAT_IQ4_NL},    {MOI_FORMAT_MXFP4, MOI_FORMAT_MXFP4_R16},
+    {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4},      {MOI_FORMAT_MXFP4_GGUF, MOI_FORMAT_MXFP4_R16},
+    {MOI_FORMAT_MXFP4_R16, MOI_FORMAT_MXFP4_GGUF}, {MOI_FORMAT_Q8_0, MOI_FORMAT_Q8_0_R16},
+    {MOI_FORMAT_Q8_0_R16, MOI_FORMAT_Q8_0},        {MOI_FORMAT_Q4_K, MOI_FORMAT_Q4_K_R16},
+    {MOI_FORMAT_Q4_K_R16, MOI_FORMAT_Q4_K}};
+
 #define passes(call)                                                                                                   \
   do {                                                                                                                 \
     moi_status passes_status = (call);                                                                                 \

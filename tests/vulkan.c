@@ -433,14 +433,7 @@ static void test_no_packing(void **state) {
 /* Formats of order R are refused by name, with the one to use. */
 static void test_rows_of_16(void **state) {
   (void)state;
-  moi_gemm_desc d = MOI_GEMM_DESC_INIT;
-  d.max_rows = 1, d.n = 32, d.k = 256, d.n_experts = 1;
-  moi_plan *plan = NULL;
-  d.format = MOI_FORMAT_Q4_K_R16;
-  refused(moi_gemm_plan(context, &d, &plan), MOI_UNSUPPORTED, "q4_k_r16");
-  refused(moi_gemm_plan(context, &d, &plan), MOI_UNSUPPORTED, "use q4_k");
-  d.format = MOI_FORMAT_MXFP4_R16;
-  refused(moi_gemm_plan(context, &d, &plan), MOI_UNSUPPORTED, "use mxfp4");
+  refuses_rows_of_16(context);
 }
 
 static void test_refused_views(void **state) {

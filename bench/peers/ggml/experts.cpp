@@ -260,14 +260,7 @@ void measure(const Options &o, const Engine &e, const Layer &l, int tokens, cons
     calls.run(i);
     row.error = std::max(row.error, variants[i].error(l, tokens));
   }
-  if (!(row.error <= row.tolerance))
-    throw std::runtime_error("wrong result: off by " + std::to_string(row.error) + " of its norm, " +
-                             std::to_string(row.tolerance) + " allowed");
-  const std::vector<double> times = calls.measure(o, true);
-  for (const std::string &name : names) {
-    row.name = name;
-    results->add(row, times);
-  }
+  results->add(row, names, calls, true);
 }
 
 } // namespace

@@ -71,6 +71,8 @@ struct Row {
   std::vector<std::pair<std::string, std::string>> texts;
 };
 
+class Calls;
+
 // Rows as moiety bench writes them.
 class Results {
 public:
@@ -79,10 +81,12 @@ public:
   Results(const Options &o, const Engine &e);
   bool empty() const { return !cJSON_GetArraySize(rows_.get()); }
   void fail(const std::string &name, const std::string &why);
-  void add(const Row &row, const std::vector<double> &times); // times: of each repetition, of a call
+  // Measures calls whose results are row.error off, and adds the row under each name; throws where that is more than allowed.
+  void add(Row row, const std::vector<std::string> &names, Calls &calls, bool whole_rounds);
   void write(const std::string &path);
 
 private:
+  void add(const Row &row, const std::vector<double> &times); // times: of each repetition, of a call
   double peak(const std::string &what) const { return number_of(context_.get(), prefix_ + "peak_" + what) * 1e9; }
   double compute(ggml_type type, std::string *label) const;
   cJSON *entry(const std::string &name, int index);

@@ -120,6 +120,17 @@ void Results::fail(const std::string &name, const std::string &why) {
   put(row, "error_message", why);
 }
 
+void Results::add(Row row, const std::vector<std::string> &names, Calls &calls, bool whole_rounds) {
+  if (!(row.error <= row.tolerance))
+    throw std::runtime_error("wrong result: off by " + std::to_string(row.error) + " of its norm, " +
+                             std::to_string(row.tolerance) + " allowed");
+  const std::vector<double> times = calls.measure(o_, whole_rounds);
+  for (const std::string &name : names) {
+    row.name = name;
+    add(row, times);
+  }
+}
+
 void Results::add(const Row &r, const std::vector<double> &times) {
   std::string label;
   const double read = peak("read_gbs"), ops = compute(r.type, &label);
