@@ -195,7 +195,7 @@ struct Copy {
   }
 };
 
-void measure(const Options &o, const Engine &e, const Shape &s, ggml_type type, const std::string &name,
+void measure(const Engine &e, const Shape &s, ggml_type type, const std::string &name,
              Results *results) {
   const Operands numbers(s, type);
   size_t free = 0, total = 0;
@@ -284,7 +284,7 @@ void attention(const Options &o, const Engine &e, const cJSON *preset, Results *
             throw LeftOut("heads are no whole blocks of it");
           if (number_of(kind, "temperature_floor") > 0 && one.kv > number_of(kind, "temperature_floor"))
             throw LeftOut("flash_attn_ext has no temperature of queries, which is not 1 there");
-          measure(o, e, one, type, name, results);
+          measure(e, one, type, name, results);
         } catch (const LeftOut &why) {
           std::printf("%s: left out: %s\n", name.c_str(), why.what());
         } catch (const std::runtime_error &why) {

@@ -239,7 +239,7 @@ struct Variant {
 };
 
 // One shape of calls: the names of its rows, which differ in the format that they stand beside.
-void measure(const Options &o, const Engine &e, const Layer &l, int tokens, const std::vector<std::string> &names,
+void measure(const Engine &e, const Layer &l, int tokens, const std::vector<std::string> &names,
              Results *results) {
   const int n = calls_for(tokens, int(l.sets.size()));
   Owned<ggml_context> inputs = context(size_t(3 * n));
@@ -286,7 +286,7 @@ void experts(const Options &o, const Engine &e, const cJSON *preset, Results *re
           if (type_of("--format", f, e.cpu) == type)
             names.push_back("experts/" + e.who + "/mul_mat_id/" + f + "/" + model + "/tokens:" + std::to_string(n));
         try {
-          measure(o, e, layer, n, names, results);
+          measure(e, layer, n, names, results);
         } catch (const LeftOut &) {
           throw;
         } catch (const std::runtime_error &why) {

@@ -170,7 +170,7 @@ struct Variant {
   }
 };
 
-void measure(const Options &o, const Engine &e, const Rule &r, int tokens, int sets, TopK top_k,
+void measure(const Engine &e, const Rule &r, int tokens, int sets, TopK top_k,
              const std::vector<std::string> &names, Results *results) {
   const int n = calls_for(tokens, sets);
   Owned<ggml_context> inputs = context(size_t(3 * n));
@@ -208,7 +208,7 @@ void select(const Options &o, const Engine &e, const cJSON *preset, Results *res
         names.push_back("select/" + e.who + "/" + kernel.first + "/" + format + "/" + model +
                         "/tokens:" + std::to_string(n));
       try {
-        measure(o, e, rule_of(preset), n, sets, kernel.second, names, results);
+        measure(e, rule_of(preset), n, sets, kernel.second, names, results);
       } catch (const LeftOut &why) {
         std::printf("%s: left out: %s\n", names[0].c_str(), why.what());
       } catch (const std::runtime_error &why) {
